@@ -1,0 +1,59 @@
+# Owns the commands of a checkout: each sets up what it needs in .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+SOURCES := setup.py pyproject.toml $(shell find fastdrop -name '*.py[x]' -o -name '*.px[di]' -o -name '*.h' -o -name '_isas.py')
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow bench lint format clean
+
+help:
+	@echo "make demo       train on real digits with and without dropout, and plot it"
+	@echo "make test       everything but the slow tests"
+	@echo "make test-slow  the slow tests"
+	@echo "make bench      speed against the peers, as ratios"
+	@echo "make lint       style, types, stubs"
+	@echo "make format     let ruff lay out the code"
+	@echo "make clean      remove what was built"
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "fastdrop needs Python 3.10 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+
+# One stamp for each set of extras; all of them install the checkout itself, editable.
+$(VENV)/installed-%: $(RUN) $(SOURCES)
+	@echo "installing fastdrop[$*] into $(VENV): the first time takes a few minutes"
+	$(RUN) -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+demo: $(VENV)/installed-examples
+	$(RUN) examples/digits.py
+
+test: $(VENV)/installed-test
+	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest --doctest-modules --doctest-glob='*.md' --ignore=setup.py \
+	  fastdrop_keras README.md docs tests/doctests.py
+
+test-slow: $(VENV)/installed-test
+	$(RUN) -m pytest -m slow
+
+bench: $(VENV)/installed-bench
+	$(RUN) -m pytest bench -s
+
+lint: $(VENV)/installed-test,lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/cython-lint fastdrop
+	$(VENV)/bin/mypy fastdrop fastdrop_keras
+	$(RUN) -m mypy.stubtest fastdrop --ignore-missing-stub
+
+format: $(VENV)/installed-test,lint
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info $(VENV)/installed-*
+	find fastdrop -name '*.so' -delete

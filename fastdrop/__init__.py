@@ -1,0 +1,32 @@
+"""Dropout for NumPy arrays on the CPU: packed bit masks, in place, the same bits everywhere.
+
+>>> import numpy as np, fastdrop
+>>> x = np.ones((2, 4), np.float32)
+>>> mask = fastdrop.dropout_(x, 0.5, seed=42)
+>>> dx = fastdrop.dropout_grad(np.ones_like(x), mask)
+>>> np.array_equal(x, dx)
+True
+"""
+
+from fastdrop._config import __version__, show_config
+from fastdrop._dropout import dropout, dropout_
+from fastdrop._isa import available_isas
+from fastdrop._mask import Mask, draw_mask, dropout_grad, dropout_grad_
+from fastdrop._stream import Stream
+from fastdrop._threads import get_num_threads, num_threads, set_num_threads
+
+__all__ = [
+    "Mask",
+    "Stream",
+    "__version__",
+    "available_isas",
+    "draw_mask",
+    "dropout",
+    "dropout_",
+    "dropout_grad",
+    "dropout_grad_",
+    "get_num_threads",
+    "num_threads",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,13 @@
+"""Declares the checks of what users pass to the functions that they pass it to."""
+from numpy cimport ndarray
+
+cdef double rate_of(object rate) except -1
+cdef double scale_of(object scale, double rate) except? -1
+cdef tuple noise_shape_of(object noise_shape, tuple shape)
+cdef tuple shape_of(object shape)
+cdef object size_of(tuple shape)
+cdef object shown(object value)
+cdef int kind_of(ndarray array, str name) except -1
+cdef ndarray input_of(object x, str name)
+cdef ndarray inplace_of(object x, str name)
+cdef ndarray output_of(object out, ndarray x, str name)

@@ -1,0 +1,233 @@
+"""Owns the checks: every argument a user passes is looked at here, once, before anything changes."""
+import numbers
+import reprlib
+import sys
+
+from libc.math cimport isfinite
+
+cimport numpy as np
+
+from fastdrop._kernels.table cimport KIND_BF16, KIND_F16, KIND_F32, KIND_F64
+
+import numpy
+
+np.import_array()
+
+cdef extern from "numpy/arrayobject.h":
+    bint PyArray_ISALIGNED(np.ndarray array)
+    bint PyArray_ISWRITEABLE(np.ndarray array)
+    bint PyArray_ISNOTSWAPPED(np.ndarray array)
+
+# How much work the exact search for overlapping memory may be; beyond it, the answer is taken to
+# be yes.
+cdef object OVERLAP_EFFORT = 100_000
+
+# ml_dtypes registers bfloat16 at run time, so its number is known only once that is imported.
+cdef int bfloat16_number = -1
+
+_reprs = reprlib.Repr()
+_reprs.maxstring = _reprs.maxother = _reprs.maxlong = 200
+
+
+cdef object shown(object value):
+    """A value for an error message: whole if it is short."""
+    if isinstance(value, numpy.ndarray):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return _reprs.repr(value)
+
+
+# ---- Numbers ----
+
+cdef double rate_of(object rate) except -1:
+    """The probability of dropping, in [0, 1]."""
+    cdef double value
+    if type(rate) is not float:
+        if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
+            raise TypeError(f"`rate` must be a number in [0, 1], got {shown(rate)}")
+    value = rate
+    if not 0.0 <= value <= 1.0:  # NaN fails too
+        raise ValueError(f"`rate` must be a number in [0, 1], got {shown(rate)}")
+    return value
+
+
+cdef double scale_of(object scale, double rate) except? -1:
+    """What kept elements are multiplied by; where none are kept the default is zero."""
+    cdef double value
+    if scale is None:
+        return 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+        raise TypeError(f"`scale` must be None or a finite number, got {shown(scale)}")
+    try:
+        value = scale
+    except OverflowError:
+        value = float("inf")
+    if not isfinite(value):
+        raise ValueError(f"`scale` must be None or a finite number, got {shown(scale)}")
+    return value
+
+
+# ---- Shapes ----
+
+cdef object size_of(tuple shape):
+    """The number of elements, as an int that cannot overflow."""
+    size = 1
+    for entry in shape:
+        size *= entry
+    return size
+
+
+cdef bint is_integer(object value):
+    return hasattr(value, "__index__") and not isinstance(value, (bool, numpy.bool_, numpy.ndarray))
+
+
+cdef tuple shape_of(object shape):
+    """A shape given as an int or a sequence of ints."""
+    entries = (shape,) if is_integer(shape) else shape
+    if not isinstance(entries, (tuple, list)) or not all(is_integer(n) for n in entries):
+        raise TypeError(f"`shape` must be an int or a tuple of ints, got {shown(shape)}")
+    entries = tuple(n.__index__() for n in entries)
+    # Counted as NumPy does, without the zeros: even an empty array's strides must fit.
+    if any(n < 0 for n in entries) or size_of(tuple(n for n in entries if n)) > sys.maxsize:
+        raise ValueError(
+            f"`shape` must hold sizes of at least 0 with a product below 2**63, got {shown(shape)}"
+        )
+    if len(entries) > 32:
+        raise ValueError(f"`shape` must have at most 32 dimensions, got {len(entries)}")
+    return entries
+
+
+cdef tuple noise_shape_of(object noise_shape, tuple shape):
+    """The mask's shape for an array of that shape."""
+    if noise_shape is None:
+        return shape
+    if not isinstance(noise_shape, (tuple, list)) or not all(
+        n is None or is_integer(n) for n in noise_shape
+    ):
+        raise TypeError(
+            "`noise_shape` must be None or a tuple of ints and None, one for each dimension of "
+            f"shape {shape}, got {shown(noise_shape)}"
+        )
+    resolved = ()
+    if len(noise_shape) == len(shape):
+        resolved = tuple(n if entry is None else entry.__index__()
+                         for entry, n in zip(noise_shape, shape))
+    if len(noise_shape) != len(shape) or any(
+        entry != 1 and entry != n for entry, n in zip(resolved, shape)
+    ):
+        raise ValueError(
+            "`noise_shape` must have an entry for each dimension, each 1, None or the size there, "
+            f"for shape {shape}, got {shown(noise_shape)}"
+        )
+    return resolved
+
+
+# ---- Arrays ----
+
+cdef int kind_of(np.ndarray array, str name) except -1:
+    """Which kernel the dtype is for."""
+    global bfloat16_number
+    cdef int number = np.PyArray_TYPE(array)
+    if PyArray_ISNOTSWAPPED(array):
+        if number == np.NPY_FLOAT32:
+            return KIND_F32
+        if number == np.NPY_FLOAT64:
+            return KIND_F64
+        if number == np.NPY_FLOAT16:
+            return KIND_F16
+        if bfloat16_number == -1 and "ml_dtypes" in sys.modules:
+            bfloat16_number = numpy.dtype(sys.modules["ml_dtypes"].bfloat16).num
+        if number == bfloat16_number:
+            return KIND_BF16
+    order = "" if array.dtype.isnative else " of the other byte order"
+    raise TypeError(
+        f"`{name}` must have the dtype float16, float32, float64 or bfloat16 (ml_dtypes) in this "
+        f"machine's byte order, got {array.dtype!r}{order}"
+    )
+
+
+cdef ndarray_only(object x, str name):
+    if not isinstance(x, numpy.ndarray):
+        raise TypeError(
+            f"`{name}` must be a numpy.ndarray, since it is changed in place, got {shown(x)} of "
+            f"type {type(x).__name__}"
+        )
+
+
+cdef np.ndarray input_of(object x, str name):
+    """An array to read: anything that NumPy makes an array of."""
+    if isinstance(x, numpy.ndarray):
+        return x
+    try:
+        return numpy.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`{name}` must be an array: {error}, got {shown(x)}") from error
+
+
+cdef np.ndarray inplace_of(object x, str name):
+    """An array to change: writeable, each element in a place of its own."""
+    cdef np.ndarray array
+    ndarray_only(x, name)
+    array = x
+    if not PyArray_ISWRITEABLE(array):
+        raise ValueError(f"`{name}` must be writeable, got a read-only array of shape {x.shape}")
+    if overlaps_itself(array):
+        raise ValueError(
+            f"`{name}` must not overlap itself in memory, got an array of shape {x.shape} and "
+            f"strides {x.strides}"
+        )
+    return array
+
+
+cdef np.ndarray output_of(object out, np.ndarray x, str name):
+    """An array to write the result of x to: x itself, or apart from it."""
+    cdef np.ndarray array = inplace_of(out, "out")
+    if out.shape != (<object>x).shape or out.dtype != (<object>x).dtype:
+        raise ValueError(
+            f"`out` must have the shape {(<object>x).shape} and the dtype {(<object>x).dtype} of "
+            f"`{name}`, got {shown(out)}"
+        )
+    if same_memory(array, x):
+        return array
+    try:
+        overlap = numpy.shares_memory(array, x, max_work=OVERLAP_EFFORT)
+    except numpy.exceptions.TooHardError:
+        overlap = True
+    if overlap:
+        raise ValueError(
+            f"`out` must be `{name}` itself or apart from it in memory, got an array that overlaps "
+            "it partly"
+        )
+    return array
+
+
+cdef bint same_memory(np.ndarray a, np.ndarray b):
+    """Whether two arrays of one shape hold each element in the same place."""
+    return np.PyArray_DATA(a) == np.PyArray_DATA(b) and (<object>a).strides == (<object>b).strides
+
+
+cdef bint overlaps_itself(np.ndarray array):
+    """Whether two elements share a byte."""
+    if np.PyArray_IS_C_CONTIGUOUS(array) or np.PyArray_IS_F_CONTIGUOUS(array):
+        return False
+    dims = sorted(
+        (abs(stride), size)
+        for stride, size in zip((<object>array).strides, (<object>array).shape)
+        if size > 1
+    )
+    # What the smaller strides span, plus an element, fits within each larger stride: then the
+    # places are those of a number system, and no two are the same.
+    span = (<object>array).itemsize
+    for stride, size in dims:
+        if stride < span:
+            break
+        span = stride * (size - 1) + span
+    else:
+        return False
+    # Rare and odd views (of as_strided): look at all the places.
+    places = numpy.zeros(1, numpy.int64)
+    for stride, size in dims:
+        if stride == 0:
+            return True
+        places = numpy.add.outer(places, stride * numpy.arange(size)).ravel()
+    places.sort()
+    return bool((numpy.diff(places) < (<object>array).itemsize).any())

@@ -1,0 +1,123 @@
+"""Owns what a tensor framework needs: dropout of arrays that are not to be changed, into aligned
+memory that is used again, with all that the gradient needs in one array of bytes."""
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy
+
+cimport numpy as np
+
+from fastdrop._arguments cimport kind_of, noise_shape_of, rate_of, scale_of, shown, size_of
+from fastdrop._kernels.table cimport stream_key
+from fastdrop._layout cimport apply_bits, draw_apply_straight, draw_bits, is_straight
+from fastdrop._memory cimport Buffer, array_over, new_pooled_buffer
+from fastdrop._stream cimport Draw, derive_key
+
+import numpy
+
+np.import_array()
+
+cdef object UINT8 = numpy.dtype(numpy.uint8)
+
+# The scale, a float64 in native order, follows the bits.
+cdef enum:
+    SCALE_BYTES = 8
+
+
+cdef np.ndarray array_like(np.ndarray x, size_t itemsize):
+    return array_over(new_pooled_buffer(np.PyArray_SIZE(x) * itemsize), (<object>x).dtype,
+                      np.PyArray_NDIM(x), np.PyArray_DIMS(x), True)
+
+
+def forward(np.ndarray x not None, np.ndarray seed not None, rate, noise_shape):
+    """The dropout of x, which is only read.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        dtype float16, float32, float64 or bfloat16 (ml_dtypes).
+    seed : numpy.ndarray of int
+        Two or three numbers: the seed's low word, the step and, if there, the seed's high word.
+    rate : float
+        In [0, 1].
+    noise_shape : tuple of int and None, or None
+
+    Returns
+    -------
+    y : numpy.ndarray
+        Like x, 64-byte aligned.
+    residual : numpy.ndarray of uint8
+        The packed mask and the scale, for `backward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described.
+    """
+    cdef int kind = kind_of(x, "x")
+    cdef double checked_rate = rate_of(rate)
+    cdef tuple noise = noise_shape_of(noise_shape, (<object>x).shape)
+    cdef double scale = scale_of(None, checked_rate)
+    cdef size_t size = size_of(noise)
+    cdef np.npy_intp residual_size = (size + 7) // 8 + SCALE_BYTES
+    cdef Buffer residual = new_pooled_buffer(residual_size)
+    cdef np.ndarray y = array_like(x, np.PyArray_ITEMSIZE(x))
+    cdef stream_key key
+    cdef Draw draw
+    words = seed.tolist()
+    if not isinstance(words, list) or len(words) not in (2, 3):
+        raise ValueError(f"`seed` must hold 2 or 3 integers, got {shown(seed)}")
+    draw.low = words[0] & 0xFFFFFFFFFFFFFFFF
+    draw.step = words[1] & 0xFFFFFFFFFFFFFFFF
+    draw.high = words[2] & 0xFFFFFFFFFFFFFFFF if len(words) == 3 else 0
+    derive_key(&key, &draw, checked_rate)
+    if is_straight(y, x, noise):
+        draw_apply_straight(kind, &key, y, x, residual.data, scale)
+    else:
+        with nogil:
+            draw_bits(&key, 0, size, residual.data)
+        apply_bits(kind, y, x, noise, residual.data, scale)
+    memcpy(residual.data + residual_size - SCALE_BYTES, &scale, SCALE_BYTES)
+    return y, array_over(residual, UINT8, 1, &residual_size, True)
+
+
+def backward(np.ndarray dy not None, np.ndarray residual not None, noise_shape):
+    """The gradient of `forward` with respect to x; dy is only read.
+
+    Parameters
+    ----------
+    dy : numpy.ndarray
+        Of the shape and dtype of x.
+    residual : numpy.ndarray of uint8
+        What `forward` returned.
+    noise_shape : tuple of int and None, or None
+        What `forward` was given.
+
+    Returns
+    -------
+    dx : numpy.ndarray
+        Like dy, 64-byte aligned.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described, or the residual is of another shape's dropout.
+    """
+    cdef int kind = kind_of(dy, "dy")
+    cdef tuple noise = noise_shape_of(noise_shape, (<object>dy).shape)
+    cdef size_t size = (size_of(noise) + 7) // 8
+    cdef double scale
+    cdef const uint8_t *bits
+    cdef np.ndarray dx
+    if (
+        np.PyArray_TYPE(residual) != np.NPY_UINT8 or np.PyArray_NDIM(residual) != 1
+        or not np.PyArray_IS_C_CONTIGUOUS(residual)
+        or <size_t>np.PyArray_SIZE(residual) != size + SCALE_BYTES
+    ):
+        raise ValueError(
+            f"`residual` must be {size + SCALE_BYTES} bytes for `dy` of shape "
+            f"{(<object>dy).shape}, got {shown(residual)}"
+        )
+    bits = <const uint8_t *>np.PyArray_DATA(residual)
+    memcpy(&scale, bits + size, SCALE_BYTES)
+    dx = array_like(dy, np.PyArray_ITEMSIZE(dy))
+    apply_bits(kind, dx, dy, noise, bits, scale)
+    return dx

@@ -1,0 +1,42 @@
+"""Owns the description of an installation: what bug reports and benchmarks are to carry."""
+
+import platform
+import sys
+from importlib.metadata import version
+
+import numpy
+
+from fastdrop import _isa
+from fastdrop._threads import get_num_threads
+
+__version__ = version("fastdrop")
+
+STREAM_VERSION = 1
+
+
+def show_config():
+    """Prints what is installed and in use, for bug reports.
+
+    The version, the version of the random stream, the instruction set in use and those available,
+    the number of threads, the compiler, and the versions of Python and NumPy.
+
+    Examples
+    --------
+    >>> import fastdrop
+    >>> fastdrop.show_config()  # doctest: +ELLIPSIS
+    fastdrop ...
+    """
+    rows = [
+        ("stream version", STREAM_VERSION),
+        ("instruction set in use", _isa.active_isa()),
+        ("instruction sets available", ", ".join(_isa.available_isas())),
+        ("threads", get_num_threads()),
+        ("compiler", _isa.COMPILER),
+        ("python", f"{platform.python_implementation()} {platform.python_version()}"),
+        ("numpy", numpy.__version__),
+        ("platform", f"{sys.platform} {platform.machine()}"),
+    ]
+    rows += [(f"{name} kernels not loaded", why) for name, why in _isa.failures.items()]
+    print(f"fastdrop {__version__}")
+    for name, value in rows:
+        print(f"  {name}: {value}")

@@ -1,0 +1,102 @@
+"""Owns the choice of the instruction set, made once when the package is imported."""
+import contextlib
+import importlib
+import importlib.util
+import os
+
+from cpython.pycapsule cimport PyCapsule_GetPointer
+
+from fastdrop._kernels.table cimport TABLE_CAPSULE, kernel_table
+
+from fastdrop._isas import ISAS
+
+cdef extern from "simd/cpu.h":
+    bint cpu_runs(const char *isa)
+    const char *COMPILER_VERSION
+
+VARIABLE = "FASTDROP_ISA"
+COMPILER = (<bytes>COMPILER_VERSION).decode()
+
+cdef dict modules = {}  # name: the kernel module, of those loaded
+failures = {}  # name: why a module that this CPU could run is not there
+
+
+def _load(name):
+    """Imports the kernel module of an instruction set; whether that worked."""
+    if name not in modules and name not in failures:
+        try:
+            modules[name] = importlib.import_module(f"fastdrop._kernels.{name}")
+        except ImportError as error:
+            failures[name] = str(error)
+    return name in modules
+
+
+def available_isas():
+    """The instruction sets that this machine can run, best first.
+
+    Returns
+    -------
+    tuple of str
+        Out of ``"avx512"`` (x86-64-v4), ``"avx2"`` (x86-64-v3), ``"neon"`` (aarch64) and
+        ``"portable"`` (plain C, always there): those whose kernels were built and that the CPU and
+        the operating system support. The first is in use unless the environment variable
+        ``FASTDROP_ISA`` named another when fastdrop was imported; results are the same bits on all.
+
+    Examples
+    --------
+    >>> import fastdrop
+    >>> fastdrop.available_isas()[-1]
+    'portable'
+    """
+    names = []
+    for isa in ISAS:
+        if not cpu_runs(isa.name.encode()) or isa.name in failures:
+            continue
+        if isa.name in modules or importlib.util.find_spec(f"fastdrop._kernels.{isa.name}"):
+            names.append(isa.name)
+    return tuple(names)
+
+
+def active_isa():
+    """The name of the instruction set in use."""
+    return (<bytes>kernels.name).decode()
+
+
+cdef _use(str name):
+    global kernels
+    kernels = <const kernel_table *>PyCapsule_GetPointer(modules[name].table, TABLE_CAPSULE)
+
+
+@contextlib.contextmanager
+def using(name):
+    """For tests and benchmarks: another instruction set while the context lasts, process-wide."""
+    if name not in available_isas() or not _load(name):
+        raise ValueError(f"`name` must be one of {available_isas()}, got {name!r}")
+    before = active_isa()
+    _use(name)
+    try:
+        yield
+    finally:
+        _use(before)
+
+
+def _choose():
+    wanted = os.environ.get(VARIABLE)
+    if wanted:
+        if wanted not in available_isas() or not _load(wanted):
+            raise ImportError(
+                f"{VARIABLE}={wanted!r} is not an instruction set that fastdrop can use here; "
+                f"the choices are {', '.join(available_isas())}"
+            )
+        return wanted
+    for name in available_isas():
+        if _load(name):
+            return name
+    raise ImportError(
+        "fastdrop's kernel modules are missing or damaged "
+        f"({failures or 'none was found'}): reinstall it, for example with "
+        "pip install --force-reinstall --no-deps fastdrop"
+    )
+
+
+_use(_choose())

@@ -1,0 +1,53 @@
+# Owns the vocabulary: the words in which the kernels are written, and which each header of simd/
+# says in its own instructions. The including module has included one such header.
+
+cdef extern from *:
+    const char *ISA_NAME
+
+    # Elements that C has no name for.
+    ctypedef struct f16:
+        pass
+    ctypedef struct bf16:
+        pass
+
+    # Eight 64-bit lanes, lane 0 first in memory; arithmetic modulo 2^64.
+    ctypedef struct u64x8:
+        pass
+    u64x8 u64x8_load(const uint64_t *from_) noexcept nogil
+    void u64x8_store(uint64_t *to, u64x8 a) noexcept nogil
+    u64x8 u64x8_splat(uint64_t a) noexcept nogil
+    u64x8 u64x8_add(u64x8 a, u64x8 b) noexcept nogil
+    u64x8 u64x8_mul(u64x8 a, u64x8 b) noexcept nogil
+    u64x8 u64x8_xor(u64x8 a, u64x8 b) noexcept nogil
+    u64x8 u64x8_xor3(u64x8 a, u64x8 b, u64x8 c) noexcept nogil
+    u64x8 u64x8_shl(u64x8 a, int count) noexcept nogil
+    u64x8 u64x8_shr(u64x8 a, int count) noexcept nogil
+    u64x8 u64x8_rotl(u64x8 a, int count) noexcept nogil
+
+    # Which of 32 consecutive elements are kept. Field i % 4 (16 bits, the lowest first) of lane
+    # i / 4 decides on element i; bit i of a 32-bit word, least significant first, is its answer.
+    ctypedef struct keep32:
+        pass
+    keep32 keep32_less(u64x8 words, uint16_t limit) noexcept nogil
+    bint any_equal(u64x8 first, u64x8 second, uint16_t limit) noexcept nogil
+    keep32 keep32_of_bits(uint32_t bits) noexcept nogil
+    uint32_t keep32_bits(keep32 keep) noexcept nogil
+    keep32 keep32_load(const uint8_t *bits) noexcept nogil
+    void keep32_store(uint8_t *bits, keep32 keep) noexcept nogil
+
+    # 32 elements of any alignment, `to` being `from` or apart from it: zero where dropped, and
+    # where kept the element, either as it is or multiplied by scale (in float32 and rounded to
+    # nearest even for the two half-precision types). A NaN that is multiplied becomes quiet.
+    void keep_w16(uint16_t *to, const uint16_t *from_, keep32 keep) noexcept nogil
+    void keep_w32(uint32_t *to, const uint32_t *from_, keep32 keep) noexcept nogil
+    void keep_w64(uint64_t *to, const uint64_t *from_, keep32 keep) noexcept nogil
+    void keep_scale_f16(f16 *to, const f16 *from_, keep32 keep, float scale) noexcept nogil
+    void keep_scale_bf16(bf16 *to, const bf16 *from_, keep32 keep, float scale) noexcept nogil
+    void keep_scale_f32(float *to, const float *from_, keep32 keep, float scale) noexcept nogil
+    void keep_scale_f64(double *to, const double *from_, keep32 keep, double scale) noexcept nogil
+
+    # The caller's rounding and subnormal modes, set aside while a kernel runs.
+    ctypedef struct float_state:
+        pass
+    float_state float_state_enter() noexcept nogil
+    void float_state_leave(float_state saved) noexcept nogil

@@ -1,0 +1,14 @@
+"""Declares how a mask is drawn and applied to arrays of any strides."""
+from libc.stdint cimport uint8_t, uint64_t
+
+from numpy cimport ndarray
+
+from fastdrop._kernels.table cimport stream_key
+
+cdef void draw_bits(const stream_key *key, uint64_t first, uint64_t size,
+                    uint8_t *bits) noexcept nogil
+cdef bint is_straight(ndarray to, ndarray from_, tuple noise_shape)
+cdef void draw_apply_straight(int kind, const stream_key *key, ndarray to, ndarray from_,
+                              uint8_t *bits, double scale)
+cdef apply_bits(int kind, ndarray to, ndarray from_, tuple noise_shape, const uint8_t *bits,
+                double scale)

@@ -1,0 +1,26 @@
+"""Declares the streams of seeds to the modules that draw."""
+from libc.stdint cimport uint64_t
+
+from fastdrop._kernels.table cimport stream_key
+
+cdef struct Draw:
+    # What a mask is drawn from besides its rate and shape.
+    uint64_t low
+    uint64_t high
+    uint64_t step
+
+cdef class Stream:
+    cdef uint64_t low
+    cdef uint64_t high
+    cdef uint64_t next_step
+    cdef bint exhausted
+    cdef _set(self, object seed, object step)
+
+cdef class Seed:
+    cdef Stream stream
+    cdef Draw fixed
+    cdef Draw take(self) except *
+
+cdef Seed seed_of(object seed)
+cdef void derive_key(stream_key *key, const Draw *draw, double rate) noexcept nogil
+cdef object seed_number(const Draw *draw)

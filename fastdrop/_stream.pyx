@@ -1,0 +1,262 @@
+"""Owns seeds and streams of seeds: which (seed, step) a call draws its mask from."""
+cimport cython
+import os
+import secrets
+
+from libc.math cimport floor
+from libc.stdint cimport uint64_t
+
+from fastdrop._kernels.table cimport GOLDEN, mix64, stream_key
+
+import numpy as np
+
+SEEDS = 2**128
+STEPS = 2**64
+
+
+cdef void derive_key(stream_key *key, const Draw *draw, double rate) noexcept nogil:
+    """The keys and the threshold of the stream, version 1 (docs/stream.md)."""
+    cdef uint64_t h0 = mix64(draw.low + GOLDEN)
+    cdef uint64_t h1 = mix64(draw.high + h0 + 2 * GOLDEN)
+    key.k[0] = mix64(draw.step + h1 + 3 * GOLDEN)
+    key.k[1] = mix64(key.k[0] + h0 + 4 * GOLDEN)
+    if key.k[1] == key.k[0]:
+        key.k[1] = ~key.k[1]
+    key.k[2] = mix64(key.k[1] + h1 + 5 * GOLDEN)
+    key.k[3] = mix64(key.k[2] + h0 + 6 * GOLDEN)
+    key.k[4] = mix64(key.k[3] + h1 + 7 * GOLDEN)
+    key.threshold = <uint64_t>floor((1.0 - rate) * 281474976710656.0 + 0.5)
+
+
+cdef object seed_number(const Draw *draw):
+    """Both words of a seed as one int."""
+    return (<object>draw.high << 64) | <object>draw.low if draw.high else <object>draw.low
+
+
+cdef object integer_of(object value, str name, object limit, str limit_name):
+    """An int in [0, limit); bools are no integers here."""
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+        raise TypeError(f"`{name}` must be an int in [0, {limit_name}), got {value!r}")
+    try:
+        number = value.__index__()
+    except TypeError:
+        raise TypeError(f"`{name}` must be an int in [0, {limit_name}), got {value!r}") from None
+    if not 0 <= number < limit:
+        raise ValueError(f"`{name}` must be an int in [0, {limit_name}), got {value!r}")
+    return number
+
+
+cdef Draw words_of(object seed, object step):
+    cdef Draw draw
+    draw.low = seed & 0xFFFFFFFFFFFFFFFF
+    draw.high = seed >> 64
+    draw.step = step
+    return draw
+
+
+cdef object sequence_number(object sequence):
+    """The seed that a SeedSequence stands for: its first two 64-bit words, low word first."""
+    low, high = sequence.generate_state(2, np.uint64)
+    return int(high) << 64 | int(low)
+
+
+cdef class Stream:
+    """A sequence of masks: each call that is given the stream draws with its next step.
+
+    A mask is a pure function of the seed, the step, the rate and the element's index, so a stream
+    is no more than a seed and a counter. The same seed gives the same masks, bit for bit, on every
+    CPU, thread count, operating system and version of fastdrop (stream version 1).
+
+    Parameters
+    ----------
+    seed : int, numpy.random.SeedSequence or None, optional
+        An int in [0, 2**128); or a SeedSequence, which stands for
+        ``generate_state(2, numpy.uint64)``, low word first; or None, for 128 bits of the operating
+        system's entropy.
+
+    Attributes
+    ----------
+    seed : int
+        The seed, whatever it was made from.
+    step : int
+        The step that the next call takes, in [0, 2**64]; at 2**64 the stream is exhausted.
+    state : dict
+        ``{"seed": ..., "step": ...}``. Set it to continue from, or to go back to, that place.
+
+    Raises
+    ------
+    TypeError
+        If the seed is none of these.
+    ValueError
+        If the seed is an int outside [0, 2**128).
+
+    Notes
+    -----
+    Safe to share among threads: each call takes a step of its own. A stream is pickled with its
+    step, so both copies go on from the same place; give workers streams from `spawn` instead.
+
+    Examples
+    --------
+    >>> import fastdrop
+    >>> stream = fastdrop.Stream(42)
+    >>> first = fastdrop.draw_mask(1000, 0.5, seed=stream)
+    >>> second = fastdrop.draw_mask(1000, 0.5, seed=stream)
+    >>> first == second, stream.step
+    (False, 2)
+    >>> stream.state = {"seed": 42, "step": 0}
+    >>> fastdrop.draw_mask(1000, 0.5, seed=stream) == first
+    True
+    """
+
+    def __init__(self, seed=None):
+        if seed is None:
+            number = secrets.randbits(128)
+        elif isinstance(seed, np.random.SeedSequence):
+            number = sequence_number(seed)
+        else:
+            number = integer_of(seed, "seed", SEEDS, "2**128")
+        self._set(number, 0)
+
+    cdef _set(self, object seed, object step):
+        cdef Draw draw = words_of(seed, 0 if step == STEPS else step)
+        with cython.critical_section(self):
+            self.low = draw.low
+            self.high = draw.high
+            self.next_step = draw.step
+            self.exhausted = step == STEPS
+
+    @property
+    def seed(self):
+        return self.state["seed"]
+
+    @property
+    def step(self):
+        return self.state["step"]
+
+    @property
+    def state(self):
+        cdef Draw draw
+        cdef bint exhausted
+        with cython.critical_section(self):
+            draw.low, draw.high, draw.step = self.low, self.high, self.next_step
+            exhausted = self.exhausted
+        return {"seed": seed_number(&draw), "step": STEPS if exhausted else draw.step}
+
+    @state.setter
+    def state(self, state):
+        if not isinstance(state, dict):
+            raise TypeError(
+                f'`state` must be a dict with the keys "seed" and "step", got {state!r}'
+            )
+        if set(state) != {"seed", "step"}:
+            raise ValueError(
+                f'`state` must be a dict with the keys "seed" and "step", got {state!r}'
+            )
+        seed = integer_of(state["seed"], 'state["seed"]', SEEDS, "2**128")
+        step = integer_of(state["step"], 'state["step"]', STEPS + 1, "2**64 + 1")
+        self._set(seed, step)
+
+    def spawn(self, n):
+        """Makes streams that are independent of this one and of each other, for workers.
+
+        Parameters
+        ----------
+        n : int
+            How many, at least 0. Each takes one step of this stream, so that later calls of
+            ``spawn`` make others.
+
+        Returns
+        -------
+        list of Stream
+            At step 0. The child made at step i of a stream of seed s has the seed of
+            ``numpy.random.SeedSequence(s, spawn_key=(i,))``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If n is no integer of at least 0.
+        OverflowError
+            If fewer than n steps are left.
+
+        Examples
+        --------
+        >>> import fastdrop
+        >>> left, right = fastdrop.Stream(42).spawn(2)
+        >>> left.seed == right.seed
+        False
+        """
+        cdef Seed parent = seed_of(self)
+        cdef Draw draw
+        n = integer_of(n, "n", STEPS, "2**64")
+        if n > STEPS - self.step:
+            raise OverflowError(f"`n`: the stream has {STEPS - self.step} steps left, got {n}")
+        children = []
+        for _ in range(n):
+            draw = parent.take()
+            entropy = np.random.SeedSequence(seed_number(&draw), spawn_key=(draw.step,))
+            children.append(Stream(entropy))
+        return children
+
+    def __reduce__(self):
+        return _restored, (self.state,)
+
+    def __repr__(self):
+        state = self.state
+        return f"fastdrop.Stream(seed={state['seed']}, step={state['step']})"
+
+
+def _restored(state):
+    """A stream from its state, for unpickling."""
+    stream = Stream(0)
+    stream.state = state
+    return stream
+
+
+cdef class Seed:
+    """The argument `seed`, checked, with its step not taken yet: a call that raises takes none."""
+
+    cdef Draw take(self) except *:
+        cdef Draw draw
+        cdef Stream stream = self.stream
+        if stream is None:
+            return self.fixed
+        with cython.critical_section(stream):
+            if stream.exhausted:
+                raise OverflowError("`seed`: the stream has no step left, all 2**64 were taken")
+            draw.low, draw.high, draw.step = stream.low, stream.high, stream.next_step
+            stream.next_step += 1
+            stream.exhausted = stream.next_step == 0
+        return draw
+
+
+# The process's own stream, for calls without a seed.
+cdef Stream process_stream = Stream()
+
+
+def _reseed_after_fork():
+    """A child that went on with its parent's stream would repeat its masks."""
+    process_stream._set(secrets.randbits(128), 0)
+
+
+os.register_at_fork(after_in_child=_reseed_after_fork)
+
+
+cdef Seed seed_of(object seed):
+    cdef Seed result = Seed.__new__(Seed)
+    cdef object number
+    if seed is None:
+        result.stream = process_stream
+    elif isinstance(seed, Stream):
+        result.stream = <Stream>seed
+    else:
+        if isinstance(seed, np.random.SeedSequence):
+            number = sequence_number(seed)
+        elif isinstance(seed, (bool, np.bool_)) or not hasattr(seed, "__index__"):
+            raise TypeError(
+                "`seed` must be None, an int in [0, 2**128), a fastdrop.Stream or a "
+                f"numpy.random.SeedSequence, got {seed!r}"
+            )
+        else:
+            number = integer_of(seed, "seed", SEEDS, "2**128")
+        result.fixed = words_of(number, 0)
+    return result

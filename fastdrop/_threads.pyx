@@ -1,0 +1,136 @@
+"""Owns how many threads share a large call, and hands the work to the pool."""
+import os
+
+from libc.stdint cimport int64_t
+
+cdef extern from "pool.h" nogil:
+    ctypedef void (*c_pool_task "pool_task")(void *context, int64_t begin, int64_t end)
+    int pool_prepare()
+    void pool_run(c_pool_task task, void *context, int64_t items, int64_t grain, int threads)
+
+VARIABLE = "FASTDROP_NUM_THREADS"
+
+cdef int count = 1
+
+
+cdef int thread_count() noexcept nogil:
+    return count
+
+
+cdef void run(pool_task task, void *context, int64_t items, int64_t grain) noexcept nogil:
+    """Calls task on ranges of 0 .. items - 1 that are multiples of grain apart."""
+    pool_run(<c_pool_task>task, context, items, grain, count)
+
+
+cdef int _checked(object n, str name) except -1:
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"`{name}` must be an int of at least 1, got {n!r}")
+    n = n.__index__()
+    if not 1 <= n <= 2**31 - 1:
+        raise ValueError(f"`{name}` must be an int of at least 1, got {n!r}")
+    return n
+
+
+def set_num_threads(n):
+    """Sets how many threads a call on a large array may use, for the whole process.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. With 1, no thread is ever started. Small arrays use the calling thread only,
+        whatever n is. Results do not depend on n.
+
+    Raises
+    ------
+    TypeError
+        If n is no integer.
+    ValueError
+        If n is below 1.
+
+    See Also
+    --------
+    num_threads : the same for the length of a ``with`` block.
+
+    Examples
+    --------
+    >>> import fastdrop
+    >>> before = fastdrop.get_num_threads()
+    >>> fastdrop.set_num_threads(1)
+    >>> fastdrop.get_num_threads()
+    1
+    >>> fastdrop.set_num_threads(before)
+    """
+    global count
+    count = _checked(n, "n")
+
+
+def get_num_threads():
+    """How many threads a call on a large array may use.
+
+    Returns
+    -------
+    int
+        At first the environment variable ``FASTDROP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else
+        the number of CPUs that the process may run on.
+
+    Examples
+    --------
+    >>> import fastdrop
+    >>> fastdrop.get_num_threads() >= 1
+    True
+    """
+    return count
+
+
+class num_threads:
+    """Context manager: at most n threads for each call until the block ends, process-wide.
+
+    Parameters
+    ----------
+    n : int
+        As for `set_num_threads`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `set_num_threads`, when constructed.
+
+    Examples
+    --------
+    >>> import fastdrop
+    >>> with fastdrop.num_threads(1):
+    ...     fastdrop.get_num_threads()
+    1
+    """
+
+    def __init__(self, n):
+        self._n = _checked(n, "n")
+        self._before = []
+
+    def __enter__(self):
+        self._before.append(get_num_threads())
+        set_num_threads(self._n)
+        return self
+
+    def __exit__(self, *exception):
+        set_num_threads(self._before.pop())
+
+
+def _initial_count():
+    value = os.environ.get(VARIABLE)
+    if value:
+        if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 2**31 - 1:
+            raise ImportError(f"{VARIABLE} must be a whole number of at least 1, got {value!r}")
+        return int(value)
+    # OpenMP allows a list, one number for each level of nesting.
+    value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if value.isascii() and value.isdigit() and 1 <= int(value) <= 2**31 - 1:
+        return int(value)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+if pool_prepare() != 0:
+    raise MemoryError("no memory to register what is to be done after a fork")
+set_num_threads(_initial_count())

@@ -1,0 +1,159 @@
+/* Owns the threads: a pool that starts nothing until it is needed, and one job at a time.
+
+   The caller publishes a job and works on it at once; sleeping workers join if they wake in time,
+   and a worker that comes late finds the job closed. So a slow wake-up (tens of microseconds, more
+   on a busy host) costs the caller a signal and no waiting. A second thread that calls while a job
+   runs does its own work alone. */
+#ifndef FASTDROP_POOL_H
+#define FASTDROP_POOL_H
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define POOL_MAX_WORKERS 255
+
+/* How often a worker looks for the next job before it sleeps: about 20 microseconds. A chain of
+   calls then finds it awake, and nobody's CPU is held for longer. */
+#define POOL_SPINS 1000
+
+typedef void (*pool_task)(void *context, int64_t begin, int64_t end);
+
+static struct {
+    pthread_mutex_t busy;  /* held by the caller whose job runs */
+    pthread_mutex_t guard; /* over the fields down to `sleepers` */
+    pthread_cond_t wake, done;
+    int workers, places, active, sleepers;
+    atomic_uint generation;
+    pool_task task;
+    void *context;
+    int64_t items, grain;
+    atomic_llong next;
+} pool = {
+    .busy = PTHREAD_MUTEX_INITIALIZER,
+    .guard = PTHREAD_MUTEX_INITIALIZER,
+    .wake = PTHREAD_COND_INITIALIZER,
+    .done = PTHREAD_COND_INITIALIZER,
+};
+
+static inline void pool_pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void pool_work(pool_task task, void *context, int64_t items, int64_t grain) {
+    for (;;) {
+        int64_t begin = atomic_fetch_add(&pool.next, grain);
+        if (begin >= items)
+            return;
+        task(context, begin, begin + grain < items ? begin + grain : items);
+    }
+}
+
+static void *pool_worker(void *unused) {
+    unsigned seen = 0;
+    (void)unused;
+    for (;;) {
+        for (int spin = 0; spin < POOL_SPINS && atomic_load(&pool.generation) == seen; spin++)
+            pool_pause();
+        pthread_mutex_lock(&pool.guard);
+        while (atomic_load(&pool.generation) == seen) {
+            pool.sleepers++;
+            pthread_cond_wait(&pool.wake, &pool.guard);
+            pool.sleepers--;
+        }
+        seen = atomic_load(&pool.generation);
+        if (pool.places > 0) {
+            pool_task task = pool.task;
+            void *context = pool.context;
+            int64_t items = pool.items, grain = pool.grain;
+            pool.places--;
+            pool.active++;
+            pthread_mutex_unlock(&pool.guard);
+            pool_work(task, context, items, grain);
+            pthread_mutex_lock(&pool.guard);
+            if (--pool.active == 0)
+                pthread_cond_signal(&pool.done);
+        }
+        pthread_mutex_unlock(&pool.guard);
+    }
+    return 0;
+}
+
+/* Signals are for the threads that the program knows of. */
+static int pool_start_worker(void) {
+    pthread_t thread;
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    int failed;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    failed = pthread_create(&thread, &attributes, pool_worker, 0);
+    pthread_attr_destroy(&attributes);
+    pthread_sigmask(SIG_SETMASK, &before, 0);
+    return failed;
+}
+
+/* The child of a fork has no workers, and whoever held the locks is not there either. */
+static void pool_after_fork(void) {
+    pthread_mutex_init(&pool.busy, 0);
+    pthread_mutex_init(&pool.guard, 0);
+    pthread_cond_init(&pool.wake, 0);
+    pthread_cond_init(&pool.done, 0);
+    pool.workers = pool.places = pool.active = pool.sleepers = 0;
+}
+
+static int pool_prepare(void) {
+    return pthread_atfork(0, 0, pool_after_fork);
+}
+
+/* Calls task on ranges that together are 0 .. items - 1, each once, in up to `threads` threads and
+   `grain` items at a time; returns when all is done. */
+static void pool_run(pool_task task, void *context, int64_t items, int64_t grain, int threads) {
+    int64_t grains = (items + grain - 1) / grain;
+    int helpers = threads - 1;
+    if (helpers > POOL_MAX_WORKERS)
+        helpers = POOL_MAX_WORKERS;
+    if (helpers > grains - 1)
+        helpers = (int)(grains - 1);
+    if (helpers < 1 || pthread_mutex_trylock(&pool.busy) != 0) {
+        task(context, 0, items);
+        return;
+    }
+    pthread_mutex_lock(&pool.guard);
+    while (pool.workers < helpers && pool_start_worker() == 0)
+        pool.workers++;
+    pool.task = task;
+    pool.context = context;
+    pool.items = items;
+    pool.grain = grain;
+    atomic_store(&pool.next, 0);
+    pool.places = helpers;
+    atomic_fetch_add(&pool.generation, 1);
+    if (pool.sleepers > 0)
+        pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.guard);
+
+    pool_work(task, context, items, grain);
+
+    pthread_mutex_lock(&pool.guard);
+    pool.places = 0;
+    for (int spin = 0; spin < POOL_SPINS && pool.active > 0; spin++) {
+        pthread_mutex_unlock(&pool.guard);
+        pool_pause();
+        pthread_mutex_lock(&pool.guard);
+    }
+    while (pool.active > 0)
+        pthread_cond_wait(&pool.done, &pool.guard);
+    pthread_mutex_unlock(&pool.guard);
+    pthread_mutex_unlock(&pool.busy);
+}
+
+#endif

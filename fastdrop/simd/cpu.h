@@ -1,0 +1,52 @@
+/* Owns the questions to the CPU (may the module of this instruction set be loaded here?) and the
+   compiler's name. */
+#ifndef FASTDROP_CPU_H
+#define FASTDROP_CPU_H
+
+#include <string.h>
+
+/* What built these modules, for bug reports. */
+#if defined(__clang__)
+#define COMPILER_VERSION __VERSION__
+#elif defined(__GNUC__)
+#define COMPILER_VERSION "GCC " __VERSION__
+#else
+#define COMPILER_VERSION "unknown"
+#endif
+
+/* The features of x86-64-v3 and -v4 that the compiler may use in their modules, asked one by one:
+   the levels' own names are newer than some compilers. The compiler's runtime asks the operating
+   system too, whether it saves the wider registers. */
+#if defined(__x86_64__)
+#define CPU_HAS_V3 (__builtin_cpu_supports("avx") && __builtin_cpu_supports("avx2") \
+    && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") \
+    && __builtin_cpu_supports("fma") && cpu_has_f16c_lzcnt_movbe())
+#define CPU_HAS_V4 (CPU_HAS_V3 && __builtin_cpu_supports("avx512f") \
+    && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") \
+    && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+
+#include <cpuid.h>
+
+static int cpu_has_f16c_lzcnt_movbe(void) {
+    unsigned a, b, c, d, extended;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !__get_cpuid(0x80000001, &a, &b, &extended, &d))
+        return 0;
+    return (c & bit_F16C) && (c & bit_MOVBE) && (extended & bit_LZCNT);
+}
+#else
+#define CPU_HAS_V3 0
+#define CPU_HAS_V4 0
+#endif
+
+static int cpu_runs(const char *isa) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+    if (strcmp(isa, "avx512") == 0)
+        return CPU_HAS_V4;
+    if (strcmp(isa, "avx2") == 0)
+        return CPU_HAS_V3;
+    return strcmp(isa, "neon") == 0 || strcmp(isa, "portable") == 0;
+}
+
+#endif

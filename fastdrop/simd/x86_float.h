@@ -1,0 +1,24 @@
+/* Owns the floating-point environment of x86 kernels: what a caller has set must not change a bit
+   of a result (TensorFlow's threads, for one, flush subnormals to zero). */
+#ifndef FASTDROP_X86_FLOAT_H
+#define FASTDROP_X86_FLOAT_H
+
+#include <xmmintrin.h>
+
+typedef unsigned int float_state;
+
+/* Round to nearest even, subnormals kept, every exception masked; returns what was there. */
+static inline float_state float_state_enter(void) {
+    float_state saved = _mm_getcsr();
+    if ((saved & ~0x3Fu) != 0x1F80u)
+        _mm_setcsr(0x1F80u);
+    return saved;
+}
+
+/* Restores all of it, the exception flags too: a kernel leaves no trace in them. */
+static inline void float_state_leave(float_state saved) {
+    if (_mm_getcsr() != saved)
+        _mm_setcsr(saved);
+}
+
+#endif

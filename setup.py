@@ -1,0 +1,142 @@
+"""Owns the build of the extension modules: one for each instruction set, from one kernel source."""
+
+import os
+import platform
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+ISAS = runpy.run_path(str(ROOT / "fastdrop" / "_isas.py"))["ISAS"]
+
+# No contraction: a fused multiply-add would round once where other instruction sets round twice.
+COMPILE_ARGS = ["-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+INCLUDE_DIRS = ["fastdrop", "fastdrop/_kernels", "fastdrop/simd"]
+
+# The modules between the user's arrays and the kernels, built for the baseline.
+MODULES = (
+    "_arguments",
+    "_bridge",
+    "_dropout",
+    "_isa",
+    "_layout",
+    "_mask",
+    "_memory",
+    "_stream",
+    "_threads",
+)
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "embedsignature": True,
+    "embedsignature.format": "python",
+    "freethreading_compatible": True,
+}
+
+
+def depends():
+    """Every file that a change of means compiling again."""
+    package = ROOT / "fastdrop"
+    patterns = ("**/*.h", "**/*.pxi", "**/*.pxd")
+    return [str(p.relative_to(ROOT)) for pattern in patterns for p in package.glob(pattern)]
+
+
+def kernel_extension(isa):
+    return Extension(
+        f"fastdrop._kernels.{isa.name}",
+        [f"fastdrop/_kernels/{isa.name}.pyx"],
+        include_dirs=INCLUDE_DIRS,
+        extra_compile_args=[*COMPILE_ARGS, *isa.flags],
+        depends=depends(),
+    )
+
+
+def module_extension(name):
+    return Extension(
+        f"fastdrop.{name}",
+        [f"fastdrop/{name}.pyx"],
+        include_dirs=[*INCLUDE_DIRS, numpy.get_include()],
+        # NumPy 1.25's interface is the newest that every NumPy from 1.25 to 2.x offers.
+        define_macros=[
+            ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+            ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"),
+        ],
+        extra_compile_args=[*COMPILE_ARGS, "-pthread"],
+        extra_link_args=["-pthread"],
+        depends=depends(),
+    )
+
+
+def isas_of_this_machine():
+    machine = platform.machine().lower()
+    return [isa for isa in ISAS if not isa.machines or machine in isa.machines]
+
+
+class BuildExtensions(build_ext):
+    """Builds what the compiler can: a module whose instruction set it does not know is left out,
+    with a word; without any compiler nothing is built, with another."""
+
+    def build_extensions(self):
+        if not self.compiles([]):
+            raise SystemExit(
+                "fastdrop: building needs a C11 compiler and Python's headers, and the compiler "
+                f"{' '.join(getattr(self.compiler, 'compiler_so', ['cc'])[:1])!r} did not compile "
+                "an empty program. On Debian or Ubuntu: apt-get install gcc python3-dev; on "
+                "Fedora: dnf install gcc python3-devel; on macOS: xcode-select --install."
+            )
+        for isa in isas_of_this_machine():
+            if not self.compiles([*COMPILE_ARGS, *isa.flags], f'#include "{isa.name}.h"\n'):
+                print(
+                    f"fastdrop: this compiler cannot build the {isa.name} kernels (it refused "
+                    f"{' '.join(isa.flags) or 'their header'}); they are left out. fastdrop works "
+                    "without them, slower on CPUs that have them. A newer gcc (11) or clang (12) "
+                    "builds all.",
+                    file=sys.stderr,
+                )
+                name = f"fastdrop._kernels.{isa.name}"
+                self.extensions = [e for e in self.extensions if e.name != name]
+        super().build_extensions()
+
+    def compiles(self, flags, source=""):
+        """Whether the compiler takes these flags and this source."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "probe.c")
+            path.write_text(f"#include <Python.h>\n{source}int fastdrop_probe;\n")
+            command = getattr(self.compiler, "compiler_so", ["cc"])
+            include = [*self.include_dirs, str(ROOT / "fastdrop" / "simd")]
+            command = [*command, *flags, *(f"-I{i}" for i in include), "-c", str(path)]
+            try:
+                done = subprocess.run(
+                    [*command, "-o", str(Path(folder, "probe.o"))], capture_output=True, check=False
+                )
+            except OSError:
+                return False
+            return done.returncode == 0
+
+
+if sys.byteorder != "little":
+    raise SystemExit("fastdrop: only little-endian machines are supported.")
+
+setup(
+    ext_modules=cythonize(
+        [
+            *(kernel_extension(isa) for isa in isas_of_this_machine()),
+            *(module_extension(name) for name in MODULES),
+        ],
+        compiler_directives=DIRECTIVES,
+        nthreads=0,
+        build_dir="build",
+    ),
+    cmdclass={"build_ext": BuildExtensions},
+    options={"build_ext": {"parallel": os.cpu_count()}},
+)
