@@ -46,7 +46,7 @@ bench: $(VENV)/installed-bench
 lint: $(VENV)/installed-test,lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/cython-lint fastdrop
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint fastdrop
 	$(VENV)/bin/mypy fastdrop fastdrop_keras
 	$(RUN) -m mypy.stubtest fastdrop --ignore-missing-stub
 

@@ -1,4 +1,4 @@
-"""Owns the checks: every argument a user passes is looked at here, once, before anything changes."""
+"""Owns the checks: what a user passes is looked at here, once, before anything changes."""
 import numbers
 import reprlib
 import sys

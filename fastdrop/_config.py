@@ -14,7 +14,7 @@ __version__ = version("fastdrop")
 STREAM_VERSION = 1
 
 
-def show_config():
+def show_config() -> None:
     """Prints what is installed and in use, for bug reports.
 
     The version, the version of the random stream, the instruction set in use and those available,

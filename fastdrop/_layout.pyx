@@ -1,8 +1,8 @@
 """Owns the way from arrays of any strides to kernels that see runs of contiguous elements.
 
 An array is walked in the order of its memory, not of its indices: each dimension carries a stride
-in memory and a stride in the mask's bits (zero where the mask is broadcast). Dimensions that continue
-each other are joined, and what is innermost then decides how bits and elements meet:
+in memory and a stride in the mask's bits (zero where the mask is broadcast). Dimensions that
+continue each other are joined, and what is innermost then decides how bits and elements meet:
 
     bits    elements       the run
     +1      contiguous     applied as it lies
@@ -337,12 +337,12 @@ cdef void repeat_row(uint8_t *window, const uint8_t *bits, int64_t first, int64_
         word = 0
         for i in range(together):
             word |= bits_at(bits, first, row) << (i * row)
-        for i in range(rows // together):
+        for _ in range(rows // together):
             append_bits(&writer, word, row * together)
-        for i in range(rows % together):
+        for _ in range(rows % together):
             append_bits(&writer, word & low_bits(row), row)
     else:
-        for i in range(rows):
+        for _ in range(rows):
             j = 0
             while j < row:
                 some = min(row - j, 56)

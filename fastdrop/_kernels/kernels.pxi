@@ -2,14 +2,15 @@
 # vocabulary and included by one small module for each instruction set.
 #
 # A step of the eight lanes makes the decisions on 32 elements in their natural order, so everything
-# here advances by 32 elements, and by two steps where it can: one branch tests 64 elements for ties.
+# here advances by 32 elements, and by two steps where it can: one branch tests 64 for ties.
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from fastdrop._kernels.table cimport (
-    ALL_KEPT, BLOCK, BLOCK_BYTES, GOLDEN, KIND_BF16, KIND_F16, KIND_F32, KIND_F64, KIND_W16, KIND_W32, KIND_W64,
+    ALL_KEPT, BLOCK, BLOCK_BYTES, GOLDEN,
+    KIND_BF16, KIND_F16, KIND_F32, KIND_F64, KIND_W16, KIND_W32, KIND_W64,
     MIX_FIRST, MIX_SECOND, TABLE_CAPSULE, kernel_table, mix64, stream_key,
 )
 
@@ -141,7 +142,7 @@ cdef inline void store_part(uint8_t *bits, keep32 keep, uint64_t size) noexcept 
 
 cdef void draw_block(const stream_key *key, uint64_t block, uint64_t skip, uint64_t size,
                      uint8_t *bits) noexcept nogil:
-    """The decisions of one block on its elements skip .. skip + size - 1 (skip a multiple of 32)."""
+    """The decisions of one block on its elements from skip on (a multiple of 32)."""
     cdef uint64_t first = block * BLOCK + skip
     cdef uint16_t high = <uint16_t>(key.threshold >> 32)
     cdef bint ties = <uint32_t>key.threshold != 0
@@ -189,7 +190,7 @@ cdef void draw_aligned(const stream_key *key, uint64_t first, uint64_t size,
 
 cdef inline void copy_bits(uint8_t *to, const uint8_t *from_, uint64_t offset,
                            uint64_t size) noexcept nogil:
-    """Moves bits offset .. offset + size - 1 to the front; unused bits of the last byte are zero."""
+    """Moves bits from offset on to the front; unused bits of the last byte are zero."""
     cdef uint64_t count = (size + 7) // 8
     cdef uint64_t last = (offset + size - 1) // 8
     cdef uint64_t word, i = 0

@@ -1,0 +1,9 @@
+from contextlib import AbstractContextManager
+
+COMPILER: str
+VARIABLE: str
+failures: dict[str, str]
+
+def available_isas() -> tuple[str, ...]: ...
+def active_isa() -> str: ...
+def using(name: str) -> AbstractContextManager[None]: ...

@@ -1,0 +1,18 @@
+from typing import SupportsIndex, TypedDict, final, type_check_only
+
+import numpy as np
+
+@type_check_only
+class _State(TypedDict):
+    seed: int
+    step: int
+
+@final
+class Stream:
+    state: _State
+    def __init__(self, seed: SupportsIndex | np.random.SeedSequence | None = None) -> None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    def spawn(self, n: SupportsIndex) -> list[Stream]: ...
