@@ -34,8 +34,6 @@ demo: $(VENV)/installed-examples
 
 test: $(VENV)/installed-test
 	$(RUN) -m pytest -m "not slow"
-	$(RUN) -m pytest --doctest-modules --doctest-glob='*.md' --ignore=setup.py \
-	  fastdrop_keras README.md docs tests/doctests.py
 
 test-slow: $(VENV)/installed-test
 	$(RUN) -m pytest -m slow

@@ -16,8 +16,16 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 ISAS = runpy.run_path(str(ROOT / "fastdrop" / "_isas.py"))["ISAS"]
 
-# No contraction: a fused multiply-add would round once where other instruction sets round twice.
-COMPILE_ARGS = ["-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+COMPILE_ARGS = [
+    "-O3",
+    "-std=c11",
+    # A fused multiply-add would round once where other instruction sets round twice.
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    # Cython's constants are ints, and are compared with sizes.
+    "-Wno-sign-compare",
+]
 INCLUDE_DIRS = ["fastdrop", "fastdrop/_kernels", "fastdrop/simd"]
 
 # The modules between the user's arrays and the kernels, built for the baseline.

@@ -440,7 +440,7 @@ def _restored(state):
         if not mask.drawn or mask.rate is None:
             raise ValueError("`state` must hold the bits of a mask, or a seed, a step and a rate")
         return mask
-    if not isinstance(bits, bytes) or len(bits) != mask.packed_size():
+    if not isinstance(bits, bytes) or <size_t>len(bits) != mask.packed_size():
         raise ValueError(f"`bits` must be {mask.packed_size()} bytes for the noise shape "
                          f"{mask.noise_shape}, got {shown(bits)}")
     if mask.size_ % 8 and bits[len(bits) - 1] >> (mask.size_ % 8):
@@ -520,7 +520,7 @@ def dropout_grad(dy, mask, *, out=None):
     >>> import numpy as np, fastdrop
     >>> y, mask = fastdrop.dropout(np.ones(6), 0.5, seed=1)
     >>> fastdrop.dropout_grad(np.arange(6.0), mask)
-    array([ 0.,  2.,  0.,  6.,  0.,  0.])
+    array([0., 2., 0., 6., 0., 0.])
     """
     return masked(mask, dy, out, "dy")
 
@@ -553,6 +553,6 @@ def dropout_grad_(dy, mask):
     >>> import numpy as np, fastdrop
     >>> dy = np.arange(6.0)
     >>> fastdrop.dropout_grad_(dy, fastdrop.draw_mask(6, 0.5, seed=1))
-    array([ 0.,  2.,  0.,  6.,  0.,  0.])
+    array([0., 2., 0., 6., 0., 0.])
     """
     return masked_(mask, dy, "dy")

@@ -1,5 +1,6 @@
 """Owns memory aligned for any instruction set (64 bytes), plain and from a pool of used blocks."""
 cimport cython
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint8_t
 
@@ -12,8 +13,9 @@ cdef extern from "stdlib.h" nogil:
     void free(void *block)
 
 cdef extern from "numpy/arrayobject.h":
-    object PyArray_NewFromDescr(object subtype, np.dtype descr, int nd, const np.npy_intp *dims,
-                                const np.npy_intp *strides, void *data, int flags, object obj)
+    object PyArray_NewFromDescr(PyTypeObject *subtype, np.dtype descr, int nd,
+                                const np.npy_intp *dims, const np.npy_intp *strides, void *data,
+                                int flags, PyObject *obj)
 
 cdef enum:
     ALIGNMENT = 64
@@ -96,7 +98,7 @@ cdef np.ndarray array_over(Buffer buffer, object dtype, int ndim, np.npy_intp *s
     cdef np.ndarray array
     cdef int flags = np.NPY_ARRAY_CARRAY if writeable else np.NPY_ARRAY_CARRAY_RO
     Py_INCREF(dtype)  # PyArray_NewFromDescr takes it over
-    array = PyArray_NewFromDescr(np.ndarray, <np.dtype>dtype, ndim, shape, NULL, buffer.data,
-                                 flags, None)
+    array = PyArray_NewFromDescr(<PyTypeObject *>np.ndarray, <np.dtype>dtype, ndim, shape, NULL,
+                                 buffer.data, flags, NULL)
     np.set_array_base(array, buffer)
     return array

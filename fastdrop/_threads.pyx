@@ -116,6 +116,13 @@ class num_threads:
         set_num_threads(self._before.pop())
 
 
+def allowed_cpus():
+    """How many CPUs the process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _initial_count():
     value = os.environ.get(VARIABLE)
     if value:
@@ -126,9 +133,7 @@ def _initial_count():
     value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if value.isascii() and value.isdigit() and 1 <= int(value) <= 2**31 - 1:
         return int(value)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return allowed_cpus()
 
 
 if pool_prepare() != 0:

@@ -1,0 +1,47 @@
+"""Runs the examples in the docstrings of the public names, in the README and in the docs."""
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+import fastdrop
+import fastdrop_keras
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    page.relative_to(ROOT)
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    if ">>>" in page.read_text()
+)
+
+
+def documented():
+    """Every public name and each method of the classes among them, with its docstring."""
+    for module in (fastdrop, fastdrop_keras):
+        yield module.__name__, module.__doc__
+        for name in module.__all__:
+            value = getattr(module, name)
+            yield f"{module.__name__}.{name}", value.__doc__
+            if isinstance(value, type) and module is fastdrop:
+                for attribute, member in vars(value).items():
+                    if not attribute.startswith("_") and callable(member):
+                        yield f"{module.__name__}.{name}.{attribute}", member.__doc__
+
+
+DOCSTRINGS = {
+    name: text for name, text in documented() if isinstance(text, str) and "__version__" not in name
+}
+
+
+@pytest.mark.parametrize("name", DOCSTRINGS)
+def test_docstring(name):
+    globals_ = {name: getattr(fastdrop_keras, name) for name in fastdrop_keras.__all__}
+    example = doctest.DocTestParser().get_doctest(DOCSTRINGS[name], globals_, name, None, 0)
+    assert example.examples, "a public docstring shows how it is used"
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_page(page):
+    assert doctest.testfile(str(ROOT / page), module_relative=False).failed == 0
