@@ -31,9 +31,10 @@ _reprs.maxstring = _reprs.maxother = _reprs.maxlong = 200
 
 cdef object shown(object value):
     """A value for an error message: whole if it is short."""
-    if isinstance(value, numpy.ndarray):
-        return f"an array of shape {value.shape} and dtype {value.dtype}"
-    return _reprs.repr(value)
+    if not isinstance(value, numpy.ndarray):
+        return _reprs.repr(value)
+    kind = f"an array of shape {value.shape} and dtype {value.dtype}"
+    return f"{kind}, {value!r}" if value.size <= 8 else kind
 
 
 # ---- Numbers ----
@@ -44,7 +45,10 @@ cdef double rate_of(object rate) except -1:
     if type(rate) is not float:
         if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
             raise TypeError(f"`rate` must be a number in [0, 1], got {shown(rate)}")
-    value = rate
+    try:
+        value = rate
+    except OverflowError:
+        value = float("inf")
     if not 0.0 <= value <= 1.0:  # NaN fails too
         raise ValueError(f"`rate` must be a number in [0, 1], got {shown(rate)}")
     return value

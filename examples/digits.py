@@ -1,0 +1,319 @@
+"""Trains the network of the tutorials on handwritten digits without dropout, with Keras's and with
+fastdrop's, and shows what came out: accuracies, step times and a picture of both."""
+
+import argparse
+import contextlib
+import io
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # this compares layers on the CPU
+
+import keras
+import numpy as np
+import tensorflow as tf
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import fastdrop
+import fastdrop_keras
+
+NONE, KERAS, FASTDROP = "no dropout", "keras.layers.Dropout", "fastdrop_keras.Dropout"
+VARIANTS = {NONE: None, KERAS: keras.layers.Dropout, FASTDROP: fastdrop_keras.Dropout}
+COLOURS = {NONE: "#555555", KERAS: "#0072B2", FASTDROP: "#D55E00"}  # apart for every eye
+
+RATE = 0.2
+UNITS = 512
+BATCH = 128
+TRAINING_IMAGES = 3 * BATCH  # few, so that the network overfits; whole batches, for the step times
+TURN = 10  # epochs that one variant trains before the next one's turn
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images as rows of 64 pixels in [0, 1], and what they show."""
+
+    train_images: np.ndarray
+    test_images: np.ndarray
+    train_labels: np.ndarray
+    test_labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one variant did, over all seeds."""
+
+    train_accuracy: np.ndarray  # (seeds, epochs), measured without dropout
+    test_accuracy: np.ndarray  # (seeds, epochs)
+    milliseconds: np.ndarray  # (seeds, epochs, steps)
+
+    def timed(self) -> np.ndarray:
+        """Return the step times that count: neither tracing nor waiting for an epoch's data."""
+        return self.milliseconds[:, 1:, 1:]
+
+    def turn_medians(self) -> np.ndarray:
+        """Return the median step time of each turn of each seed."""
+        turns = np.arange(TURN, self.milliseconds.shape[1], TURN) - 1  # the first epoch is cut off
+        return np.stack([np.median(t, axis=(1, 2)) for t in np.split(self.timed(), turns, 1)])
+
+
+class Recorder(keras.callbacks.Callback):
+    """Records the time of each training step, and the accuracies after each epoch."""
+
+    def __init__(self, digits: Digits, after_epoch: Callable[[], None]) -> None:
+        super().__init__()
+        self.digits = digits
+        self.after_epoch = after_epoch
+        self.train_accuracy: list[float] = []
+        self.test_accuracy: list[float] = []
+        self.milliseconds: list[list[float]] = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.milliseconds.append([])
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Keras has read the step's loss by now: the step is over and not merely on its way.
+        self.milliseconds[-1].append(1e3 * (time.perf_counter() - self.start))
+
+    def on_epoch_end(self, epoch, logs=None):
+        digits = self.digits
+        self.train_accuracy.append(self.accuracy(digits.train_images, digits.train_labels))
+        self.test_accuracy.append(self.accuracy(digits.test_images, digits.test_labels))
+        self.after_epoch()
+
+    def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
+        """Return the fraction of the images that the model recognizes, dropout being off."""
+        probabilities = self.model(images, training=False)
+        return float(np.mean(np.argmax(probabilities, axis=1) == labels))
+
+
+def load() -> Digits:
+    """Return scikit-learn's digits, a small part of them for training."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32)
+    return Digits(
+        *train_test_split(
+            images, labels, train_size=TRAINING_IMAGES, stratify=labels, random_state=0
+        )
+    )
+
+
+def build(dropout: type[keras.layers.Layer] | None) -> keras.Model:
+    """Return the network of the tutorials with this dropout layer, or with none."""
+    model = keras.Sequential([keras.Input((64,))])
+    for _ in range(2):
+        model.add(keras.layers.Dense(UNITS, activation="relu"))
+        if dropout is not None:
+            model.add(dropout(RATE))
+    model.add(keras.layers.Dense(10, activation="softmax"))
+    # Keras itself goes without XLA where there is only a CPU.
+    model.compile("rmsprop", loss="sparse_categorical_crossentropy", jit_compile=False)
+    return model
+
+
+def train(digits: Digits, seeds: int, epochs: int, progress: Progress) -> dict[str, Result]:
+    """Train all variants with the same seeds, in turns, so that a drifting machine hits all."""
+    task = progress.add_task("", total=seeds * len(VARIANTS) * epochs)
+    after_epoch = partial(progress.update, task, advance=1, refresh=True)
+    recorders: dict[str, list[Recorder]] = {name: [] for name in VARIANTS}
+    order = list(VARIANTS)
+    for seed in range(seeds):
+        keras.utils.clear_session()
+        models = {}
+        for name, dropout in VARIANTS.items():
+            keras.utils.set_random_seed(seed)
+            models[name] = build(dropout)
+            recorders[name].append(Recorder(digits, after_epoch))
+        for epoch in range(0, epochs, TURN):
+            for name in order:
+                progress.update(
+                    task, description=f"seed {seed + 1} of {seeds}: {name}", refresh=True
+                )
+                models[name].fit(
+                    digits.train_images,
+                    digits.train_labels,
+                    batch_size=BATCH,
+                    initial_epoch=epoch,
+                    epochs=min(epoch + TURN, epochs),
+                    callbacks=[recorders[name][-1]],
+                    verbose=0,
+                )
+            order.append(order.pop(0))
+    return {name: gather(of_seeds) for name, of_seeds in recorders.items()}
+
+
+def gather(recorders: Sequence[Recorder]) -> Result:
+    """Put the records of all seeds together."""
+    return Result(
+        np.array([recorder.train_accuracy for recorder in recorders]),
+        np.array([recorder.test_accuracy for recorder in recorders]),
+        np.array([recorder.milliseconds for recorder in recorders]),
+    )
+
+
+def added(results: dict[str, Result], name: str) -> np.ndarray:
+    """Return the milliseconds that a dropout added to a step, a figure for each turn."""
+    return (results[name].turn_medians() - results[NONE].turn_medians()).ravel()
+
+
+def table(results: dict[str, Result]) -> Table:
+    """Lay out the figures, and how they were measured."""
+    seeds, epochs, steps = results[NONE].milliseconds.shape
+    table = Table(
+        title=f"{epochs} epochs on {TRAINING_IMAGES} images, {seeds} seeds",
+        caption=(
+            f"Accuracy: after the last epoch, dropout off; mean ± sd of the seeds. Step: one batch "
+            f"of {BATCH}, from just before to just after Keras runs the graph for it "
+            f"(steps_per_execution=1); median of {seeds} x {epochs - 1} x {steps - 1} steps, "
+            f"without the first epoch, which traces, each epoch's first step, which waits for "
+            f"data, and all evaluation. Added: by two layers on {BATCH} x {UNITS} = "
+            f"{BATCH * UNITS:,} elements each, forward and backward; median (quartiles) of the "
+            f"differences from no dropout in {added(results, NONE).size} turns."
+        ),
+        caption_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for heading in ("test\naccuracy, %", "training", "step\nms", "added\nms"):
+        table.add_column(heading, justify="right")
+    for name, result in results.items():
+        test, training = 100 * result.test_accuracy[:, -1], 100 * result.train_accuracy[:, -1]
+        low, middle, high = np.percentile(added(results, name), [25, 50, 75])
+        table.add_row(
+            name,
+            f"{test.mean():.2f} ± {test.std(ddof=1):.2f}",
+            f"{training.mean():.2f}",
+            f"{np.median(result.timed()):.2f}",
+            "" if name == NONE else f"{middle:.2f} ({low:.2f}, {high:.2f})",
+        )
+    return table
+
+
+def verdict(results: dict[str, Result]) -> str:
+    """Say how the two dropouts compare."""
+    figures = [added(results, KERAS), added(results, FASTDROP)]
+    if figures[0].size < 10 or min(np.percentile(each, 25) for each in figures) <= 0:
+        return "Too few turns, or too noisy a machine, for a ratio of what the two added."
+    ratio = np.median(figures[0]) / np.median(figures[1])
+    return f"{KERAS} added {ratio:.2f} times as much to a step as {FASTDROP}."
+
+
+def draw(results: dict[str, Result]) -> Figure:
+    """Draw the learning curves and the step times."""
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure.suptitle(
+        f"Dropout {RATE} when training on {TRAINING_IMAGES} handwritten digits: "
+        "accuracy, and the time of a step"
+    )
+    curves, bars = figure.subplots(1, 2, width_ratios=(3, 2))
+    draw_curves(curves, results)
+    draw_steps(bars, results)
+    for axes in (curves, bars):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def draw_curves(axes: Axes, results: dict[str, Result]) -> None:
+    """Draw the accuracies over the epochs: solid on the test images, dashed on the training's."""
+    seeds, epochs = results[NONE].test_accuracy.shape
+    for name, result in results.items():
+        for accuracy, line, images in (
+            (result.train_accuracy, "--", "training"),
+            (result.test_accuracy, "-", "test"),
+        ):
+            epoch = np.arange(1, epochs + 1)
+            mean, sd = 100 * accuracy.mean(axis=0), 100 * accuracy.std(axis=0, ddof=1)
+            low, high = mean - sd, np.minimum(mean + sd, 100)
+            axes.plot(epoch, mean, line, color=COLOURS[name], label=f"{name}, {images}")
+            axes.fill_between(epoch, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+    axes.set_title(f"Learning curves: mean of {seeds} seeds, band ± 1 sd", fontsize="medium")
+    test = [100 * result.test_accuracy.mean(axis=0) for result in results.values()]
+    axes.set_ylim(np.percentile(test, 5) - 1, 100.5)  # the first epochs' climb says little
+    axes.set(xlabel="epoch", ylabel="accuracy, dropout off (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+
+
+def draw_steps(axes: Axes, results: dict[str, Result]) -> None:
+    """Draw a bar for each variant's step time, with what dropout added written on it."""
+    for name, result in results.items():
+        low, middle, high = np.percentile(result.timed(), [25, 50, 75])
+        place = name.replace(".Dropout", "\n.Dropout")
+        axes.bar(
+            place,
+            middle,
+            yerr=[[middle - low], [high - middle]],
+            color=COLOURS[name],
+            capsize=6,
+            width=0.7,
+        )
+        text = f"{middle:.2f} ms"
+        if name != NONE:
+            text += f"\nadded {np.median(added(results, name)):.2f}"
+        axes.text(place, middle / 2, text, color="white", ha="center", va="center")
+    axes.set_title("Training step: median, whiskers at the quartiles", fontsize="medium")
+    axes.set_ylabel(f"time of a step, batch of {BATCH} (ms)")
+    axes.grid(alpha=0.3, axis="y")
+
+
+def describe() -> str:
+    """Return what ran this, in short."""
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        fastdrop.show_config()
+    lines = [line.strip() for line in shown.getvalue().splitlines()]
+    return "; ".join([*lines, f"tensorflow: {tf.__version__}", f"keras: {keras.__version__}"])
+
+
+def at_least_two(text: str) -> int:
+    """Read a number from which a spread can be computed."""
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"must be at least 2, not {number}")
+    return number
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=at_least_two, default=5, help="default: %(default)s")
+    parser.add_argument("--epochs", type=at_least_two, default=80, help="default: %(default)s")
+    parser.add_argument(
+        "--output", type=Path, default=Path("results/digits.png"), help="default: %(default)s"
+    )
+    parser.add_argument("--quick", action="store_true", help="2 seeds, 3 epochs: only to try it")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.seeds, options.epochs = 2, 3
+
+    console = Console()
+    console.print(describe(), style="dim", highlight=False)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total} epochs"),
+        TimeRemainingColumn(),
+        console=console,
+        auto_refresh=False,  # a thread that redraws would be timed along with the steps
+    ) as progress:
+        results = train(load(), options.seeds, options.epochs, progress)
+    console.print(table(results))
+    console.print(verdict(results), highlight=False)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    draw(results).savefig(options.output, dpi=150)
+    console.print(f"Picture: {options.output}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Runs each example as a user would, only shorter."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name), "--quick", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_all_are_run_here():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"digits.py", "numpy_mlp.py"}
+
+
+def test_digits(tmp_path):
+    picture = tmp_path / "digits.png"
+    shown = run("digits.py", "--output", str(picture))
+    for name in ("no dropout", "keras.layers.Dropout", "fastdrop_keras.Dropout"):
+        assert name in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_numpy_mlp():
+    assert "Largest relative error" in run("numpy_mlp.py")
+
+
+@pytest.mark.parametrize("wrong", ["1", "none"])
+def test_digits_needs_seeds_for_a_spread(wrong):
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "digits.py"), "--seeds", wrong],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert "--seeds" in done.stderr
