@@ -2,10 +2,11 @@
 
 import platform
 
-import fastdrop
 import pytest
 import rich.console
 import rich.table
+
+import fastdrop
 
 
 class Report:

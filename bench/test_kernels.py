@@ -4,10 +4,11 @@ Each figure is a ratio of minima over rounds in turns: the minimum is the time t
 needs when nothing disturbs it, and both sides of a ratio come from the same seconds.
 """
 
-import fastdrop
 import numpy as np
 import pytest
 from interleave import interleaved
+
+import fastdrop
 
 RATE = 0.2
 SIZES = tuple(2**exponent for exponent in range(12, 25, 2))

@@ -1,0 +1,26 @@
+"""Dropout layers for Keras on TensorFlow, computed by fastdrop's kernels on the CPU.
+
+A layer of this package takes the place of Keras's layer of the same name:
+
+>>> from fastdrop_keras import Dropout  # instead of: from keras.layers import Dropout
+"""
+
+from fastdrop_keras import _requirements
+
+_requirements.check()
+
+from fastdrop import __version__  # noqa: E402 - the check explains what would fail from here on
+from fastdrop_keras.layers import (  # noqa: E402
+    Dropout,
+    SpatialDropout1D,
+    SpatialDropout2D,
+    SpatialDropout3D,
+)
+
+__all__ = [
+    "Dropout",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "SpatialDropout3D",
+    "__version__",
+]

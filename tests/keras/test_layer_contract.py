@@ -1,0 +1,299 @@
+"""The layers keep the contract of Keras's own: arguments, errors, configuration and masking."""
+
+import inspect
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src import testing
+
+import fastdrop_keras
+
+LAYERS = [
+    fastdrop_keras.Dropout,
+    fastdrop_keras.SpatialDropout1D,
+    fastdrop_keras.SpatialDropout2D,
+    fastdrop_keras.SpatialDropout3D,
+]
+each_layer = pytest.mark.parametrize("layer_class", LAYERS, ids=lambda cls: cls.__name__)
+
+
+# Keras's check trains a model of no weights, on a generator, and warns of both.
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights:UserWarning")
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+class TestKerasChecks(testing.TestCase):
+    """Keras's own checks of a layer: serialization, building, symbolic calls, a training step."""
+
+    def check(self, layer_class, init_kwargs, input_shape):
+        for training in (True, False):
+            self.run_layer_test(
+                layer_class,
+                init_kwargs=init_kwargs,
+                input_shape=input_shape,
+                call_kwargs={"training": training},
+                expected_output_shape=input_shape,
+                expected_num_trainable_weights=0,
+                expected_num_non_trainable_weights=0,
+                expected_num_non_trainable_variables=1,
+                expected_num_seed_generators=1,
+                expected_num_losses=0,
+                supports_masking=True,
+                assert_built_after_instantiation=True,
+            )
+
+    def test_dropout(self):
+        self.check(fastdrop_keras.Dropout, {"rate": 0.2}, (2, 3))
+
+    def test_dropout_with_every_argument(self):
+        kwargs = {"rate": 0.2, "noise_shape": [None, 1, 4], "seed": 3, "trainable": False}
+        self.check(fastdrop_keras.Dropout, kwargs, (2, 3, 4))
+
+    def test_rate_zero(self):
+        self.check(fastdrop_keras.Dropout, {"rate": 0}, (2, 3))
+
+    def test_spatial_1d(self):
+        self.check(fastdrop_keras.SpatialDropout1D, {"rate": 0.5}, (2, 3, 4))
+
+    def test_spatial_2d(self):
+        self.check(fastdrop_keras.SpatialDropout2D, {"rate": 0.5}, (2, 3, 4, 5))
+
+    def test_spatial_2d_channels_first(self):
+        kwargs = {"rate": 0.5, "data_format": "channels_first", "seed": 3}
+        self.check(fastdrop_keras.SpatialDropout2D, kwargs, (2, 3, 4, 5))
+
+    def test_spatial_3d(self):
+        self.check(fastdrop_keras.SpatialDropout3D, {"rate": 0.5}, (2, 3, 4, 4, 5))
+
+    def test_spatial_3d_channels_first(self):
+        kwargs = {"rate": 0.5, "data_format": "channels_first", "seed": 3}
+        self.check(fastdrop_keras.SpatialDropout3D, kwargs, (2, 3, 4, 4, 5))
+
+
+# Arguments.
+
+
+@each_layer
+def test_arguments_have_the_names_and_places_of_keras(layer_class):
+    keras_class = getattr(keras.layers, layer_class.__name__)
+    ours = inspect.signature(layer_class).parameters
+    theirs = inspect.signature(keras_class).parameters
+    assert list(ours)[: len(theirs) - ("kwargs" in theirs)] == [n for n in theirs if n != "kwargs"]
+    for name, parameter in theirs.items():
+        assert ours[name].default == parameter.default
+
+
+OUTSIDE = [-0.5, 1.5, -1e-9, 1 + 1e-9, float("nan"), float("inf"), 2]
+WRONG_TYPE = [True, False, None, "0.5", [0.5], (0.5,), np.array(0.5), np.array([0.5]), 0.5j]
+
+
+@each_layer
+@pytest.mark.parametrize("rate", OUTSIDE + WRONG_TYPE, ids=repr)
+def test_bad_rate(layer_class, rate):
+    error = ValueError if rate in OUTSIDE else TypeError
+    layer = layer_class(0.25)
+    for attempt in (lambda: layer_class(rate), lambda: setattr(layer, "rate", rate)):
+        with pytest.raises(
+            error,
+            match=r"Invalid value received for argument `rate`\. "
+            r"Expected a float value between 0 and 1\. Received: rate=" + re.escape(f"{rate!r}"),
+        ):
+            attempt()
+    assert layer.rate == 0.25
+
+
+@pytest.mark.parametrize("rate", [0, 1, 0.5, np.float32(0.5), np.float16(0.25), np.int64(1)])
+def test_good_rate(rate):
+    layer = fastdrop_keras.Dropout(rate)
+    assert layer.rate == rate
+    assert type(layer.rate) is float
+
+
+@each_layer
+@pytest.mark.parametrize("seed", [True, 1.5, "1", [1], -1, 2**63, 2**200], ids=repr)
+def test_bad_seed(layer_class, seed):
+    error = ValueError if type(seed) is int else TypeError
+    with pytest.raises(error, match=f"argument `seed`.*{re.escape(f'seed={seed!r}')}"):
+        layer_class(0.5, seed=seed)
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1, np.int32(7), np.uint64(7)])
+def test_good_seed(seed):
+    layer = fastdrop_keras.Dropout(0.5, seed=seed)
+    assert layer.seed == seed
+    assert type(layer.seed) is int
+    assert layer.seed_generator.state.numpy().tolist() == [seed, 0]
+
+
+@pytest.mark.parametrize(
+    ("noise_shape", "message"),
+    [
+        (5, "Expected a tuple or list of integers."),
+        ("12", "Expected a tuple or list of integers."),
+        ((2, 1.5), "Expected all elements to be integers or None."),
+        ((True, 2), "Expected all elements to be integers or None."),
+        ((2, "1"), "Expected all elements to be integers or None."),
+        ((2, 0), "Expected all dimensions to be positive integers or None."),
+        ((-1, 2), "Expected all dimensions to be positive integers or None."),
+    ],
+)
+def test_bad_noise_shape(noise_shape, message):
+    received = re.escape(f"Received: noise_shape={noise_shape!r}")
+    with pytest.raises(
+        ValueError, match=rf"argument `noise_shape`\. {re.escape(message)} {received}"
+    ):
+        fastdrop_keras.Dropout(0.5, noise_shape=noise_shape)
+
+
+@pytest.mark.parametrize(
+    "noise_shape", [(2, 1, None), [2, 1, None], (np.int64(2), 1, None), iter((2, 1, None))]
+)
+def test_noise_shape_is_kept_as_a_tuple(noise_shape):
+    assert fastdrop_keras.Dropout(0.5, noise_shape).noise_shape == (2, 1, None)
+
+
+@pytest.mark.parametrize(
+    "noise_shape", [(2,), (2, 4), (3, 3), (None,), (1, 2, 3), (None, None, None)]
+)
+def test_noise_shape_that_does_not_fit(noise_shape, run):
+    layer = fastdrop_keras.Dropout(0.5, noise_shape)
+    with pytest.raises(ValueError, match=r"`noise_shape`.*" + re.escape(f"{noise_shape}")):
+        run(lambda x: layer(x, training=True))(tf.ones((2, 3)))
+
+
+def test_noise_shape_that_only_the_run_can_refuse():
+    layer = fastdrop_keras.Dropout(0.5, (2, 1))
+    f = tf.function(
+        lambda x: layer(x, training=True), input_signature=[tf.TensorSpec((None, None))]
+    )
+    assert f(tf.ones((2, 5))).shape == (2, 5)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="noise_shape"):
+        f(tf.ones((3, 5)))
+
+
+@pytest.mark.parametrize("layer_class", LAYERS[2:], ids=lambda cls: cls.__name__)
+def test_data_format(layer_class):
+    assert layer_class(0.5).data_format == "channels_last"
+    keras.config.set_image_data_format("channels_first")
+    assert layer_class(0.5).data_format == "channels_first"
+    with pytest.raises(ValueError, match=r"`data_format`.*'channels_middle'"):
+        layer_class(0.5, data_format="channels_middle")
+
+
+@each_layer
+def test_unknown_argument(layer_class):
+    with pytest.raises(ValueError, match=r"Unrecognized keyword arguments.*drop_rate"):
+        layer_class(0.5, drop_rate=0.5)
+
+
+@each_layer
+def test_call_context_arguments_of_every_layer(layer_class):
+    layer = layer_class(0.5, name="d", dtype="mixed_bfloat16", trainable=False)
+    assert (layer.name, layer.dtype_policy.name, layer.trainable) == ("d", "mixed_bfloat16", False)
+
+
+# Inputs.
+
+
+@pytest.mark.parametrize("layer_class", LAYERS[1:], ids=lambda cls: cls.__name__)
+def test_rank_of_the_input(layer_class):
+    rank = layer_class(0.5).input_spec.ndim
+    with pytest.raises(ValueError, match=f"expected ndim={rank}, found ndim={rank + 1}"):
+        layer_class(0.5)(tf.ones((2,) * (rank + 1)))
+
+
+@pytest.mark.parametrize("dtype", [tf.int32, tf.bool, tf.complex64, tf.uint8], ids=lambda d: d.name)
+def test_dtypes_that_cannot_be_dropped(dtype, run):
+    layer = fastdrop_keras.Dropout(0.5)
+    x = tf.cast(tf.ones((2, 3)), dtype)
+    with pytest.raises(TypeError, match=f"float32 or float64.*dtype {dtype.name}"):
+        run(lambda x: layer(x, training=True))(x)
+    assert layer(x, training=False).dtype == dtype
+
+
+def test_ragged_and_sparse_inputs_are_refused():
+    layer = fastdrop_keras.Dropout(0.5)
+    for x in (tf.ragged.constant([[1.0, 2.0], [3.0]]), tf.sparse.from_dense([[1.0, 0.0]])):
+        with pytest.raises(TypeError, match=f"dense.*{type(x).__name__}"):
+            layer(x, training=True)
+
+
+# Configuration.
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: fastdrop_keras.Dropout(0.25, (None, 1), 7, name="a", dtype="mixed_float16"),
+        lambda: fastdrop_keras.SpatialDropout1D(0.25, 7, "a", "mixed_float16"),
+        lambda: fastdrop_keras.SpatialDropout2D(
+            0.25, "channels_first", 7, "a", "mixed_float16", trainable=False
+        ),
+        lambda: fastdrop_keras.SpatialDropout3D(0.25, "channels_first", 7, "a", "mixed_float16"),
+    ],
+)
+def test_config_makes_the_layer_again(layer):
+    layer = layer()
+    config = layer.get_config()
+    keras_class = getattr(keras.layers, type(layer).__name__)
+    assert set(keras_class(0.25).get_config()) <= set(config)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert type(again) is type(layer)
+    assert again.get_config() == config
+    assert again.dtype_policy.name == "mixed_float16"
+
+
+@each_layer
+def test_registered_name(layer_class):
+    assert keras.saving.get_registered_name(layer_class) == f"fastdrop>{layer_class.__name__}"
+
+
+def test_config_has_the_rate_of_now():
+    layer = fastdrop_keras.Dropout(0.25)
+    layer.rate = 0.5
+    assert layer.get_config()["rate"] == 0.5
+
+
+# What else Keras asks of a layer.
+
+
+@each_layer
+def test_attributes(layer_class):
+    layer = layer_class(0.5)
+    assert layer.built
+    assert layer.supports_masking
+    assert not layer.supports_jit
+    assert isinstance(layer.seed_generator, keras.random.SeedGenerator)
+    assert layer.weights == []
+    assert [v.name for v in layer.variables] == ["seed_generator_state"]
+    shape = (None, *range(2, 1 + (layer.input_spec.ndim if layer.input_spec else 3)))
+    assert layer.compute_output_shape(shape) == shape
+    assert layer(keras.Input(shape[1:])).shape == shape
+
+
+def test_a_subclass_can_build():
+    class Scaled(fastdrop_keras.Dropout):
+        def build(self, input_shape):
+            self.scale = self.add_weight(shape=input_shape[-1:], initializer="ones")
+
+        def call(self, inputs, training=False):
+            return super().call(inputs, training=training) * self.scale
+
+    layer = Scaled(0.5)
+    assert not layer.built
+    layer(tf.ones((2, 3)), training=True)
+    assert layer.built
+    assert [w.shape for w in layer.weights] == [(3,)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mask_of_an_embedding_passes_through(training):
+    tokens = tf.constant([[1, 2, 0], [3, 0, 0]])
+    embedded = keras.layers.Embedding(4, 5, mask_zero=True)(tokens)
+    y = fastdrop_keras.Dropout(0.5)(embedded, training=training)
+    np.testing.assert_array_equal(y._keras_mask, tokens != 0)
+    np.testing.assert_array_equal(
+        fastdrop_keras.Dropout(0.5).compute_mask(embedded, embedded._keras_mask), tokens != 0
+    )

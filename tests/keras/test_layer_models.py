@@ -1,0 +1,199 @@
+"""The layers inside models of every kind, through `fit`, `evaluate` and `predict`."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import fastdrop_keras
+from fastdrop_keras import Dropout
+
+
+def data(samples=64, features=6):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(samples, features)).astype(np.float32)
+    return x, (x[:, :1] - x[:, 1:2] > 0).astype(np.float32)
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(16, activation="relu"),
+            Dropout(0.2),
+            keras.layers.Dense(1, activation="sigmoid"),
+        ]
+    )
+
+
+def functional():
+    x = keras.Input((6,))
+    h = keras.layers.Dense(16, activation="relu")(x)
+    a, b = Dropout(0.2)(h), Dropout(0.1, noise_shape=(None, 1))(h)
+    return keras.Model(x, keras.layers.Dense(1, activation="sigmoid")(a + b))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden = keras.layers.Dense(16, activation="relu")
+        self.dropout = Dropout(0.2)
+        self.out = keras.layers.Dense(1, activation="sigmoid")
+
+    def call(self, x, training=False):
+        return self.out(self.dropout(self.hidden(x), training=training))
+
+
+def nested():
+    inner = keras.Sequential([keras.layers.Dense(16, activation="relu"), Dropout(0.2)])
+    x = keras.Input((6,))
+    return keras.Model(x, keras.layers.Dense(1, activation="sigmoid")(inner(x)))
+
+
+def time_distributed():
+    x = keras.Input((6,))
+    h = keras.layers.Reshape((3, 2))(x)
+    h = keras.layers.TimeDistributed(keras.layers.Dense(8, activation="relu"))(h)
+    h = keras.layers.TimeDistributed(Dropout(0.2))(h)
+    h = fastdrop_keras.SpatialDropout1D(0.1)(h)
+    h = keras.layers.Bidirectional(keras.layers.SimpleRNN(4))(h)
+    return keras.Model(x, keras.layers.Dense(1, activation="sigmoid")(h))
+
+
+def convolutional():
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Reshape((2, 3, 1)),
+            keras.layers.Conv2D(8, 2, padding="same", activation="relu"),
+            fastdrop_keras.SpatialDropout2D(0.2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1, activation="sigmoid"),
+        ]
+    )
+
+
+each_model = pytest.mark.parametrize(
+    "make", [sequential, functional, Subclassed, nested, time_distributed, convolutional]
+)
+
+
+@each_model
+def test_fit_evaluate_predict(make):
+    x, y = data()
+    model = make()
+    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    # The last batch of an epoch is a smaller one.
+    losses = model.fit(x, y, batch_size=24, epochs=3, verbose=0).history["loss"]
+    assert np.isfinite(losses).all()
+    first = model.evaluate(x, y, verbose=0)
+    assert first == model.evaluate(x, y, verbose=0)
+    np.testing.assert_allclose(model.predict(x, verbose=0), model(x), rtol=1e-5, atol=1e-6)
+    assert np.isfinite(model.train_on_batch(x, y)).all()
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_a_model_learns(run_eagerly):
+    x, y = data(256)
+    model = sequential()
+    model.compile(keras.optimizers.Adam(0.02), "binary_crossentropy", run_eagerly=run_eagerly)
+    before = model.evaluate(x, y, verbose=0)
+    model.fit(x, y, batch_size=32, epochs=3, verbose=0)
+    assert model.evaluate(x, y, verbose=0) < before / 2
+
+
+@each_model
+def test_set_random_seed_reproduces_a_fit(make):
+    x, y = data()
+
+    def weights():
+        keras.utils.set_random_seed(99)
+        model = make()
+        model.compile("adam", "binary_crossentropy")
+        model.fit(x, y, batch_size=16, epochs=2, verbose=0)
+        return model.get_weights()
+
+    for first, second in zip(weights(), weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_eager_and_graph_training_end_in_the_same_weights():
+    x, y = data()
+
+    def weights(run_eagerly):
+        keras.utils.set_random_seed(99)
+        model = sequential()
+        model.compile("sgd", "binary_crossentropy", run_eagerly=run_eagerly)
+        model.fit(x, y, batch_size=16, epochs=2, verbose=0)
+        return model.get_weights()
+
+    # The masks are the same bits; the sums around them may round differently.
+    for eager, graph in zip(weights(True), weights(False), strict=True):
+        np.testing.assert_allclose(eager, graph, rtol=1e-5, atol=1e-6)
+
+
+def test_jit_compile_falls_back():
+    x, y = data()
+    model = sequential()
+    with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
+        model.compile("sgd", "binary_crossentropy", jit_compile=True)
+    model.fit(x, y, verbose=0)
+    model.predict(x, verbose=0)
+
+
+def test_steps_per_execution():
+    x, y = data()
+    model = sequential()
+    model.compile("sgd", "binary_crossentropy", steps_per_execution=4)
+    model.fit(x, y, batch_size=8, verbose=0)
+    dropout = model.layers[1]
+    assert dropout.seed_generator.state.numpy()[1] == 8
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_fit_under_a_dtype_policy(policy):
+    keras.config.set_dtype_policy(policy)
+    x, y = data()
+    model = sequential()
+    model.compile("adam", "binary_crossentropy")
+    assert np.isfinite(model.fit(x, y, epochs=2, verbose=0).history["loss"]).all()
+    assert model.layers[1].compute_dtype == keras.config.dtype_policy().compute_dtype
+
+
+def test_a_layer_used_twice_draws_twice(expected, run):
+    layer = Dropout(0.5, seed=3)
+    x = tf.ones((5, 33))
+    first, second = run(lambda x: (layer(x, training=True), layer(x, training=True)))(x)
+    np.testing.assert_array_equal(first, expected.factors((5, 33), 0.5, 3, step=0))
+    np.testing.assert_array_equal(second, expected.factors((5, 33), 0.5, 3, step=1))
+
+
+def test_layers_of_one_model_draw_different_masks():
+    layers = [Dropout(0.5) for _ in range(4)]
+    masks = {layer(tf.ones((64,)), training=True).numpy().tobytes() for layer in layers}
+    assert len(masks) == 4
+
+
+def test_training_is_inherited_from_the_model(expected):
+    model = keras.Sequential([keras.Input((33,)), Dropout(0.5, seed=3)])
+    x = np.ones((5, 33), np.float32)
+    np.testing.assert_array_equal(model(x), x)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), x)
+    want = expected.factors((5, 33), 0.5, 3)
+    np.testing.assert_array_equal(model(x, training=True), want)
+
+
+def test_in_a_dataset_pipeline(expected):
+    layer = Dropout(0.5, seed=3)
+    batches = tf.data.Dataset.from_tensors(tf.ones((5, 33))).repeat(3)
+    for step, y in enumerate(batches.map(lambda x: layer(x, training=True))):
+        np.testing.assert_array_equal(y, expected.factors((5, 33), 0.5, 3, step))
+
+
+def test_clone_model_starts_the_stream_of_its_seed():
+    model = keras.Sequential([keras.Input((33,)), Dropout(0.5, seed=3)])
+    x = np.ones((5, 33), np.float32)
+    first = model(x, training=True)
+    clone = keras.models.clone_model(model)
+    assert isinstance(clone.layers[0], Dropout)
+    np.testing.assert_array_equal(clone(x, training=True), first)
