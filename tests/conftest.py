@@ -1,0 +1,64 @@
+"""Fixtures that more than one test file uses, and hypothesis's profiles."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import hypothesis
+import pytest
+
+import fastdrop
+
+# The tests' own modules, whatever way pytest imports the tests; last, to shadow nothing.
+sys.path.append(str(pathlib.Path(__file__).parent))
+
+hypothesis.settings.register_profile(
+    "local",
+    deadline=None,
+    # A test under `isa` keeps its instruction set for all of its examples, as it should.
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+# The same examples at every run, so that a red build is red again.
+hypothesis.settings.register_profile(
+    "ci", hypothesis.settings.get_profile("local"), derandomize=True, print_blob=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(params=fastdrop.available_isas())
+def isa(request):
+    """Run the test once with each instruction set that this machine has."""
+    with fastdrop._isa.using(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def stream_at():
+    """A Stream at a given place: ``stream_at(seed, step)``."""
+
+    def stream_at(seed, step=0):
+        stream = fastdrop.Stream(seed)
+        stream.state = {"seed": seed, "step": step}
+        return stream
+
+    return stream_at
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """A program run in a fresh interpreter: ``run_python(code, FASTDROP_ISA="portable")``."""
+
+    def run_python(code, **environment):
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTDROP_")}
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            env=clean | environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            # A child that hangs after a fork is a failure, not a build that never ends.
+            timeout=120,
+        )
+
+    return run_python

@@ -1,0 +1,247 @@
+"""The slow, plain reference: stream version 1, the bit packing and dropout, from docs/stream.md.
+
+It is written from the stream's specification and never from the library, so that the two can
+disagree. Everything here is said twice: once in plain Python integers, one element at a time,
+which is short enough to check by eye, and once in NumPy, for masks of millions of elements;
+``test_stream.py`` holds the second to the first.
+"""
+
+import math
+
+import numpy as np
+
+BLOCK = 4096
+LANES = 8
+FIELDS = 4
+ELEMENTS_PER_STEP = LANES * FIELDS
+STEPS = BLOCK // ELEMENTS_PER_STEP
+
+WORD = 2**64 - 1
+G = 0x9E3779B97F4A7C15
+M1 = 0xBF58476D1CE4E5B9
+M2 = 0x94D049BB133111EB
+
+
+# One element at a time, in Python integers.
+
+
+def mix64(z):
+    z &= WORD
+    z = ((z ^ (z >> 30)) * M1) & WORD
+    z = ((z ^ (z >> 27)) * M2) & WORD
+    return z ^ (z >> 31)
+
+
+def rotl(x, k):
+    return ((x << k) | (x >> (64 - k))) & WORD
+
+
+def key(seed, step):
+    """The five key words (k0..k4) of a seed in [0, 2**128) and a step in [0, 2**64)."""
+    lo, hi = seed & WORD, seed >> 64
+    h0 = mix64(lo + G)
+    h1 = mix64(hi + h0 + 2 * G)
+    k0 = mix64(step + h1 + 3 * G)
+    k1 = mix64(k0 + h0 + 4 * G)
+    if k1 == k0:
+        k1 ^= WORD
+    k2 = mix64(k1 + h1 + 5 * G)
+    k3 = mix64(k2 + h0 + 6 * G)
+    k4 = mix64(k3 + h1 + 7 * G)
+    return k0, k1, k2, k3, k4
+
+
+def threshold(rate):
+    """K: the probability of keeping, in units of 2**-48."""
+    return math.floor((1.0 - rate) * 2.0**48 + 0.5)
+
+
+def field(keys, index):
+    """The 16 random bits of one element, by stepping its lane from the start of its block."""
+    block, within = divmod(index, BLOCK)
+    number, within_step = divmod(within, ELEMENTS_PER_STEP)
+    lane, which = divmod(within_step, FIELDS)
+    s0, s1, s2, s3 = (mix64(k + (LANES * block + lane) * G) for k in keys[:4])
+    for _ in range(number + 1):
+        r = (rotl((s0 + s3) & WORD, 23) + s0) & WORD
+        t = (s1 << 17) & WORD
+        s2 ^= s0
+        s3 ^= s1
+        s1 ^= s2
+        s0 ^= s3
+        s2 ^= t
+        s3 = rotl(s3, 45)
+    return (r >> (16 * which)) & 0xFFFF
+
+
+def kept_bit(seed, step, rate, index):
+    """Whether element ``index`` of the flattened noise shape is kept."""
+    keys = key(seed, step)
+    high, low = divmod(threshold(rate), 2**32)
+    f = field(keys, index)
+    return f < high or (f == high and (mix64(keys[4] + index * G) >> 32) < low)
+
+
+# Millions of elements, in NumPy.
+
+
+def mix64_array(z):
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(M1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(M2)
+    return z ^ (z >> np.uint64(31))
+
+
+def rotl_array(x, k):
+    return (x << np.uint64(k)) | (x >> np.uint64(64 - k))
+
+
+def weyl(key_word, counters):
+    """``key_word + counters * G`` on uint64 arrays, which wrap as the specification asks."""
+    return np.uint64(key_word) + counters * np.uint64(G)
+
+
+def block_fields(keys, first_block, blocks):
+    """The 16 random bits of every element of ``blocks`` blocks, in order, as uint16."""
+    first_lane = (first_block * LANES) & WORD
+    lanes = np.uint64(first_lane) + np.arange(blocks * LANES, dtype=np.uint64)
+    s0, s1, s2, s3 = (mix64_array(weyl(k, lanes)).reshape(blocks, LANES) for k in keys[:4])
+    out = np.empty((blocks, STEPS, LANES), dtype="<u8")
+    for number in range(STEPS):
+        out[:, number] = rotl_array(s0 + s3, 23) + s0
+        t = s1 << np.uint64(17)
+        s2 ^= s0
+        s3 ^= s1
+        s1 ^= s2
+        s0 ^= s3
+        s2 ^= t
+        s3 = rotl_array(s3, 45)
+    return out.reshape(-1).view("<u2")
+
+
+def kept_by_threshold(fields, keys, rate, first):
+    """Compare fields with the threshold; ``first`` is the index of the first field's element."""
+    high, low = divmod(threshold(rate), 2**32)
+    kept = fields < np.uint32(high)
+    ties = np.flatnonzero(fields == np.uint32(high))
+    if ties.size:
+        elements = np.uint64(first & WORD) + ties.astype(np.uint64)
+        kept[ties] = (mix64_array(weyl(keys[4], elements)) >> np.uint64(32)) < np.uint64(low)
+    return kept
+
+
+def keep_mask(seed, step, rate, size, offset=0):
+    """A bool array: whether each of the elements ``offset .. offset + size - 1`` is kept."""
+    keys = key(seed, step)
+    kept = np.empty(size, dtype=bool)
+    at_once = 512
+    end = offset + size
+    for first_block in range(offset // BLOCK, -(-end // BLOCK), at_once):
+        first = first_block * BLOCK
+        blocks = min(at_once, -(-(end - first) // BLOCK))
+        piece = kept_by_threshold(block_fields(keys, first_block, blocks), keys, rate, first)
+        start, stop = max(first, offset), min(first + blocks * BLOCK, end)
+        kept[start - offset : stop - offset] = piece[start - first : stop - first]
+    return kept
+
+
+# The mask's bits.
+
+
+def pack_bits_plain(kept):
+    """Element i is bit i % 8 of byte i // 8; a list of bools to bytes."""
+    packed = bytearray(-(-len(kept) // 8))
+    for i, bit in enumerate(kept):
+        packed[i // 8] |= bool(bit) << (i % 8)
+    return bytes(packed)
+
+
+def pack_bits(kept):
+    """The same for a bool array of any shape, in C order, as a uint8 array."""
+    return np.packbits(np.ravel(kept, order="C"), bitorder="little")
+
+
+# Dropout itself.
+
+
+def default_scale(rate):
+    """Inverted dropout's 1 / (1 - rate); 0.0 at rate 1, where nothing is left to scale."""
+    return 0.0 if rate == 1 else 1.0 / (1.0 - rate)
+
+
+def resolve_noise_shape(shape, noise_shape):
+    """The noise shape with every None replaced by the array's own size."""
+    if noise_shape is None:
+        return tuple(shape)
+    return tuple(
+        size if entry is None else entry for size, entry in zip(shape, noise_shape, strict=True)
+    )
+
+
+def round_to_bfloat16(x32, bfloat16):
+    """Round float32 to bfloat16, nearest even, on the bits: no library's cast is trusted."""
+    bits = x32.view(np.uint32)
+    nan = np.isnan(x32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    high = np.where(nan, np.uint32(0x7FC0), rounded >> np.uint32(16))
+    return high.astype(np.uint16).view(bfloat16)
+
+
+def scaled(x, scale):
+    """``x * scale`` as the contract rounds it, in x's dtype."""
+    x = np.array(x, order="C", ndmin=1)
+    with np.errstate(all="ignore"):
+        if x.dtype.name == "bfloat16":
+            x32 = (x.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+            return round_to_bfloat16(x32 * np.float32(scale), x.dtype)
+        if x.dtype == np.float16:
+            return (x.astype(np.float32) * np.float32(scale)).astype(np.float16)
+        return x * x.dtype.type(scale)
+
+
+def dropout(x, kept, scale):
+    """Dropout of ``x`` by ``kept``, a bool array in the noise shape."""
+    product = scaled(x, scale).reshape(x.shape)
+    everywhere = np.broadcast_to(kept, x.shape)
+    # Zero first and then fill: a dropped NaN or -0.0 has no way into the result.
+    y = np.zeros(x.shape, dtype=x.dtype)
+    y[everywhere] = product[everywhere]
+    return y
+
+
+# Comparing results.
+
+
+def bit_patterns(x):
+    """The array's elements as unsigned integers of their own width, in C order."""
+    flat = np.array(x, order="C", ndmin=1).reshape(-1)
+    return flat.view(np.dtype(f"u{x.dtype.itemsize}"))
+
+
+def is_nan(x):
+    """NaN by the definition, on the bits: no signalling NaN is touched, no warning raised."""
+    exponent_and_fraction = {
+        "float16": (0x7C00, 0x03FF),
+        "bfloat16": (0x7F80, 0x007F),
+        "float32": (0x7F800000, 0x007FFFFF),
+        "float64": (0x7FF0000000000000, 0x000FFFFFFFFFFFFF),
+    }[x.dtype.name]
+    bits = bit_patterns(x)
+    exponent, fraction = (bits.dtype.type(part) for part in exponent_and_fraction)
+    return ((bits & exponent) == exponent) & ((bits & fraction) != 0)
+
+
+def assert_same_bits(actual, expected, *, nan_payloads=False):
+    """Equal dtype, shape and bits, signed zeros included; any NaN equals any NaN unless asked."""
+    assert isinstance(actual, np.ndarray), type(actual)
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    same = bit_patterns(actual) == bit_patterns(expected)
+    if not nan_payloads:
+        same |= is_nan(actual) & is_nan(expected)
+    if not same.all():
+        wrong = np.flatnonzero(~same)
+        i = wrong[0]
+        raise AssertionError(
+            f"{wrong.size} of {same.size} elements differ, first at flat index {i}: "
+            f"{bit_patterns(actual)[i]:#x} is not {bit_patterns(expected)[i]:#x}"
+        )
