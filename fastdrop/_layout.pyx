@@ -36,7 +36,7 @@ cdef enum:
     PIECE_BYTES = 2048             # and their bits
     GATHERED = 2048                 # elements gathered at a time, to stay in the first cache
     GATHERED_BYTES = 256            # and their bits
-    PARALLEL_SIZE = 1 << 17         # from here on, threads gain more than waking them costs
+    PARALLEL_SIZE = 1 << 18         # from here on, threads gain more than waking them costs
     LONG_ROW = 2048                 # bits from which a repeated row is cheaper applied as it lies
     LONG_SPREAD = 1024              # elements from which a bit is cheaper applied as one run
 
