@@ -9,7 +9,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from fastdrop._kernels.table cimport (
-    ALL_KEPT, BLOCK, BLOCK_BYTES, GOLDEN,
+    ALL_KEPT, BLOCK, BLOCK_BYTES, GOLDEN, LANE_MULTIPLES,
     KIND_BF16, KIND_F16, KIND_F32, KIND_F64, KIND_W16, KIND_W32, KIND_W64,
     MIX_FIRST, MIX_SECOND, TABLE_CAPSULE, kernel_table, mix64, stream_key,
 )
@@ -46,13 +46,8 @@ cdef inline u64x8 mix64x8(u64x8 z) noexcept nogil:
 
 
 cdef inline Lanes lanes_of_block(const stream_key *key, uint64_t block) noexcept nogil:
-    cdef uint64_t multiples[8]
-    cdef uint64_t lane
-    cdef u64x8 counter
+    cdef u64x8 counter = u64x8_add(u64x8_load(LANE_MULTIPLES), u64x8_splat(8 * block * GOLDEN))
     cdef Lanes lanes
-    for lane in range(8):
-        multiples[lane] = (8 * block + lane) * GOLDEN
-    counter = u64x8_load(multiples)
     lanes.s0 = mix64x8(u64x8_add(u64x8_splat(key.k[0]), counter))
     lanes.s1 = mix64x8(u64x8_add(u64x8_splat(key.k[1]), counter))
     lanes.s2 = mix64x8(u64x8_add(u64x8_splat(key.k[2]), counter))
@@ -174,11 +169,53 @@ cdef void draw_block(const stream_key *key, uint64_t block, uint64_t skip, uint6
         i += STEP
 
 
+cdef inline void draw_pair(const stream_key *key, uint64_t block, uint8_t *bits, element *to,
+                           const element *from_, const uint8_t *from_bits, double scale,
+                           bint applying) noexcept nogil:
+    """The decisions of two whole blocks, and in the same loop the use of other ones.
+
+    Two chains of steps keep more of the CPU busy than one. The bits that are applied were drawn
+    before, so nothing waits for anything, and memory is walked from front to back.
+    """
+    cdef uint64_t first = block * BLOCK
+    cdef uint16_t high = <uint16_t>(key.threshold >> 32)
+    cdef bint ties = <uint32_t>key.threshold != 0
+    cdef Lanes lanes = lanes_of_block(key, block)
+    cdef Lanes more_lanes = lanes_of_block(key, block + 1)
+    cdef u64x8 words, more_words
+    cdef keep32 keep, more_keep
+    cdef uint64_t i = 0
+    while i < BLOCK:
+        words = next_words(&lanes)
+        more_words = next_words(&more_lanes)
+        keep = keep32_less(words, high)
+        more_keep = keep32_less(more_words, high)
+        if ties and any_equal(words, more_words, high):
+            keep = settle_ties(key, words, keep, first + i)
+            more_keep = settle_ties(key, more_words, more_keep, first + BLOCK + i)
+        keep32_store(bits + i // 8, keep)
+        keep32_store(bits + BLOCK_BYTES + i // 8, more_keep)
+        if applying:
+            keep_scale(to, from_, keep32_load(from_bits), scale)
+            keep_scale(to + STEP, from_ + STEP, keep32_load(from_bits + 4), scale)
+            to += PAIR
+            from_ += PAIR
+            from_bits += 8
+        i += STEP
+
+
 cdef void draw_aligned(const stream_key *key, uint64_t first, uint64_t size,
                        uint8_t *bits) noexcept nogil:
     """As draw, where first is a multiple of 32."""
     cdef uint64_t skip = first % BLOCK
     cdef uint64_t count
+    if BLOCKS_IN_FLIGHT == 2 and skip == 0:
+        while size >= 2 * BLOCK:
+            draw_pair(key, first // BLOCK, bits, <uint16_t *>NULL, <const uint16_t *>NULL, NULL,
+                      1.0, False)
+            bits += 2 * BLOCK_BYTES
+            first += 2 * BLOCK
+            size -= 2 * BLOCK
     while size:
         count = min(size, BLOCK - skip)
         draw_block(key, first // BLOCK, skip, count, bits)
@@ -325,7 +362,9 @@ cdef void draw_apply_block(const stream_key *key, uint64_t block, uint64_t size,
 
 cdef void draw_apply_as(const stream_key *key, uint64_t first, uint64_t size, element *to,
                         const element *from_, uint8_t *bits, double scale) noexcept nogil:
-    cdef uint8_t unwanted[BLOCK_BYTES]
+    cdef uint8_t unwanted[4 * BLOCK_BYTES]
+    cdef uint8_t *drawn
+    cdef uint8_t *other
     cdef bint wanted = bits != NULL
     cdef uint64_t count
     if key.threshold >= ALL_KEPT or key.threshold == 0:
@@ -335,6 +374,27 @@ cdef void draw_apply_as(const stream_key *key, uint64_t first, uint64_t size, el
         return
     if not wanted:
         bits = unwanted
+    if BLOCKS_IN_FLIGHT == 2 and size >= 4 * BLOCK:
+        drawn, other = bits, bits + 2 * BLOCK_BYTES
+        draw_aligned(key, first, 2 * BLOCK, drawn)
+        while size >= 4 * BLOCK:
+            draw_pair(key, first // BLOCK + 2, other, to, from_, drawn, scale, True)
+            to += 2 * BLOCK
+            from_ += 2 * BLOCK
+            first += 2 * BLOCK
+            size -= 2 * BLOCK
+            if wanted:
+                bits = drawn = other
+                other += 2 * BLOCK_BYTES
+            else:
+                drawn, other = other, drawn
+        apply_as(to, from_, 2 * BLOCK, drawn, scale)
+        to += 2 * BLOCK
+        from_ += 2 * BLOCK
+        first += 2 * BLOCK
+        size -= 2 * BLOCK
+        if wanted:
+            bits += 2 * BLOCK_BYTES
     while size:
         count = min(size, BLOCK)
         draw_apply_block(key, first // BLOCK, count, to, from_, bits, scale)

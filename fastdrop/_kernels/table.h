@@ -51,6 +51,11 @@ typedef struct {
 #define MIX_FIRST UINT64_C(0xBF58476D1CE4E5B9)
 #define MIX_SECOND UINT64_C(0x94D049BB133111EB)
 
+/* What tells the lanes of a block from each other. */
+static const uint64_t LANE_MULTIPLES[8] = {
+    0, GOLDEN, 2 * GOLDEN, 3 * GOLDEN, 4 * GOLDEN, 5 * GOLDEN, 6 * GOLDEN, 7 * GOLDEN,
+};
+
 /* The capsule in which a kernel module holds its table, as its attribute `table`. */
 #define TABLE_CAPSULE "fastdrop.kernel_table"
 

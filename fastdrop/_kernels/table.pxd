@@ -19,6 +19,7 @@ cdef extern from "table.h" nogil:
 
     const uint64_t ALL_KEPT
     const uint64_t GOLDEN
+    const uint64_t *LANE_MULTIPLES
     const uint64_t MIX_FIRST
     const uint64_t MIX_SECOND
     const char *TABLE_CAPSULE

@@ -4,6 +4,10 @@
 cdef extern from *:
     const char *ISA_NAME
 
+    # How many blocks to draw at once, 1 or 2: two where both states fit the registers.
+    enum:
+        BLOCKS_IN_FLIGHT
+
     # Elements that C has no name for.
     ctypedef struct f16:
         pass

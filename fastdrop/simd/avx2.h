@@ -12,6 +12,7 @@
 #include "x86_float.h"
 
 #define ISA_NAME "avx2"
+#define BLOCKS_IN_FLIGHT 1
 
 /* ---- eight 64-bit lanes ---- */
 typedef struct { __m256i a, b; } u64x8;
@@ -20,7 +21,7 @@ static inline u64x8 u64x8_load(const uint64_t *from) {
     return (u64x8){_mm256_loadu_si256((const __m256i *)from),
                    _mm256_loadu_si256((const __m256i *)(from + 4))};
 }
-static inline void u64x8_store(void *to, u64x8 x) {
+static inline void u64x8_store(uint64_t *to, u64x8 x) {
     _mm256_storeu_si256((__m256i *)to, x.a);
     _mm256_storeu_si256((__m256i *)to + 1, x.b);
 }

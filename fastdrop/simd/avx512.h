@@ -15,12 +15,13 @@
 #include "x86_float.h"
 
 #define ISA_NAME "avx512"
+#define BLOCKS_IN_FLIGHT 2
 
 /* ---- eight 64-bit lanes ---- */
 typedef __m512i u64x8;
 
 static inline u64x8 u64x8_load(const uint64_t *from) { return _mm512_loadu_si512(from); }
-static inline void u64x8_store(void *to, u64x8 a) { _mm512_storeu_si512(to, a); }
+static inline void u64x8_store(uint64_t *to, u64x8 a) { _mm512_storeu_si512(to, a); }
 static inline u64x8 u64x8_splat(uint64_t a) { return _mm512_set1_epi64((long long)a); }
 static inline u64x8 u64x8_add(u64x8 a, u64x8 b) { return _mm512_add_epi64(a, b); }
 static inline u64x8 u64x8_mul(u64x8 a, u64x8 b) { return _mm512_mullo_epi64(a, b); }

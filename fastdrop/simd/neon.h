@@ -13,6 +13,7 @@
 #include "arm_float.h"
 
 #define ISA_NAME "neon"
+#define BLOCKS_IN_FLIGHT 1
 
 /* ---- eight 64-bit lanes ---- */
 typedef struct { uint64x2_t pair[4]; } u64x8;
@@ -24,9 +25,9 @@ typedef struct { uint64x2_t pair[4]; } u64x8;
     return result
 
 static inline u64x8 u64x8_load(const uint64_t *from) { EACH_PAIR(vld1q_u64(from + 2 * i)); }
-static inline void u64x8_store(void *to, u64x8 x) {
+static inline void u64x8_store(uint64_t *to, u64x8 x) {
     for (int i = 0; i < 4; i++)
-        vst1q_u8((uint8_t *)to + 16 * i, vreinterpretq_u8_u64(x.pair[i]));
+        vst1q_u64(to + 2 * i, x.pair[i]);
 }
 static inline u64x8 u64x8_splat(uint64_t x) { EACH_PAIR(vdupq_n_u64(x)); }
 static inline u64x8 u64x8_add(u64x8 x, u64x8 y) { EACH_PAIR(vaddq_u64(x.pair[i], y.pair[i])); }
