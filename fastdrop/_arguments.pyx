@@ -22,6 +22,9 @@ cdef extern from "numpy/arrayobject.h":
 # be yes.
 cdef object OVERLAP_EFFORT = 100_000
 
+cdef enum:
+    MAX_DIMS = 64                   # NumPy's own limit, 32 before NumPy 2
+
 # ml_dtypes registers bfloat16 at run time, so its number is known only once that is imported.
 cdef int bfloat16_number = -1
 
@@ -81,23 +84,32 @@ cdef object size_of(tuple shape):
 
 
 cdef bint is_integer(object value):
-    return hasattr(value, "__index__") and not isinstance(value, (bool, numpy.bool_, numpy.ndarray))
+    return type(value) is int or (
+        hasattr(value, "__index__") and not isinstance(value, (bool, numpy.bool_, numpy.ndarray)))
 
 
 cdef tuple shape_of(object shape):
     """A shape given as an int or a sequence of ints."""
+    cdef object product = 1
+    cdef list sizes = []
     entries = (shape,) if is_integer(shape) else shape
-    if not isinstance(entries, (tuple, list)) or not all(is_integer(n) for n in entries):
+    if not isinstance(entries, (tuple, list)):
         raise TypeError(f"`shape` must be an int or a tuple of ints, got {shown(shape)}")
-    entries = tuple(n.__index__() for n in entries)
-    # Counted as NumPy does, without the zeros: even an empty array's strides must fit.
-    if any(n < 0 for n in entries) or size_of(tuple(n for n in entries if n)) > sys.maxsize:
-        raise ValueError(
-            f"`shape` must hold sizes of at least 0 with a product below 2**63, got {shown(shape)}"
-        )
-    if len(entries) > 32:
-        raise ValueError(f"`shape` must have at most 32 dimensions, got {len(entries)}")
-    return entries
+    for entry in entries:
+        if not is_integer(entry):
+            raise TypeError(f"`shape` must be an int or a tuple of ints, got {shown(shape)}")
+        size = entry.__index__()
+        # Counted as NumPy does, without the zeros: even an empty array's strides must fit.
+        product *= size or 1
+        if size < 0 or product > sys.maxsize:
+            raise ValueError(
+                "`shape` must hold sizes of at least 0 with a product below 2**63, got "
+                f"{shown(shape)}"
+            )
+        sizes.append(size)
+    if len(sizes) > MAX_DIMS:
+        raise ValueError(f"`shape` must have at most {MAX_DIMS} dimensions, got {len(sizes)}")
+    return tuple(sizes)
 
 
 cdef tuple noise_shape_of(object noise_shape, tuple shape):
