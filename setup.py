@@ -21,6 +21,8 @@ COMPILE_ARGS = [
     "-std=c11",
     # A fused multiply-add would round once where other instruction sets round twice.
     "-ffp-contract=off",
+    # After the flags of the environment: NaN and infinity are to be seen.
+    "-fno-fast-math",
     "-fno-math-errno",
     "-fvisibility=hidden",
     # Cython's constants are ints, and are compared with sizes.

@@ -1,9 +1,16 @@
-"""Owns the checks: what a user passes is looked at here, once, before anything changes."""
+"""Owns the checks: what a user passes is looked at here, once, before anything changes.
+
+What may run a user's code (conversions to numbers) comes before what looks at arrays, so that no
+array can change between its check and its use.
+"""
 import numbers
+import operator
 import reprlib
 import sys
 
-from libc.math cimport isfinite
+from cpython.object cimport PyTypeObject
+from libc.math cimport floor, isfinite
+from libc.stdint cimport uint64_t
 
 cimport numpy as np
 
@@ -17,6 +24,13 @@ cdef extern from "numpy/arrayobject.h":
     bint PyArray_ISALIGNED(np.ndarray array)
     bint PyArray_ISWRITEABLE(np.ndarray array)
     bint PyArray_ISNOTSWAPPED(np.ndarray array)
+    object PyArray_View(np.ndarray array, void *dtype, PyTypeObject *type)
+
+cdef extern from "simd/float_state.h" nogil:
+    ctypedef struct float_state:
+        pass
+    float_state float_state_enter()
+    void float_state_leave(float_state saved)
 
 # How much work the exact search for overlapping memory may be; beyond it, the answer is taken to
 # be yes.
@@ -35,7 +49,10 @@ _reprs.maxstring = _reprs.maxother = _reprs.maxlong = 200
 cdef object shown(object value):
     """A value for an error message: whole if it is short."""
     if not isinstance(value, numpy.ndarray):
-        return _reprs.repr(value)
+        try:
+            return _reprs.repr(value)
+        except ValueError:  # Python prints no int of more than some thousand digits
+            return f"an int of {value.bit_length()} bits" if isinstance(value, int) else "too much"
     kind = f"an array of shape {value.shape} and dtype {value.dtype}"
     return f"{kind}, {value!r}" if value.size <= 8 else kind
 
@@ -57,11 +74,43 @@ cdef double rate_of(object rate) except -1:
     return value
 
 
+cdef double default_scale(double rate) noexcept nogil:
+    """The factor that keeps the expectation; zero where nothing is kept."""
+    cdef float_state saved = float_state_enter()
+    cdef double scale = 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
+    float_state_leave(saved)
+    return scale
+
+
+cdef uint64_t threshold_of(double rate) noexcept nogil:
+    """How many of 2^48 values keep an element."""
+    cdef float_state saved = float_state_enter()
+    cdef double threshold = floor((1.0 - rate) * 281474976710656.0 + 0.5)
+    float_state_leave(saved)
+    return <uint64_t>threshold
+
+
+cdef object integer_of(object value, str name, object low, object high, str bounds):
+    """An int in [low, high]; bools and arrays are no integers here."""
+    if type(value) is not int:
+        if isinstance(value, (bool, numpy.bool_, numpy.ndarray)):
+            raise TypeError(f"`{name}` must be an int {bounds}, got {shown(value)}")
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise TypeError(f"`{name}` must be an int {bounds}, got {shown(value)}") from None
+    else:
+        number = value
+    if not low <= number <= high:
+        raise ValueError(f"`{name}` must be an int {bounds}, got {shown(value)}")
+    return number
+
+
 cdef double scale_of(object scale, double rate) except? -1:
-    """What kept elements are multiplied by; where none are kept the default is zero."""
+    """What kept elements are multiplied by."""
     cdef double value
     if scale is None:
-        return 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
+        return default_scale(rate)
     if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
         raise TypeError(f"`scale` must be None or a finite number, got {shown(scale)}")
     try:
@@ -85,7 +134,8 @@ cdef object size_of(tuple shape):
 
 cdef bint is_integer(object value):
     return type(value) is int or (
-        hasattr(value, "__index__") and not isinstance(value, (bool, numpy.bool_, numpy.ndarray)))
+        hasattr(type(value), "__index__")
+        and not isinstance(value, (bool, numpy.bool_, numpy.ndarray)))
 
 
 cdef tuple shape_of(object shape):
@@ -98,7 +148,7 @@ cdef tuple shape_of(object shape):
     for entry in entries:
         if not is_integer(entry):
             raise TypeError(f"`shape` must be an int or a tuple of ints, got {shown(shape)}")
-        size = entry.__index__()
+        size = operator.index(entry)
         # Counted as NumPy does, without the zeros: even an empty array's strides must fit.
         product *= size or 1
         if size < 0 or product > sys.maxsize:
@@ -112,29 +162,39 @@ cdef tuple shape_of(object shape):
     return tuple(sizes)
 
 
-cdef tuple noise_shape_of(object noise_shape, tuple shape):
-    """The mask's shape for an array of that shape."""
+cdef tuple noise_entries_of(object noise_shape):
+    """The argument as a tuple of plain ints and None, or None."""
+    cdef list entries = []
     if noise_shape is None:
-        return shape
-    if not isinstance(noise_shape, (tuple, list)) or not all(
-        n is None or is_integer(n) for n in noise_shape
-    ):
+        return None
+    if not isinstance(noise_shape, (tuple, list)):
         raise TypeError(
-            "`noise_shape` must be None or a tuple of ints and None, one for each dimension of "
-            f"shape {shape}, got {shown(noise_shape)}"
-        )
-    resolved = ()
-    if len(noise_shape) == len(shape):
-        resolved = tuple(n if entry is None else entry.__index__()
-                         for entry, n in zip(noise_shape, shape))
-    if len(noise_shape) != len(shape) or any(
-        entry != 1 and entry != n for entry, n in zip(resolved, shape)
-    ):
+            f"`noise_shape` must be None or a tuple of ints and None, got {shown(noise_shape)}")
+    for entry in noise_shape:
+        if entry is not None and not is_integer(entry):
+            raise TypeError(
+                f"`noise_shape` must be None or a tuple of ints and None, got {shown(noise_shape)}")
+        entries.append(None if entry is None else operator.index(entry))
+    return tuple(entries)
+
+
+cdef tuple noise_shape_of(tuple entries, tuple shape):
+    """The mask's shape for an array of that shape."""
+    cdef list resolved = []
+    if entries is None:
+        return shape
+    if len(entries) == len(shape):
+        for entry, size in zip(entries, shape):
+            if entry is None or entry == size:
+                resolved.append(size)
+            elif entry == 1:
+                resolved.append(1)
+    if len(entries) != len(shape) or len(resolved) != len(shape):
         raise ValueError(
             "`noise_shape` must have an entry for each dimension, each 1, None or the size there, "
-            f"for shape {shape}, got {shown(noise_shape)}"
+            f"for shape {shape}, got {shown(entries)}"
         )
-    return resolved
+    return tuple(resolved)
 
 
 # ---- Arrays ----
@@ -150,9 +210,12 @@ cdef int kind_of(np.ndarray array, str name) except -1:
             return KIND_F64
         if number == np.NPY_FLOAT16:
             return KIND_F16
-        if bfloat16_number == -1 and "ml_dtypes" in sys.modules:
-            bfloat16_number = numpy.dtype(sys.modules["ml_dtypes"].bfloat16).num
-        if number == bfloat16_number:
+        if bfloat16_number < 0:
+            bfloat16 = getattr(sys.modules.get("ml_dtypes"), "bfloat16", None)
+            if bfloat16 is not None:
+                bfloat16_number = numpy.dtype(bfloat16).num
+        # Dtypes made with NumPy's newer interface all have the number -1.
+        if number == bfloat16_number and number >= 0:
             return KIND_BF16
     order = "" if array.dtype.isnative else " of the other byte order"
     raise TypeError(
@@ -169,27 +232,35 @@ cdef ndarray_only(object x, str name):
         )
 
 
+cdef np.ndarray plain(np.ndarray array):
+    """The array without its subclass, which may say anything of its shape."""
+    if type(array) is numpy.ndarray:
+        return array
+    return PyArray_View(array, NULL, <PyTypeObject *>np.ndarray)
+
+
 cdef np.ndarray input_of(object x, str name):
     """An array to read: anything that NumPy makes an array of."""
     if isinstance(x, numpy.ndarray):
-        return x
+        return plain(x)
     try:
-        return numpy.asarray(x)
+        return plain(numpy.asarray(x))
     except (TypeError, ValueError) as error:
-        raise type(error)(f"`{name}` must be an array: {error}, got {shown(x)}") from error
+        raise TypeError(f"`{name}` must be an array: {error}, got {shown(x)}") from error
 
 
 cdef np.ndarray inplace_of(object x, str name):
     """An array to change: writeable, each element in a place of its own."""
     cdef np.ndarray array
     ndarray_only(x, name)
-    array = x
+    array = plain(x)
     if not PyArray_ISWRITEABLE(array):
-        raise ValueError(f"`{name}` must be writeable, got a read-only array of shape {x.shape}")
+        raise ValueError(f"`{name}` must be writeable, got a read-only array of shape "
+                         f"{(<object>array).shape}")
     if overlaps_itself(array):
         raise ValueError(
-            f"`{name}` must not overlap itself in memory, got an array of shape {x.shape} and "
-            f"strides {x.strides}"
+            f"`{name}` must not overlap itself in memory, got an array of shape "
+            f"{(<object>array).shape} and strides {(<object>array).strides}"
         )
     return array
 
@@ -197,10 +268,10 @@ cdef np.ndarray inplace_of(object x, str name):
 cdef np.ndarray output_of(object out, np.ndarray x, str name):
     """An array to write the result of x to: x itself, or apart from it."""
     cdef np.ndarray array = inplace_of(out, "out")
-    if out.shape != (<object>x).shape or out.dtype != (<object>x).dtype:
+    if (<object>array).shape != (<object>x).shape or (<object>array).dtype != (<object>x).dtype:
         raise ValueError(
             f"`out` must have the shape {(<object>x).shape} and the dtype {(<object>x).dtype} of "
-            f"`{name}`, got {shown(out)}"
+            f"`{name}`, got {shown(array)}"
         )
     if same_memory(array, x):
         return array
@@ -218,7 +289,13 @@ cdef np.ndarray output_of(object out, np.ndarray x, str name):
 
 cdef bint same_memory(np.ndarray a, np.ndarray b):
     """Whether two arrays of one shape hold each element in the same place."""
-    return np.PyArray_DATA(a) == np.PyArray_DATA(b) and (<object>a).strides == (<object>b).strides
+    cdef int i
+    if np.PyArray_DATA(a) != np.PyArray_DATA(b):
+        return False
+    for i in range(np.PyArray_NDIM(a)):
+        if np.PyArray_DIM(a, i) > 1 and np.PyArray_STRIDE(a, i) != np.PyArray_STRIDE(b, i):
+            return False
+    return True
 
 
 cdef bint overlaps_itself(np.ndarray array):
@@ -239,11 +316,13 @@ cdef bint overlaps_itself(np.ndarray array):
         span = stride * (size - 1) + span
     else:
         return False
+    # More elements than fit between the first place and the last.
+    extent = sum(stride * (size - 1) for stride, size in dims) + (<object>array).itemsize
+    if extent < (<object>array).nbytes or (<object>array).size > OVERLAP_EFFORT:
+        return True
     # Rare and odd views (of as_strided): look at all the places.
     places = numpy.zeros(1, numpy.int64)
     for stride, size in dims:
-        if stride == 0:
-            return True
         places = numpy.add.outer(places, stride * numpy.arange(size)).ravel()
     places.sort()
     return bool((numpy.diff(places) < (<object>array).itemsize).any())

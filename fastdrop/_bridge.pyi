@@ -4,6 +4,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import NDArray
 
+def keep_thread_state() -> None: ...
 def forward(
     x: NDArray[Any],
     seed: NDArray[np.integer],

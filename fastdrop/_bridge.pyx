@@ -5,7 +5,9 @@ from libc.string cimport memcpy
 
 cimport numpy as np
 
-from fastdrop._arguments cimport kind_of, noise_shape_of, rate_of, scale_of, shown, size_of
+from fastdrop._arguments cimport (
+    default_scale, kind_of, noise_entries_of, noise_shape_of, rate_of, shown, size_of,
+)
 from fastdrop._kernels.table cimport stream_key
 from fastdrop._layout cimport apply_bits, draw_apply_straight, draw_bits, is_straight
 from fastdrop._memory cimport Buffer, array_over, new_pooled_buffer
@@ -15,11 +17,24 @@ import numpy
 
 np.import_array()
 
+cdef extern from "thread_state.h":
+    int prepare_thread_states()
+    void keep_c_thread_state "keep_thread_state"()
+
 cdef object UINT8 = numpy.dtype(numpy.uint8)
 
 # The scale, a float64 in native order, follows the bits.
 cdef enum:
     SCALE_BYTES = 8
+
+
+def keep_thread_state():
+    """Makes later callbacks on this thread cheaper.
+
+    To be called in a callback that another library entered through PyGILState_Ensure, and nowhere
+    else.
+    """
+    keep_c_thread_state()
 
 
 cdef np.ndarray array_like(np.ndarray x, size_t itemsize):
@@ -54,8 +69,8 @@ def forward(np.ndarray x not None, np.ndarray seed not None, rate, noise_shape):
     """
     cdef int kind = kind_of(x, "x")
     cdef double checked_rate = rate_of(rate)
-    cdef tuple noise = noise_shape_of(noise_shape, (<object>x).shape)
-    cdef double scale = scale_of(None, checked_rate)
+    cdef tuple noise = noise_shape_of(noise_entries_of(noise_shape), (<object>x).shape)
+    cdef double scale = default_scale(checked_rate)
     cdef size_t size = size_of(noise)
     cdef np.npy_intp residual_size = (size + 7) // 8 + SCALE_BYTES
     cdef Buffer residual = new_pooled_buffer(residual_size)
@@ -102,7 +117,7 @@ def backward(np.ndarray dy not None, np.ndarray residual not None, noise_shape):
         If an argument is not as described, or the residual is of another shape's dropout.
     """
     cdef int kind = kind_of(dy, "dy")
-    cdef tuple noise = noise_shape_of(noise_shape, (<object>dy).shape)
+    cdef tuple noise = noise_shape_of(noise_entries_of(noise_shape), (<object>dy).shape)
     cdef size_t size = (size_of(noise) + 7) // 8
     cdef double scale
     cdef const uint8_t *bits
@@ -121,3 +136,7 @@ def backward(np.ndarray dy not None, np.ndarray residual not None, noise_shape):
     dx = array_like(dy, np.PyArray_ITEMSIZE(dy))
     apply_bits(kind, dx, dy, noise, bits, scale)
     return dx
+
+
+if prepare_thread_states() != 0:
+    raise MemoryError("no key left for what belongs to a thread")

@@ -2,7 +2,7 @@
 cimport numpy as np
 
 from fastdrop._arguments cimport (
-    inplace_of, input_of, kind_of, noise_shape_of, output_of, rate_of, scale_of,
+    inplace_of, input_of, kind_of, noise_entries_of, noise_shape_of, output_of, rate_of, scale_of,
 )
 from fastdrop._kernels.table cimport stream_key
 from fastdrop._layout cimport apply_bits, draw_apply_straight, draw_bits, is_straight
@@ -15,12 +15,10 @@ import numpy
 np.import_array()
 
 
-cdef Mask prepared(np.ndarray x, object rate, object noise_shape, object scale, bint store_mask):
-    """The mask of a dropout of x, everything checked and nothing drawn."""
-    cdef double checked_rate = rate_of(rate)
+cdef Mask mask_for(np.ndarray x, double rate, double scale, tuple noise_entries, bint store_mask):
+    """The mask of a dropout of x, with nothing drawn."""
     cdef tuple shape = (<object>x).shape
-    return new_mask(shape, noise_shape_of(noise_shape, shape), checked_rate,
-                    scale_of(scale, checked_rate), store_mask)
+    return new_mask(shape, noise_shape_of(noise_entries, shape), rate, scale, store_mask)
 
 
 cdef draw_and_apply(Mask mask, Seed seed, int kind, np.ndarray to, np.ndarray from_):
@@ -40,7 +38,8 @@ cdef draw_and_apply(Mask mask, Seed seed, int kind, np.ndarray to, np.ndarray fr
     apply_bits(kind, to, from_, mask.noise_shape, buffer.data, mask.scale)
 
 
-def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None, store_mask=True):
+def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
+            bint store_mask=True):
     """Drops elements of x at random and scales the others: a new array.
 
     An element is kept with probability ``1 - rate``. Kept: ``x * scale``, where NaN and infinities
@@ -105,17 +104,20 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None, store
     >>> mask
     <fastdrop.Mask shape=(6,), rate=0.5, scale=2, seed=1, step=0, 1 bytes>
     """
+    cdef double checked_rate = rate_of(rate)
+    cdef double checked_scale = scale_of(scale, checked_rate)
+    cdef tuple noise_entries = noise_entries_of(noise_shape)
+    cdef Seed checked_seed = seed_of(seed)
     cdef np.ndarray from_ = input_of(x, "x")
     cdef int kind = kind_of(from_, "x")
-    cdef Seed checked_seed = seed_of(seed)
-    cdef Mask mask = prepared(from_, rate, noise_shape, scale, store_mask)
+    cdef Mask mask = mask_for(from_, checked_rate, checked_scale, noise_entries, store_mask)
     cdef np.ndarray to = (
         numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x"))
     draw_and_apply(mask, checked_seed, kind, to, from_)
     return to if out is None else out, mask
 
 
-def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, store_mask=True):
+def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, bint store_mask=True):
     """Drops elements of x at random and scales the others, in place.
 
     As `dropout`, which has the details, with x itself for the result.
@@ -151,9 +153,12 @@ def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, store_mask=Tru
     >>> x
     array([2., 2., 0., 2., 0., 0.])
     """
+    cdef double checked_rate = rate_of(rate)
+    cdef double checked_scale = scale_of(scale, checked_rate)
+    cdef tuple noise_entries = noise_entries_of(noise_shape)
+    cdef Seed checked_seed = seed_of(seed)
     cdef np.ndarray array = inplace_of(x, "x")
     cdef int kind = kind_of(array, "x")
-    cdef Seed checked_seed = seed_of(seed)
-    cdef Mask mask = prepared(array, rate, noise_shape, scale, store_mask)
+    cdef Mask mask = mask_for(array, checked_rate, checked_scale, noise_entries, store_mask)
     draw_and_apply(mask, checked_seed, kind, array, array)
     return mask

@@ -1,12 +1,13 @@
 """Owns the mask: the packed bits of one dropout, or what they are drawn from, and their use."""
+cimport cython
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 cimport numpy as np
 
 from fastdrop._arguments cimport (
-    inplace_of, input_of, kind_of, noise_shape_of, output_of, rate_of, scale_of, shape_of, shown,
-    size_of,
+    inplace_of, input_of, integer_of, kind_of, noise_entries_of, noise_shape_of, output_of, rate_of,
+    scale_of, shape_of, shown, size_of,
 )
 from fastdrop._kernels.table cimport BLOCK, BLOCK_BYTES, stream_key
 from fastdrop._layout cimport apply_bits, draw_apply_straight, draw_bits, is_straight
@@ -24,6 +25,7 @@ cdef object UINT8 = numpy.dtype(numpy.uint8)
 LARGEST_OFFSET = 2**63
 
 
+@cython.final
 cdef class Mask:
     """Which elements a dropout keeps: a packed bit for each, and the factor of those kept.
 
@@ -284,6 +286,9 @@ cdef class Mask:
         b = other
         if (a.shape, a.noise_shape, a.rate, a.scale) != (b.shape, b.noise_shape, b.rate, b.scale):
             return False
+        if a is b or (a.drawn and b.drawn and (a.seed, a.step, a.offset)
+                      == (b.seed, b.step, b.offset)):
+            return True
         a_bits, b_bits = a.stored_bits(), b.stored_bits()
         return memcmp(a_bits.data, b_bits.data, a.packed_size()) == 0
 
@@ -343,18 +348,12 @@ cdef void start_draw(Mask mask, Seed seed, stream_key *key) except *:
 
 
 cdef object offset_of(object offset, uint64_t size):
-    if isinstance(offset, (bool, numpy.bool_)) or not hasattr(offset, "__index__"):
-        raise TypeError(f"`offset` must be an int of at least 0, got {shown(offset)}")
-    number = offset.__index__()
-    if not 0 <= number <= LARGEST_OFFSET - size:
-        raise ValueError(
-            f"`offset` must be at least 0 and end, with the {size} bits drawn, at most at 2**63, "
-            f"got {shown(offset)}"
-        )
-    return number
+    return integer_of(offset, "offset", 0, LARGEST_OFFSET - size,
+                      f"of at least 0 that ends, with the {size} bits drawn, at most at 2**63")
 
 
-def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0, store_mask=True):
+def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
+              bint store_mask=True):
     """Draws a mask without applying it.
 
     Parameters
@@ -399,7 +398,7 @@ def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
     cdef double checked_rate = rate_of(rate)
     cdef tuple checked_shape = shape_of(shape)
     cdef Seed checked_seed = seed_of(seed)
-    cdef tuple checked_noise_shape = noise_shape_of(noise_shape, checked_shape)
+    cdef tuple checked_noise_shape = noise_shape_of(noise_entries_of(noise_shape), checked_shape)
     cdef double checked_scale = scale_of(scale, checked_rate)
     size = size_of(checked_noise_shape)
     first = offset_of(offset, size)
@@ -422,7 +421,7 @@ def _restored(state):
     }:
         raise ValueError(f"`state` must be the dict that a mask pickles, got {shown(state)}")
     mask.shape = shape_of(state["shape"])
-    mask.noise_shape = noise_shape_of(state["noise_shape"], mask.shape)
+    mask.noise_shape = noise_shape_of(noise_entries_of(state["noise_shape"]), mask.shape)
     mask.size_ = size_of(mask.noise_shape)
     mask.rate = None if state["rate"] is None else rate_of(state["rate"])
     if state["scale"] is None:
@@ -431,13 +430,17 @@ def _restored(state):
     mask.offset = offset_of(state["offset"], mask.size_)
     mask.drawn = state["seed"] is not None
     if mask.drawn:
+        if mask.rate is None:
+            raise ValueError("`state` must have a rate where it has a seed, got None")
         stream = Stream(0)
         stream.state = {"seed": state["seed"], "step": state["step"]}
+        if stream.step == 2**64:
+            raise ValueError("`state` must have a step below 2**64, got 2**64")
         seed = seed_of(stream)
         mask.draw = seed.take()
     bits = state["bits"]
     if bits is None:
-        if not mask.drawn or mask.rate is None:
+        if not mask.drawn:
             raise ValueError("`state` must hold the bits of a mask, or a seed, a step and a rate")
         return mask
     if not isinstance(bits, bytes) or <size_t>len(bits) != mask.packed_size():

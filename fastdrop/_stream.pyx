@@ -3,9 +3,9 @@ cimport cython
 import os
 import secrets
 
-from libc.math cimport floor
 from libc.stdint cimport uint64_t
 
+from fastdrop._arguments cimport integer_of, shown, threshold_of
 from fastdrop._kernels.table cimport GOLDEN, mix64, stream_key
 
 import numpy as np
@@ -25,25 +25,12 @@ cdef void derive_key(stream_key *key, const Draw *draw, double rate) noexcept no
     key.k[2] = mix64(key.k[1] + h1 + 5 * GOLDEN)
     key.k[3] = mix64(key.k[2] + h0 + 6 * GOLDEN)
     key.k[4] = mix64(key.k[3] + h1 + 7 * GOLDEN)
-    key.threshold = <uint64_t>floor((1.0 - rate) * 281474976710656.0 + 0.5)
+    key.threshold = threshold_of(rate)
 
 
 cdef object seed_number(const Draw *draw):
     """Both words of a seed as one int."""
     return (<object>draw.high << 64) | <object>draw.low if draw.high else <object>draw.low
-
-
-cdef object integer_of(object value, str name, object limit, str limit_name):
-    """An int in [0, limit); bools are no integers here."""
-    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-        raise TypeError(f"`{name}` must be an int in [0, {limit_name}), got {value!r}")
-    try:
-        number = value.__index__()
-    except TypeError:
-        raise TypeError(f"`{name}` must be an int in [0, {limit_name}), got {value!r}") from None
-    if not 0 <= number < limit:
-        raise ValueError(f"`{name}` must be an int in [0, {limit_name}), got {value!r}")
-    return number
 
 
 cdef Draw words_of(object seed, object step):
@@ -60,6 +47,7 @@ cdef object sequence_number(object sequence):
     return int(high) << 64 | int(low)
 
 
+@cython.final
 cdef class Stream:
     """A sequence of masks: each call that is given the stream draws with its next step.
 
@@ -114,7 +102,7 @@ cdef class Stream:
         elif isinstance(seed, np.random.SeedSequence):
             number = sequence_number(seed)
         else:
-            number = integer_of(seed, "seed", SEEDS, "2**128")
+            number = integer_of(seed, "seed", 0, SEEDS - 1, "in [0, 2**128)")
         self._set(number, 0)
 
     cdef _set(self, object seed, object step):
@@ -146,14 +134,14 @@ cdef class Stream:
     def state(self, state):
         if not isinstance(state, dict):
             raise TypeError(
-                f'`state` must be a dict with the keys "seed" and "step", got {state!r}'
+                f'`state` must be a dict with the keys "seed" and "step", got {shown(state)}'
             )
         if set(state) != {"seed", "step"}:
             raise ValueError(
-                f'`state` must be a dict with the keys "seed" and "step", got {state!r}'
+                f'`state` must be a dict with the keys "seed" and "step", got {shown(state)}'
             )
-        seed = integer_of(state["seed"], 'state["seed"]', SEEDS, "2**128")
-        step = integer_of(state["step"], 'state["step"]', STEPS + 1, "2**64 + 1")
+        seed = integer_of(state["seed"], 'state["seed"]', 0, SEEDS - 1, "in [0, 2**128)")
+        step = integer_of(state["step"], 'state["step"]', 0, STEPS, "in [0, 2**64]")
         self._set(seed, step)
 
     def spawn(self, n):
@@ -187,9 +175,10 @@ cdef class Stream:
         """
         cdef Seed parent = seed_of(self)
         cdef Draw draw
-        n = integer_of(n, "n", STEPS, "2**64")
+        n = integer_of(n, "n", 0, STEPS, "of at least 0")
         if n > STEPS - self.step:
-            raise OverflowError(f"`n`: the stream has {STEPS - self.step} steps left, got {n}")
+            raise OverflowError(
+                f"`n`: the stream has {STEPS - self.step} steps left, got {shown(n)}")
         children = []
         for _ in range(n):
             draw = parent.take()
@@ -251,12 +240,8 @@ cdef Seed seed_of(object seed):
     else:
         if isinstance(seed, np.random.SeedSequence):
             number = sequence_number(seed)
-        elif isinstance(seed, (bool, np.bool_)) or not hasattr(seed, "__index__"):
-            raise TypeError(
-                "`seed` must be None, an int in [0, 2**128), a fastdrop.Stream or a "
-                f"numpy.random.SeedSequence, got {seed!r}"
-            )
         else:
-            number = integer_of(seed, "seed", SEEDS, "2**128")
+            number = integer_of(seed, "seed", 0, SEEDS - 1,
+                                "in [0, 2**128), None, a Stream or a SeedSequence")
         result.fixed = words_of(number, 0)
     return result

@@ -3,12 +3,15 @@ import os
 
 from libc.stdint cimport int64_t
 
+from fastdrop._arguments cimport integer_of, shown
+
 cdef extern from "pool.h" nogil:
     ctypedef void (*c_pool_task "pool_task")(void *context, int64_t begin, int64_t end)
     int pool_prepare()
     void pool_run(c_pool_task task, void *context, int64_t items, int64_t grain, int threads)
 
 VARIABLE = "FASTDROP_NUM_THREADS"
+MOST = 2**31 - 1
 
 cdef int count = 1
 
@@ -22,13 +25,8 @@ cdef void run(pool_task task, void *context, int64_t items, int64_t grain) noexc
     pool_run(<c_pool_task>task, context, items, grain, count)
 
 
-cdef int _checked(object n, str name) except -1:
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"`{name}` must be an int of at least 1, got {n!r}")
-    n = n.__index__()
-    if not 1 <= n <= 2**31 - 1:
-        raise ValueError(f"`{name}` must be an int of at least 1, got {n!r}")
-    return n
+cdef int checked(object n) except -1:
+    return integer_of(n, "n", 1, MOST, "of at least 1")
 
 
 def set_num_threads(n):
@@ -61,7 +59,7 @@ def set_num_threads(n):
     >>> fastdrop.set_num_threads(before)
     """
     global count
-    count = _checked(n, "n")
+    count = checked(n)
 
 
 def get_num_threads():
@@ -104,7 +102,7 @@ class num_threads:
     """
 
     def __init__(self, n):
-        self._n = _checked(n, "n")
+        self._n = checked(n)
         self._before = []
 
     def __enter__(self):
@@ -123,17 +121,23 @@ def allowed_cpus():
     return os.cpu_count() or 1
 
 
+cdef int parsed(str text) except -1:
+    """A count of threads from the environment; 0 where there is none."""
+    if text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= MOST:
+        return int(text)
+    return 0
+
+
 def _initial_count():
     value = os.environ.get(VARIABLE)
     if value:
-        if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 2**31 - 1:
-            raise ImportError(f"{VARIABLE} must be a whole number of at least 1, got {value!r}")
-        return int(value)
+        if not parsed(value):
+            raise ImportError(
+                f"{VARIABLE} must be a whole number of at least 1, got {shown(value)}")
+        return parsed(value)
     # OpenMP allows a list, one number for each level of nesting.
     value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if value.isascii() and value.isdigit() and 1 <= int(value) <= 2**31 - 1:
-        return int(value)
-    return allowed_cpus()
+    return parsed(value) or allowed_cpus()
 
 
 if pool_prepare() != 0:

@@ -12,9 +12,7 @@ reach the kernels directly.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -80,14 +78,17 @@ def dropout(
     shape = x.shape
     noise_shape = _fitted(noise_shape, shape)
 
+    def fitted(x: np.ndarray) -> NoiseShape | None:
+        return noise_shape if shape.rank is not None else _fitted(noise_shape, x.shape)
+
     # In a graph, TensorFlow gives arrays without dimensions as NumPy's scalars.
     def forward(x: np.ndarray | np.generic, seed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        _keep_thread_state()
-        return _bridge.forward(np.asarray(x), seed, dial.rate, noise_shape)
+        x = np.asarray(x)
+        return _bridge.forward(x, seed, dial.rate, fitted(x))
 
     def backward(dy: np.ndarray | np.generic, residual: np.ndarray) -> np.ndarray:
-        _keep_thread_state()
-        return _bridge.backward(np.asarray(dy), residual, noise_shape)
+        dy = np.asarray(dy)
+        return _bridge.backward(dy, residual, fitted(dy))
 
     @tf.custom_gradient
     def drop(x: tf.Tensor) -> tuple[tf.Tensor, Callable[..., tf.Tensor]]:
@@ -120,28 +121,16 @@ def _run(
     if not tf.executing_eagerly():
         # Stateless: the result depends on the inputs and the dial alone. Stateful functions run
         # one after the other, even in branches that could run at once.
-        return tf.numpy_function(function, inputs, dtypes, stateful=False, name=name)
+        def callback(*arrays: np.ndarray | np.generic) -> object:
+            _bridge.keep_thread_state()
+            return function(*arrays)
+
+        return tf.numpy_function(callback, inputs, dtypes, stateful=False, name=name)
     # Eager numpy_function copies what goes in, and what comes out into pages that are new.
     outputs = function(*[_as_array(tensor) for tensor in inputs])
     if not isinstance(outputs, tuple):
         outputs = (outputs,)
     return [_as_tensor(array, dtype) for array, dtype in zip(outputs, dtypes, strict=True)]
-
-
-_thread = threading.local()
-
-
-def _keep_thread_state() -> None:
-    """Let Python remember this thread when the callback returns.
-
-    TensorFlow's threads enter and leave Python with every callback, and Python makes and frees
-    the state of a thread that it does not know each time: a third of what a small call costs.
-    One entry more than there are exits keeps the state, of which there is then one for each of
-    TensorFlow's threads.
-    """
-    if not hasattr(_thread, "is_kept"):
-        ctypes.pythonapi.PyGILState_Ensure()
-        _thread.is_kept = True
 
 
 def _as_array(tensor: tf.Tensor) -> np.ndarray | np.generic:
@@ -157,8 +146,11 @@ def _as_tensor(array: np.ndarray, dtype: tf.DType) -> tf.Tensor:
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
-def _fitted(noise_shape: NoiseShape | None, shape: tf.TensorShape) -> NoiseShape | None:
+def _fitted(
+    noise_shape: NoiseShape | None, shape: tf.TensorShape | tuple[int, ...]
+) -> NoiseShape | None:
     """Extend `noise_shape` to the rank of the input, and refuse what cannot broadcast."""
+    shape = tf.TensorShape(shape)
     if noise_shape is None or shape.rank is None:
         return noise_shape
     fitted = noise_shape

@@ -1,4 +1,4 @@
-/* Owns the words of the vocabulary (see vocabulary.pxd) for AVX2: x86-64-v3, that is AVX2 and F16C.
+/* Owns the words of the vocabulary (see vocabulary.pxi) for AVX2: x86-64-v3, that is AVX2 and F16C.
 
    What the kernels lean on (port and latency on Haswell to Cascade Lake):
      vpxor + vpcmpgtw    p01, 1 cycle each   AVX2 compares signed words only: flip the sign bits
@@ -9,7 +9,7 @@
 
 #include <immintrin.h>
 #include "elements.h"
-#include "x86_float.h"
+#include "float_state.h"
 
 #define ISA_NAME "avx2"
 #define BLOCKS_IN_FLIGHT 1

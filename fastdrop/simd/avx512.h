@@ -1,4 +1,4 @@
-/* Owns the words of the vocabulary (see vocabulary.pxd) for AVX-512: x86-64-v4, that is F, BW, CD,
+/* Owns the words of the vocabulary (see vocabulary.pxi) for AVX-512: x86-64-v4, that is F, BW, CD,
    DQ and VL.
 
    What the kernels lean on (port and latency on Cascade Lake / Zen 4):
@@ -12,7 +12,7 @@
 
 #include <immintrin.h>
 #include "elements.h"
-#include "x86_float.h"
+#include "float_state.h"
 
 #define ISA_NAME "avx512"
 #define BLOCKS_IN_FLIGHT 2

@@ -1,4 +1,4 @@
-/* Owns the words of the vocabulary (see vocabulary.pxd) for NEON, which every aarch64 CPU has.
+/* Owns the words of the vocabulary (see vocabulary.pxi) for NEON, which every aarch64 CPU has.
 
    What the kernels lean on (pipes and latency on Neoverse N1):
      cmhi            V,   2 cycles   unsigned comparison straight to words
@@ -10,7 +10,7 @@
 
 #include <arm_neon.h>
 #include "elements.h"
-#include "arm_float.h"
+#include "float_state.h"
 
 #define ISA_NAME "neon"
 #define BLOCKS_IN_FLIGHT 1

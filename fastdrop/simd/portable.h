@@ -8,16 +8,7 @@
 #define FASTDROP_PORTABLE_H
 
 #include "elements.h"
-#if defined(__x86_64__) || defined(_M_X64)
-#include "x86_float.h"
-#elif defined(__aarch64__)
-#include "arm_float.h"
-#else
-/* No name here for the caller's rounding and flushing modes: the C standard's defaults are assumed. */
-typedef int float_state;
-static inline float_state float_state_enter(void) { return 0; }
-static inline void float_state_leave(float_state saved) { (void)saved; }
-#endif
+#include "float_state.h"
 
 #define ISA_NAME "portable"
 #define BLOCKS_IN_FLIGHT 1

@@ -1,0 +1,173 @@
+"""Arguments that lie, change while they are looked at, or are made to exhaust something."""
+
+import ctypes
+import ctypes.util
+import pickle
+import platform
+import re
+
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import as_strided, sliding_window_view
+
+import fastdrop
+
+
+def test_a_dtype_without_a_number_is_no_bfloat16(run_python):
+    """Dtypes of NumPy's newer interface have the number -1, and bfloat16 none until it is there."""
+    done = run_python(
+        "import numpy as np, fastdrop\n"
+        "odd = np._core._multiarray_umath._get_sfloat_dtype()\n"
+        "x = np.ones(8).view(odd(1.0))\n"
+        "try: fastdrop.dropout_(x, 0.5)\n"
+        "except TypeError as error: print(error)\n"
+    )
+    assert "`x`" in done.stdout, done.stderr
+
+
+def test_a_blocked_ml_dtypes_is_not_asked(run_python):
+    done = run_python(
+        "import sys; sys.modules['ml_dtypes'] = None\n"
+        "import fastdrop\n"
+        "try: fastdrop.dropout([1, 2], 0.5)\n"
+        "except TypeError as error: print(error)\n"
+    )
+    assert "int64" in done.stdout, done.stderr
+
+
+class Shapeless(np.ndarray):
+    """Says that it has one element."""
+
+    shape = property(lambda self: ())
+    size = property(lambda self: 1)
+
+
+def test_a_subclass_cannot_lie_about_its_shape():
+    x = np.ones(100_000).view(Shapeless)
+    mask = fastdrop.dropout_(x, 0.5, seed=1)
+    assert mask.shape == (100_000,)
+    np.testing.assert_array_equal(np.asarray(x), fastdrop.dropout(np.ones(100_000), 0.5, seed=1)[0])
+    packed = fastdrop.Mask.pack(np.ones(100_000, bool).view(Shapeless))
+    assert packed.size == packed.count() == 100_000
+
+
+class Fickle:
+    """Another truth each time it is asked."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def __bool__(self):
+        return self.answers.pop(0)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_store_mask_is_asked_once(first):
+    mask = fastdrop.draw_mask(100_000, 0.5, seed=1, store_mask=Fickle(first, not first))
+    assert mask == fastdrop.draw_mask(100_000, 0.5, seed=1)
+    assert (mask.bits is not None) == first
+
+
+class Changing:
+    """Changes an array while its size is read off."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def __index__(self):
+        self.change()
+        return 8
+
+
+def test_an_array_resized_while_arguments_are_read():
+    x = np.ones(8, np.float32)
+    change = Changing(lambda: x.resize(4096, refcheck=False))
+    with pytest.raises(ValueError, match="noise_shape"):
+        fastdrop.dropout_(x, 0.5, noise_shape=(change,))
+    assert x.size == 4096
+
+
+class NoIndex:
+    def __index__(self):
+        return 2.5
+
+
+@pytest.mark.parametrize("shape", [(int,), (NoIndex(),), NoIndex()], ids=["type", "in", "alone"])
+def test_what_only_looks_like_an_int(shape):
+    with pytest.raises(TypeError):
+        fastdrop.draw_mask(shape, 0.5)
+
+
+HUGE = 10**5000  # more digits than Python prints
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("rate", lambda: fastdrop.draw_mask(3, HUGE)),
+        ("seed", lambda: fastdrop.draw_mask(3, 0.5, seed=HUGE)),
+        ("scale", lambda: fastdrop.draw_mask(3, 0.5, scale=HUGE)),
+        ("shape", lambda: fastdrop.draw_mask(HUGE, 0.5)),
+        ("offset", lambda: fastdrop.draw_mask(3, 0.5, offset=HUGE)),
+        ("noise_shape", lambda: fastdrop.draw_mask(3, 0.5, noise_shape=(HUGE,))),
+        ("n", lambda: fastdrop.set_num_threads(HUGE)),
+        ("n", lambda: fastdrop.Stream(1).spawn(HUGE)),
+        ("seed", lambda: setattr(fastdrop.Stream(1), "state", {"seed": HUGE, "step": 0})),
+    ],
+)
+def test_huge_ints_are_refused_by_name(name, call):
+    with pytest.raises(ValueError, match=re.escape(name)):
+        call()
+
+
+def test_out_over_the_same_memory_with_another_stride_of_one_element():
+    b = np.ones(5)
+    x, out = b.reshape(5, 1), b[:, None]
+    assert x.strides != out.strides
+    y, mask = fastdrop.dropout(x, 0.5, seed=1, out=out)
+    assert y is out
+    np.testing.assert_array_equal(y, 2.0 * mask.unpack())
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        sliding_window_view(np.ones(200_000, np.float32), 200, writeable=True),
+        as_strided(np.ones(4, np.float32), (2**40, 2**10), (4, 8)),
+    ],
+    ids=["windows", "terabytes"],
+)
+def test_a_view_that_overlaps_itself_is_refused_without_looking_at_each_element(x):
+    with pytest.raises(ValueError, match="overlap"):
+        fastdrop.dropout_(x, 0.5)
+
+
+def test_an_odd_view_without_overlap_is_taken():
+    places = np.zeros(20, np.float32)
+    x = as_strided(places, (2, 3), (12, 8))  # places 0 2 4 and 3 5 7
+    x[...] = 1
+    mask = fastdrop.dropout_(x, 0.5, seed=3)
+    np.testing.assert_array_equal(x, 2.0 * mask.unpack())
+    assert places.sum() == x.sum()
+
+
+def test_masks_of_many_dimensions_are_pickled():
+    mask = fastdrop.dropout(np.ones((1,) * 32), 0.5, seed=1)[1]
+    assert pickle.loads(pickle.dumps(mask)) == mask
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="the modes' numbers are those of x86"
+)
+@pytest.mark.parametrize("mode", [0x400, 0x800, 0xC00], ids=["down", "up", "to zero"])
+def test_the_callers_rounding_mode_does_not_matter(isa, mode):
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    x = np.random.default_rng(0).standard_normal(1000)
+    rates = [n / 100 for n in range(1, 100)]
+    expected = [fastdrop.dropout(x, rate, seed=1)[0] for rate in rates]
+    assert libm.fesetround(mode) == 0
+    try:
+        results = [fastdrop.dropout(x, rate, seed=1)[0] for rate in rates]
+    finally:
+        libm.fesetround(0)
+    np.testing.assert_array_equal(results, expected)
