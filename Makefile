@@ -32,23 +32,23 @@ $(VENV)/installed-%: $(RUN) $(SOURCES)
 demo: $(VENV)/installed-examples
 	$(RUN) examples/digits.py
 
-test: $(VENV)/installed-test
+test: $(VENV)/installed-dev
 	$(RUN) -m pytest -m "not slow"
 
-test-slow: $(VENV)/installed-test
+test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -m slow
 
 bench: $(VENV)/installed-bench
 	$(RUN) -m pytest bench -s
 
-lint: $(VENV)/installed-test,lint
+lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint fastdrop
 	$(VENV)/bin/mypy fastdrop fastdrop_keras
 	$(RUN) -m mypy.stubtest fastdrop --ignore-missing-stub
 
-format: $(VENV)/installed-test,lint
+format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
