@@ -69,6 +69,16 @@ cdef inline u64x8 next_words(Lanes *lanes) noexcept nogil:
     return result
 
 
+cdef inline keep32 keep32_of_bits(uint32_t bits) noexcept nogil:
+    return keep32_load(<const uint8_t *>&bits)
+
+
+cdef inline uint32_t keep32_bits(keep32 keep) noexcept nogil:
+    cdef uint32_t bits
+    keep32_store(<uint8_t *>&bits, keep)
+    return bits
+
+
 cdef extern from *:
     """
     /* Inlined, this rare path would take the hot loops' registers. */

@@ -29,13 +29,11 @@ cdef extern from *:
     u64x8 u64x8_rotl(u64x8 a, int count) noexcept nogil
 
     # Which of 32 consecutive elements are kept. Field i % 4 (16 bits, the lowest first) of lane
-    # i / 4 decides on element i; bit i of a 32-bit word, least significant first, is its answer.
+    # i / 4 decides on element i; bit i of four bytes, least significant first, is its answer.
     ctypedef struct keep32:
         pass
     keep32 keep32_less(u64x8 words, uint16_t limit) noexcept nogil
     bint any_equal(u64x8 first, u64x8 second, uint16_t limit) noexcept nogil
-    keep32 keep32_of_bits(uint32_t bits) noexcept nogil
-    uint32_t keep32_bits(keep32 keep) noexcept nogil
     keep32 keep32_load(const uint8_t *bits) noexcept nogil
     void keep32_store(uint8_t *bits, keep32 keep) noexcept nogil
 

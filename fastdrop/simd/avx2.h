@@ -80,21 +80,15 @@ static inline __m256i words_of_bits(uint16_t bits) {
     __m256i all = _mm256_set1_epi16((short)bits);
     return _mm256_cmpeq_epi16(_mm256_and_si256(all, place), place);
 }
-static inline keep32 keep32_of_bits(uint32_t bits) {
-    return (keep32){words_of_bits((uint16_t)bits), words_of_bits((uint16_t)(bits >> 16))};
-}
-static inline uint32_t keep32_bits(keep32 keep) {
-    /* Packing works within 128-bit halves: the permutation puts the quarters in order again. */
-    __m256i bytes = _mm256_packs_epi16(keep.a, keep.b);
-    return (uint32_t)_mm256_movemask_epi8(_mm256_permute4x64_epi64(bytes, 0xD8));
-}
 static inline keep32 keep32_load(const uint8_t *bits) {
     uint16_t halves[2];
     memcpy(halves, bits, sizeof halves);
     return (keep32){words_of_bits(halves[0]), words_of_bits(halves[1])};
 }
 static inline void keep32_store(uint8_t *bits, keep32 keep) {
-    uint32_t word = keep32_bits(keep);
+    /* Packing works within 128-bit halves: the permutation puts the quarters in order again. */
+    __m256i bytes = _mm256_packs_epi16(keep.a, keep.b);
+    int word = _mm256_movemask_epi8(_mm256_permute4x64_epi64(bytes, 0xD8));
     memcpy(bits, &word, sizeof word);
 }
 /* The words of elements 8i .. 8i+7 (i = 0..3), widened to 32 bits. */

@@ -45,8 +45,6 @@ static inline int any_equal(u64x8 first, u64x8 second, uint16_t limit) {
     return !_kortestz_mask32_u8(_mm512_cmpeq_epi16_mask(first, limits),
                                 _mm512_cmpeq_epi16_mask(second, limits));
 }
-static inline keep32 keep32_of_bits(uint32_t bits) { return _cvtu32_mask32(bits); }
-static inline uint32_t keep32_bits(keep32 keep) { return _cvtmask32_u32(keep); }
 static inline keep32 keep32_load(const uint8_t *bits) {
     return _load_mask32((__mmask32 *)bits);
 }

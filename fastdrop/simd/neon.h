@@ -82,18 +82,6 @@ static inline void keep32_store(uint8_t *bits, keep32 keep) {
     for (int i = 0; i < 4; i++)
         bits[i] = (uint8_t)vaddvq_u16(vandq_u16(keep.part[i], places()));
 }
-static inline keep32 keep32_of_bits(uint32_t bits) {
-    uint8_t bytes[4];
-    memcpy(bytes, &bits, sizeof bytes);
-    return keep32_load(bytes);
-}
-static inline uint32_t keep32_bits(keep32 keep) {
-    uint8_t bytes[4];
-    uint32_t bits;
-    keep32_store(bytes, keep);
-    memcpy(&bits, bytes, sizeof bits);
-    return bits;
-}
 /* The words of elements 4i .. 4i+3 (i = 0..7), widened to 32 bits. */
 static inline uint32x4_t keep32_wide(keep32 keep, int i) {
     int16x8_t part = vreinterpretq_s16_u16(keep.part[i / 2]);

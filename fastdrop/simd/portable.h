@@ -92,18 +92,6 @@ static inline void keep32_store(uint8_t *bits, keep32 keep) {
         bits[i] = (uint8_t)(sum + (sum >> 16));
     }
 }
-static inline keep32 keep32_of_bits(uint32_t bits) {
-    uint8_t bytes[4];
-    memcpy(bytes, &bits, sizeof bytes);
-    return keep32_load(bytes);
-}
-static inline uint32_t keep32_bits(keep32 keep) {
-    uint8_t bytes[4];
-    uint32_t bits;
-    keep32_store(bytes, keep);
-    memcpy(&bits, bytes, sizeof bits);
-    return bits;
-}
 
 /* ---- 32 elements: kept ones as they are, dropped ones zero ---- */
 static inline void keep_w16(uint16_t *to, const uint16_t *from, keep32 keep) {
