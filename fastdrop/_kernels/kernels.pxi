@@ -5,7 +5,7 @@
 # here advances by 32 elements, and by two steps where it can: one branch tests 64 for ties.
 
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memmove, memset
 
 from fastdrop._kernels.table cimport (
@@ -15,6 +15,12 @@ from fastdrop._kernels.table cimport (
 )
 
 include "vocabulary.pxi"
+
+ctypedef fused number:
+    f16
+    bf16
+    float
+    double
 
 ctypedef fused element:
     f16
@@ -288,40 +294,58 @@ cdef void draw(const stream_key *key, uint64_t first, uint64_t size, uint8_t *bi
 
 # ---- Applying ----
 
+cdef inline uint64_t before_line(const element *to, uint64_t size) noexcept nogil:
+    """How many elements lie before the first line of 64 bytes that begins in the array.
+
+    NumPy's arrays begin 16 bytes into a line; vectors that straddle two lines cost up to a half of
+    the speed. Worth it from a few lines on.
+    """
+    cdef uint64_t bytes_before = -<uint64_t><uintptr_t>to % 64
+    if size < 8 * PAIR or bytes_before % sizeof(element):
+        return 0
+    return bytes_before // sizeof(element)
+
+
 cdef void apply_as(element *to, const element *from_, uint64_t size, const uint8_t *bits,
-                   double scale) noexcept nogil:
-    cdef uint8_t part[4]
-    cdef uint64_t i = 0
-    while i + STEP <= size:
-        keep_scale(to + i, from_ + i, keep32_load(bits + i // 8), scale)
-        i += STEP
-    if i < size:
-        memcpy(part, bits + i // 8, (size - i + 7) // 8)
-        keep_scale_part(to + i, from_ + i, keep32_load(part), scale, size - i)
-
-
-cdef void apply_shifted_as(element *to, const element *from_, uint64_t size, const uint8_t *bits,
-                           uint64_t offset, double scale) noexcept nogil:
-    cdef uint8_t window[BLOCK_BYTES]
+                   uint64_t offset, double scale) noexcept nogil:
+    cdef uint8_t window[8]
+    cdef uint64_t before = before_line(to, size)
     cdef uint64_t count
+    cdef int shift
     bits += offset // 8
-    offset %= 8
-    if offset == 0:
-        apply_as(to, from_, size, bits, scale)
-        return
+    shift = offset % 8
+    if before:
+        keep_scale_part(to, from_, keep32_load_at(bits, shift), scale, before)
+        to += before
+        from_ += before
+        size -= before
+        bits += (shift + before) // 8
+        shift = (shift + before) % 8
+    while size >= PAIR:  # so that eight bytes of bits are there
+        keep_scale(to, from_, keep32_load_at(bits, shift), scale)
+        to += STEP
+        from_ += STEP
+        bits += STEP // 8
+        size -= STEP
+    if size:
+        copy_bits(window, bits, shift, size)
+        bits = window
     while size:
-        count = min(size, BLOCK)
-        copy_bits(window, bits, offset, count)
-        apply_as(to, from_, count, window, scale)
-        bits += BLOCK_BYTES
+        count = min(size, STEP)
+        if count == STEP:
+            keep_scale(to, from_, keep32_load(bits), scale)
+        else:
+            keep_scale_part(to, from_, keep32_load(bits), scale, count)
         to += count
         from_ += count
+        bits += STEP // 8
         size -= count
 
 
 cdef void apply_one_as(element *to, const element *from_, uint64_t size, bint kept,
                        double scale) noexcept nogil:
     cdef keep32 all_kept = keep32_of_bits(0xFFFFFFFF)
+    cdef uint64_t before = before_line(to, size)
     cdef uint64_t i = 0
     if not kept:
         memset(to, 0, size * sizeof(element))
@@ -329,6 +353,9 @@ cdef void apply_one_as(element *to, const element *from_, uint64_t size, bint ke
         if to != from_:
             memcpy(to, from_, size * sizeof(element))
     else:
+        if before:
+            keep_scale_part(to, from_, all_kept, scale, before)
+            i = before
         while i + STEP <= size:
             keep_scale(to + i, from_ + i, all_kept, scale)
             i += STEP
@@ -398,7 +425,7 @@ cdef void draw_apply_as(const stream_key *key, uint64_t first, uint64_t size, el
                 other += 2 * BLOCK_BYTES
             else:
                 drawn, other = other, drawn
-        apply_as(to, from_, 2 * BLOCK, drawn, scale)
+        apply_as(to, from_, 2 * BLOCK, drawn, 0, scale)
         to += 2 * BLOCK
         from_ += 2 * BLOCK
         first += 2 * BLOCK
@@ -414,6 +441,133 @@ cdef void draw_apply_as(const stream_key *key, uint64_t first, uint64_t size, el
         from_ += count
         first += count
         size -= count
+
+
+# ---- Fused with what comes before or after ----
+
+cdef inline keep32 positive(keep32 keep, const number *from_) noexcept nogil:
+    if number is f16:
+        return keep32_positive_f16(keep, from_)
+    elif number is bf16:
+        return keep32_positive_bf16(keep, from_)
+    elif number is float:
+        return keep32_positive_f32(keep, from_)
+    else:
+        return keep32_positive_f64(keep, from_)
+
+
+cdef void relu_as(number *to, const number *from_, uint64_t size, uint8_t *bits,
+                  double scale) noexcept nogil:
+    cdef number part[STEP]
+    cdef uint8_t part_bits[4]
+    cdef keep32 keep
+    while size >= STEP:
+        keep = positive(keep32_load(bits), from_)
+        keep32_store(bits, keep)
+        keep_scale(to, from_, keep, scale)
+        to += STEP
+        from_ += STEP
+        bits += STEP // 8
+        size -= STEP
+    if size:
+        memset(part, 0, sizeof(part))
+        memcpy(part, from_, size * sizeof(number))
+        memset(part_bits, 0, 4)
+        memcpy(part_bits, bits, (size + 7) // 8)
+        keep = positive(keep32_load(part_bits), part)
+        store_part(bits, keep, size)
+        keep_scale(part, part, keep, scale)
+        memcpy(to, part, size * sizeof(number))
+
+
+cdef inline void keep_scale_add(number *to, const number *from_, const void *bias,
+                                const number *residual, keep32 keep, double scale) noexcept nogil:
+    if number is f16:
+        keep_scale_add_f16(to, from_, <const float *>bias, residual, keep, <float>scale)
+    elif number is bf16:
+        keep_scale_add_bf16(to, from_, <const float *>bias, residual, keep, <float>scale)
+    elif number is float:
+        keep_scale_add_f32(to, from_, <const float *>bias, residual, keep, <float>scale)
+    else:
+        keep_scale_add_f64(to, from_, <const double *>bias, residual, keep, scale)
+
+
+cdef void add_as(number *to, const number *from_, uint64_t size, const char *bias, uint64_t period,
+                 uint64_t column, const number *residual, int advance, const uint8_t *bits,
+                 double scale) noexcept nogil:
+    cdef number part[STEP]
+    cdef number part_residual[STEP]
+    cdef uint8_t part_bits[4]
+    cdef uint64_t bias_size = sizeof(double) if number is double else sizeof(float)
+    while size >= STEP:
+        keep_scale_add(to, from_, bias + column * bias_size, residual, keep32_load(bits), scale)
+        column += STEP
+        if column >= period:
+            column -= period
+        to += STEP
+        from_ += STEP
+        residual += advance * STEP
+        bits += STEP // 8
+        size -= STEP
+    if size:
+        memset(part, 0, sizeof(part))
+        memset(part_residual, 0, sizeof(part))
+        memset(part_bits, 0, 4)
+        memcpy(part, from_, size * sizeof(number))
+        memcpy(part_residual, residual, size * sizeof(number))
+        memcpy(part_bits, bits, (size + 7) // 8)
+        keep_scale_add(part, part, bias + column * bias_size, part_residual,
+                       keep32_load(part_bits), scale)
+        memcpy(to, part, size * sizeof(number))
+
+
+cdef inline void keep_scale_sum(number *to, const number *from_, void *sums, keep32 keep,
+                                double scale) noexcept nogil:
+    if number is f16:
+        keep_scale_sum_f16(to, from_, <float *>sums, keep, <float>scale)
+    elif number is bf16:
+        keep_scale_sum_bf16(to, from_, <float *>sums, keep, <float>scale)
+    elif number is float:
+        keep_scale_sum_f32(to, from_, <float *>sums, keep, <float>scale)
+    else:
+        keep_scale_sum_f64(to, from_, <double *>sums, keep, scale)
+
+
+cdef void sum_as(number *to, const number *from_, uint64_t size, const uint8_t *bits,
+                 uint64_t offset, double scale, char *sums) noexcept nogil:
+    cdef number part[STEP]
+    cdef double part_sums[STEP]
+    cdef uint8_t window[8]
+    cdef uint64_t sum_size = sizeof(double) if number is double else sizeof(float)
+    cdef int shift = offset % 8
+    bits += offset // 8
+    while size >= PAIR:  # so that eight bytes of bits are there
+        keep_scale_sum(to, from_, sums, keep32_load_at(bits, shift), scale)
+        to += STEP
+        from_ += STEP
+        sums += STEP * sum_size
+        bits += STEP // 8
+        size -= STEP
+    if size == 0:
+        return
+    memset(window, 0, sizeof(window))
+    copy_bits(window, bits, shift, size)
+    bits = window
+    if size >= STEP:
+        keep_scale_sum(to, from_, sums, keep32_load(bits), scale)
+        to += STEP
+        from_ += STEP
+        sums += STEP * sum_size
+        bits += STEP // 8
+        size -= STEP
+    if size:
+        memset(part, 0, sizeof(part))
+        memset(part_sums, 0, sizeof(part_sums))
+        memcpy(part, from_, size * sizeof(number))
+        memcpy(part_sums, sums, size * sum_size)
+        keep_scale_sum(part, part, part_sums, keep32_load(bits), scale)
+        memcpy(to, part, size * sizeof(number))
+        memcpy(sums, part_sums, size * sum_size)
 
 
 # ---- The table ----
@@ -442,19 +596,19 @@ cdef void apply(int kind, uint64_t size, void *to, const void *from_, const uint
                 uint64_t offset, double scale) noexcept nogil:
     cdef float_state saved = float_state_enter()
     if kind == KIND_F32:
-        apply_shifted_as(<float *>to, <const float *>from_, size, bits, offset, scale)
+        apply_as(<float *>to, <const float *>from_, size, bits, offset, scale)
     elif kind == KIND_F64:
-        apply_shifted_as(<double *>to, <const double *>from_, size, bits, offset, scale)
+        apply_as(<double *>to, <const double *>from_, size, bits, offset, scale)
     elif kind == KIND_F16:
-        apply_shifted_as(<f16 *>to, <const f16 *>from_, size, bits, offset, scale)
+        apply_as(<f16 *>to, <const f16 *>from_, size, bits, offset, scale)
     elif kind == KIND_BF16:
-        apply_shifted_as(<bf16 *>to, <const bf16 *>from_, size, bits, offset, scale)
+        apply_as(<bf16 *>to, <const bf16 *>from_, size, bits, offset, scale)
     elif kind == KIND_W16:
-        apply_shifted_as(<uint16_t *>to, <const uint16_t *>from_, size, bits, offset, scale)
+        apply_as(<uint16_t *>to, <const uint16_t *>from_, size, bits, offset, scale)
     elif kind == KIND_W32:
-        apply_shifted_as(<uint32_t *>to, <const uint32_t *>from_, size, bits, offset, scale)
+        apply_as(<uint32_t *>to, <const uint32_t *>from_, size, bits, offset, scale)
     elif kind == KIND_W64:
-        apply_shifted_as(<uint64_t *>to, <const uint64_t *>from_, size, bits, offset, scale)
+        apply_as(<uint64_t *>to, <const uint64_t *>from_, size, bits, offset, scale)
     float_state_leave(saved)
 
 
@@ -478,10 +632,62 @@ cdef void apply_one(int kind, uint64_t size, void *to, const void *from_, int ke
     float_state_leave(saved)
 
 
+cdef void relu(int kind, uint64_t size, void *to, const void *from_, uint8_t *bits,
+               double scale) noexcept nogil:
+    cdef float_state saved = float_state_enter()
+    if kind == KIND_F32:
+        relu_as(<float *>to, <const float *>from_, size, bits, scale)
+    elif kind == KIND_F64:
+        relu_as(<double *>to, <const double *>from_, size, bits, scale)
+    elif kind == KIND_F16:
+        relu_as(<f16 *>to, <const f16 *>from_, size, bits, scale)
+    elif kind == KIND_BF16:
+        relu_as(<bf16 *>to, <const bf16 *>from_, size, bits, scale)
+    float_state_leave(saved)
+
+
+cdef void add(int kind, uint64_t size, void *to, const void *from_, const void *bias,
+              uint64_t period, uint64_t column, const void *residual, int advance,
+              const uint8_t *bits, double scale) noexcept nogil:
+    cdef float_state saved = float_state_enter()
+    cdef const char *b = <const char *>bias
+    if kind == KIND_F32:
+        add_as(<float *>to, <const float *>from_, size, b, period, column,
+               <const float *>residual, advance, bits, scale)
+    elif kind == KIND_F64:
+        add_as(<double *>to, <const double *>from_, size, b, period, column,
+               <const double *>residual, advance, bits, scale)
+    elif kind == KIND_F16:
+        add_as(<f16 *>to, <const f16 *>from_, size, b, period, column, <const f16 *>residual,
+               advance, bits, scale)
+    elif kind == KIND_BF16:
+        add_as(<bf16 *>to, <const bf16 *>from_, size, b, period, column, <const bf16 *>residual,
+               advance, bits, scale)
+    float_state_leave(saved)
+
+
+cdef void apply_sum(int kind, uint64_t size, void *to, const void *from_, const uint8_t *bits,
+                    uint64_t offset, double scale, void *sums) noexcept nogil:
+    cdef float_state saved = float_state_enter()
+    cdef char *s = <char *>sums
+    if kind == KIND_F32:
+        sum_as(<float *>to, <const float *>from_, size, bits, offset, scale, s)
+    elif kind == KIND_F64:
+        sum_as(<double *>to, <const double *>from_, size, bits, offset, scale, s)
+    elif kind == KIND_F16:
+        sum_as(<f16 *>to, <const f16 *>from_, size, bits, offset, scale, s)
+    elif kind == KIND_BF16:
+        sum_as(<bf16 *>to, <const bf16 *>from_, size, bits, offset, scale, s)
+    float_state_leave(saved)
+
+
 cdef kernel_table kernels
 kernels.name = ISA_NAME
 kernels.draw = draw
 kernels.draw_apply = draw_apply
 kernels.apply = apply
 kernels.apply_one = apply_one
+kernels.relu = relu
+kernels.add = add
+kernels.apply_sum = apply_sum
 table = PyCapsule_New(&kernels, TABLE_CAPSULE, NULL)

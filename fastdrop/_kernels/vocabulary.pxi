@@ -35,6 +35,8 @@ cdef extern from *:
     keep32 keep32_less(u64x8 words, uint16_t limit) noexcept nogil
     bint any_equal(u64x8 first, u64x8 second, uint16_t limit) noexcept nogil
     keep32 keep32_load(const uint8_t *bits) noexcept nogil
+    # The answers from bit `shift` (0 to 7) on, out of eight bytes.
+    keep32 keep32_load_at(const uint8_t *bits, int shift) noexcept nogil
     void keep32_store(uint8_t *bits, keep32 keep) noexcept nogil
 
     # 32 elements of any alignment, `to` being `from` or apart from it: zero where dropped, and
@@ -47,6 +49,33 @@ cdef extern from *:
     void keep_scale_bf16(bf16 *to, const bf16 *from_, keep32 keep, float scale) noexcept nogil
     void keep_scale_f32(float *to, const float *from_, keep32 keep, float scale) noexcept nogil
     void keep_scale_f64(double *to, const double *from_, keep32 keep, double scale) noexcept nogil
+
+    # Of the kept ones, those not <= 0: what ReLU lets through. NaN is one of them.
+    keep32 keep32_positive_f16(keep32 keep, const f16 *from_) noexcept nogil
+    keep32 keep32_positive_bf16(keep32 keep, const bf16 *from_) noexcept nogil
+    keep32 keep32_positive_f32(keep32 keep, const float *from_) noexcept nogil
+    keep32 keep32_positive_f64(keep32 keep, const double *from_) noexcept nogil
+
+    # 32 elements: residual + (from + bias) * scale where kept and residual + 0 where dropped, each
+    # operation rounded, and for the two half-precision types all in float32 and rounded at the end.
+    void keep_scale_add_f16(f16 *to, const f16 *from_, const float *bias, const f16 *residual,
+                            keep32 keep, float scale) noexcept nogil
+    void keep_scale_add_bf16(bf16 *to, const bf16 *from_, const float *bias, const bf16 *residual,
+                             keep32 keep, float scale) noexcept nogil
+    void keep_scale_add_f32(float *to, const float *from_, const float *bias,
+                            const float *residual, keep32 keep, float scale) noexcept nogil
+    void keep_scale_add_f64(double *to, const double *from_, const double *bias,
+                            const double *residual, keep32 keep, double scale) noexcept nogil
+
+    # As keep_scale, and adds what is written to the sums, before it is rounded to half precision.
+    void keep_scale_sum_f16(f16 *to, const f16 *from_, float *sums, keep32 keep,
+                            float scale) noexcept nogil
+    void keep_scale_sum_bf16(bf16 *to, const bf16 *from_, float *sums, keep32 keep,
+                             float scale) noexcept nogil
+    void keep_scale_sum_f32(float *to, const float *from_, float *sums, keep32 keep,
+                            float scale) noexcept nogil
+    void keep_scale_sum_f64(double *to, const double *from_, double *sums, keep32 keep,
+                            double scale) noexcept nogil
 
     # The caller's rounding and subnormal modes, set aside while a kernel runs.
     ctypedef struct float_state:

@@ -85,6 +85,12 @@ static inline keep32 keep32_load(const uint8_t *bits) {
     memcpy(halves, bits, sizeof halves);
     return (keep32){words_of_bits(halves[0]), words_of_bits(halves[1])};
 }
+static inline keep32 keep32_load_at(const uint8_t *bits, int shift) {
+    uint64_t word;
+    memcpy(&word, bits, sizeof word);
+    word >>= shift;
+    return (keep32){words_of_bits((uint16_t)word), words_of_bits((uint16_t)(word >> 16))};
+}
 static inline void keep32_store(uint8_t *bits, keep32 keep) {
     /* Packing works within 128-bit halves: the permutation puts the quarters in order again. */
     __m256i bytes = _mm256_packs_epi16(keep.a, keep.b);
@@ -156,22 +162,21 @@ static inline void keep_scale_f16(f16 *to, const f16 *from, keep32 keep, float s
     _mm256_storeu_si256((__m256i *)to, _mm256_and_si256(a, keep.a));
     _mm256_storeu_si256((__m256i *)(to + 16), _mm256_and_si256(b, keep.b));
 }
-/* Adds what rounds the upper half to nearest even; NaN becomes quiet in place. */
-static inline __m256i rounded_for_bf16(__m256 wide) {
-    __m256i bits = _mm256_castps_si256(wide);
-    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
-    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(wide, wide, _CMP_UNORD_Q));
-    return _mm256_blendv_epi8(rounded, quiet, nan);
-}
+/* The products of the even and the odd words lie in 32 bits each. Sorted into upper and lower
+   halves, all 16 are rounded to nearest even at once: up where the lower half, plus one if the
+   upper is odd, is above 2^15. A NaN has zeros below, the scale being finite: it stays one. */
 static inline __m256i scaled_bf16x16(const bf16 *from, __m256 scales) {
     __m256i words = _mm256_loadu_si256((const __m256i *)from);
     __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
     __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32((int)0xFFFF0000)));
-    __m256i low = rounded_for_bf16(_mm256_mul_ps(even, scales));
-    __m256i high = rounded_for_bf16(_mm256_mul_ps(odd, scales));
-    return _mm256_blend_epi16(_mm256_srli_epi32(low, 16), high, 0xAA);
+    __m256i a = _mm256_castps_si256(_mm256_mul_ps(even, scales));
+    __m256i b = _mm256_castps_si256(_mm256_mul_ps(odd, scales));
+    __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xAA);
+    __m256i lower = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xAA);
+    __m256i one = _mm256_set1_epi16(1);
+    __m256i with_odd = _mm256_adds_epu16(lower, _mm256_and_si256(upper, one));
+    __m256i above = _mm256_subs_epu16(with_odd, _mm256_set1_epi16((short)0x8000));
+    return _mm256_add_epi16(upper, _mm256_min_epu16(above, one));
 }
 static inline void keep_scale_bf16(bf16 *to, const bf16 *from, keep32 keep, float scale) {
     __m256 scales = _mm256_set1_ps(scale);
@@ -179,6 +184,124 @@ static inline void keep_scale_bf16(bf16 *to, const bf16 *from, keep32 keep, floa
     __m256i b = scaled_bf16x16(from + 16, scales);
     _mm256_storeu_si256((__m256i *)to, _mm256_and_si256(a, keep.a));
     _mm256_storeu_si256((__m256i *)(to + 16), _mm256_and_si256(b, keep.b));
+}
+
+/* ---- 32 elements: those of the kept ones that are not <= 0 ---- */
+/* Packing works within 128-bit halves: the permutation puts the quarters in order again. */
+static inline __m256i packed_words(__m256i first, __m256i second) {
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(first, second), 0xD8);
+}
+static inline __m256i positive_f32x8(const float *from) {
+    return _mm256_castps_si256(
+        _mm256_cmp_ps(_mm256_loadu_ps(from), _mm256_setzero_ps(), _CMP_NLE_UQ));
+}
+static inline keep32 keep32_positive_f32(keep32 keep, const float *from) {
+    __m256i a = packed_words(positive_f32x8(from), positive_f32x8(from + 8));
+    __m256i b = packed_words(positive_f32x8(from + 16), positive_f32x8(from + 24));
+    return (keep32){_mm256_and_si256(keep.a, a), _mm256_and_si256(keep.b, b)};
+}
+static inline __m256i positive_f64x8(const double *from) {
+    __m256d zero = _mm256_setzero_pd();
+    __m256 low = _mm256_castpd_ps(_mm256_cmp_pd(_mm256_loadu_pd(from), zero, _CMP_NLE_UQ));
+    __m256 high = _mm256_castpd_ps(_mm256_cmp_pd(_mm256_loadu_pd(from + 4), zero, _CMP_NLE_UQ));
+    return _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88)), 0xD8);
+}
+static inline keep32 keep32_positive_f64(keep32 keep, const double *from) {
+    __m256i a = packed_words(positive_f64x8(from), positive_f64x8(from + 8));
+    __m256i b = packed_words(positive_f64x8(from + 16), positive_f64x8(from + 24));
+    return (keep32){_mm256_and_si256(keep.a, a), _mm256_and_si256(keep.b, b)};
+}
+/* Words above zero, and those with a sign whose magnitude is above infinity's. */
+static inline __m256i positive_u16x16(const void *from, uint16_t minus_infinity) {
+    __m256i words = _mm256_loadu_si256((const __m256i *)from);
+    __m256i flipped = _mm256_xor_si256(words, _mm256_set1_epi16((short)0x8000));
+    __m256i infinity = _mm256_set1_epi16((short)(minus_infinity ^ 0x8000));
+    return _mm256_or_si256(_mm256_cmpgt_epi16(words, _mm256_setzero_si256()),
+                           _mm256_cmpgt_epi16(flipped, infinity));
+}
+static inline keep32 keep32_positive_f16(keep32 keep, const f16 *from) {
+    return (keep32){
+        _mm256_and_si256(keep.a, positive_u16x16(from, F16_MINUS_INFINITY)),
+        _mm256_and_si256(keep.b, positive_u16x16(from + 16, F16_MINUS_INFINITY))};
+}
+static inline keep32 keep32_positive_bf16(keep32 keep, const bf16 *from) {
+    return (keep32){
+        _mm256_and_si256(keep.a, positive_u16x16(from, BF16_MINUS_INFINITY)),
+        _mm256_and_si256(keep.b, positive_u16x16(from + 16, BF16_MINUS_INFINITY))};
+}
+
+/* ---- 32 elements, in single precision ---- */
+static inline __m256 wide_f16(const f16 *from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+}
+static inline void narrow_f16(f16 *to, __m256 wide) {
+    _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT
+                                                              | _MM_FROUND_NO_EXC));
+}
+static inline __m256 wide_bf16(const bf16 *from) {
+    __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+/* Of sums and products of bfloat16 numbers and a finite scale: a NaN has zeros below. */
+static inline void narrow_bf16(bf16 *to, __m256 wide) {
+    __m256i bits = _mm256_castps_si256(wide);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    __m256i upper = _mm256_srli_epi32(rounded, 16);
+    __m256i words = _mm256_packus_epi32(upper, upper);
+    _mm_storeu_si128((__m128i *)to,
+                     _mm256_castsi256_si128(_mm256_permute4x64_epi64(words, 0xD8)));
+}
+static inline __m256 wide_f32(const float *from) { return _mm256_loadu_ps(from); }
+static inline void narrow_f32(float *to, __m256 wide) { _mm256_storeu_ps(to, wide); }
+
+#define KEEP_SCALE_ADD_SUM(name, type) \
+    static inline void keep_scale_add_##name(type *to, const type *from, const float *bias, \
+                                             const type *residual, keep32 keep, float scale) { \
+        for (int i = 0; i < 4; i++) { \
+            __m256 sum = _mm256_add_ps(wide_##name(from + 8 * i), _mm256_loadu_ps(bias + 8 * i)); \
+            __m256 kept = _mm256_and_ps(_mm256_mul_ps(sum, _mm256_set1_ps(scale)), \
+                                        _mm256_castsi256_ps(keep32_wide(keep, i))); \
+            narrow_##name(to + 8 * i, _mm256_add_ps(wide_##name(residual + 8 * i), kept)); \
+        } \
+    } \
+    static inline void keep_scale_sum_##name(type *to, const type *from, float *sums, keep32 keep, \
+                                             float scale) { \
+        for (int i = 0; i < 4; i++) { \
+            __m256 product = _mm256_mul_ps(wide_##name(from + 8 * i), _mm256_set1_ps(scale)); \
+            __m256 kept = _mm256_and_ps(product, _mm256_castsi256_ps(keep32_wide(keep, i))); \
+            narrow_##name(to + 8 * i, kept); \
+            _mm256_storeu_ps(sums + 8 * i, _mm256_add_ps(_mm256_loadu_ps(sums + 8 * i), kept)); \
+        } \
+    }
+KEEP_SCALE_ADD_SUM(f16, f16)
+KEEP_SCALE_ADD_SUM(bf16, bf16)
+KEEP_SCALE_ADD_SUM(f32, float)
+
+/* ---- 32 elements in double precision ---- */
+/* The words of elements 4i .. 4i+3 (i = 0..7), widened to 64 bits. */
+static inline __m256d keep32_widest(keep32 keep, int i) {
+    __m256i wide = keep32_wide(keep, i / 2);
+    __m128i half = i & 1 ? _mm256_extracti128_si256(wide, 1) : _mm256_castsi256_si128(wide);
+    return _mm256_castsi256_pd(_mm256_cvtepi32_epi64(half));
+}
+static inline void keep_scale_add_f64(double *to, const double *from, const double *bias,
+                                      const double *residual, keep32 keep, double scale) {
+    for (int i = 0; i < 8; i++) {
+        __m256d sum = _mm256_add_pd(_mm256_loadu_pd(from + 4 * i), _mm256_loadu_pd(bias + 4 * i));
+        __m256d kept = _mm256_and_pd(_mm256_mul_pd(sum, _mm256_set1_pd(scale)),
+                                     keep32_widest(keep, i));
+        _mm256_storeu_pd(to + 4 * i, _mm256_add_pd(_mm256_loadu_pd(residual + 4 * i), kept));
+    }
+}
+static inline void keep_scale_sum_f64(double *to, const double *from, double *sums, keep32 keep,
+                                      double scale) {
+    for (int i = 0; i < 8; i++) {
+        __m256d product = _mm256_mul_pd(_mm256_loadu_pd(from + 4 * i), _mm256_set1_pd(scale));
+        __m256d kept = _mm256_and_pd(product, keep32_widest(keep, i));
+        _mm256_storeu_pd(to + 4 * i, kept);
+        _mm256_storeu_pd(sums + 4 * i, _mm256_add_pd(_mm256_loadu_pd(sums + 4 * i), kept));
+    }
 }
 
 #endif

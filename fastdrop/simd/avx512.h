@@ -48,6 +48,11 @@ static inline int any_equal(u64x8 first, u64x8 second, uint16_t limit) {
 static inline keep32 keep32_load(const uint8_t *bits) {
     return _load_mask32((__mmask32 *)bits);
 }
+static inline keep32 keep32_load_at(const uint8_t *bits, int shift) {
+    uint64_t word;
+    memcpy(&word, bits, sizeof word);
+    return _cvtu32_mask32((uint32_t)(word >> shift));
+}
 static inline void keep32_store(uint8_t *bits, keep32 keep) {
     _store_mask32((__mmask32 *)bits, keep);
 }
@@ -112,23 +117,121 @@ static inline void keep_scale_f16(f16 *to, const f16 *from, keep32 keep, float s
     __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
     _mm512_storeu_si512(to, _mm512_maskz_mov_epi16(keep, both));
 }
-/* Adds what rounds the upper half to nearest even; NaN becomes quiet in place. */
-static inline __m512i rounded_for_bf16(__m512 wide) {
-    __m512i bits = _mm512_castps_si512(wide);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-    __mmask16 nan = _mm512_cmp_ps_mask(wide, wide, _CMP_UNORD_Q);
-    return _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
-}
+/* The products of the even and the odd words lie in 32 bits each. Sorted into upper and lower
+   halves, all 32 are rounded to nearest even at once: up where the lower half, plus one if the
+   upper is odd, is above 2^15. A NaN has zeros below, the scale being finite: it stays one. */
 static inline void keep_scale_bf16(bf16 *to, const bf16 *from, keep32 keep, float scale) {
     __m512 scales = _mm512_set1_ps(scale);
     __m512i words = _mm512_loadu_si512(from);
     __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
     __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32((int)0xFFFF0000)));
-    __m512i low = rounded_for_bf16(_mm512_mul_ps(even, scales));
-    __m512i high = rounded_for_bf16(_mm512_mul_ps(odd, scales));
-    __m512i both = _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(low, 16), high);
-    _mm512_storeu_si512(to, _mm512_maskz_mov_epi16(keep, both));
+    __m512i a = _mm512_castps_si512(_mm512_mul_ps(even, scales));
+    __m512i b = _mm512_castps_si512(_mm512_mul_ps(odd, scales));
+    __m512i upper = _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(a, 16), b);
+    __m512i lower = _mm512_mask_blend_epi16(0xAAAAAAAA, a, _mm512_slli_epi32(b, 16));
+    __m512i one_if_odd = _mm512_and_si512(upper, _mm512_set1_epi16(1));
+    __mmask32 up = _mm512_cmpgt_epu16_mask(_mm512_adds_epu16(lower, one_if_odd),
+                                           _mm512_set1_epi16((short)0x8000));
+    __m512i rounded = _mm512_mask_sub_epi16(upper, up, upper, _mm512_set1_epi16(-1));
+    _mm512_storeu_si512(to, _mm512_maskz_mov_epi16(keep, rounded));
+}
+
+/* ---- 32 elements: those of the kept ones that are not <= 0 ---- */
+static inline keep32 keep32_positive_f32(keep32 keep, const float *from) {
+    __mmask16 low = _mm512_cmp_ps_mask(_mm512_loadu_ps(from), _mm512_setzero_ps(), _CMP_NLE_UQ);
+    __mmask16 high = _mm512_cmp_ps_mask(_mm512_loadu_ps(from + 16), _mm512_setzero_ps(),
+                                        _CMP_NLE_UQ);
+    return _kand_mask32(keep, _mm512_kunpackw(high, low));
+}
+static inline keep32 keep32_positive_f64(keep32 keep, const double *from) {
+    __mmask8 eighth[4];
+    for (int i = 0; i < 4; i++)
+        eighth[i] = _mm512_cmp_pd_mask(_mm512_loadu_pd(from + 8 * i), _mm512_setzero_pd(),
+                                       _CMP_NLE_UQ);
+    return _kand_mask32(keep, _mm512_kunpackw(_mm512_kunpackb(eighth[3], eighth[2]),
+                                              _mm512_kunpackb(eighth[1], eighth[0])));
+}
+/* Words above zero, and those with a sign whose magnitude is above infinity's. */
+static inline keep32 positive_u16x32(keep32 keep, const void *from, uint16_t minus_infinity) {
+    __m512i words = _mm512_loadu_si512(from);
+    __mmask32 above = _mm512_cmpgt_epi16_mask(words, _mm512_setzero_si512());
+    __mmask32 nan = _mm512_cmpgt_epu16_mask(words, _mm512_set1_epi16((short)minus_infinity));
+    return _kand_mask32(keep, _kor_mask32(above, nan));
+}
+static inline keep32 keep32_positive_f16(keep32 keep, const f16 *from) {
+    return positive_u16x32(keep, from, F16_MINUS_INFINITY);
+}
+static inline keep32 keep32_positive_bf16(keep32 keep, const bf16 *from) {
+    return positive_u16x32(keep, from, BF16_MINUS_INFINITY);
+}
+
+/* ---- 32 elements, in natural order and single precision ---- */
+static inline __m512 wide_f16(const f16 *from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+}
+static inline void narrow_f16(f16 *to, __m512 wide) {
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT
+                                                                 | _MM_FROUND_NO_EXC));
+}
+static inline __m512 wide_bf16(const bf16 *from) {
+    __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
+/* Of sums and products of bfloat16 numbers and a finite scale: a NaN has zeros below. */
+static inline void narrow_bf16(bf16 *to, __m512 wide) {
+    __m512i bits = _mm512_castps_si512(wide);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+static inline __m512 wide_f32(const float *from) { return _mm512_loadu_ps(from); }
+static inline void narrow_f32(float *to, __m512 wide) { _mm512_storeu_ps(to, wide); }
+static inline __mmask16 half_of(keep32 keep, int i) {
+    return (__mmask16)(i ? _kshiftri_mask32(keep, 16) : keep);
+}
+
+#define KEEP_SCALE_ADD_SUM(name, type) \
+    static inline void keep_scale_add_##name(type *to, const type *from, const float *bias, \
+                                             const type *residual, keep32 keep, float scale) { \
+        for (int i = 0; i < 2; i++) { \
+            __m512 sum = _mm512_add_ps(wide_##name(from + 16 * i), _mm512_loadu_ps(bias + 16 * i)); \
+            __m512 kept = _mm512_maskz_mul_ps(half_of(keep, i), sum, _mm512_set1_ps(scale)); \
+            narrow_##name(to + 16 * i, _mm512_add_ps(wide_##name(residual + 16 * i), kept)); \
+        } \
+    } \
+    static inline void keep_scale_sum_##name(type *to, const type *from, float *sums, keep32 keep, \
+                                             float scale) { \
+        for (int i = 0; i < 2; i++) { \
+            __m512 kept = _mm512_maskz_mul_ps(half_of(keep, i), wide_##name(from + 16 * i), \
+                                              _mm512_set1_ps(scale)); \
+            narrow_##name(to + 16 * i, kept); \
+            _mm512_storeu_ps(sums + 16 * i, _mm512_add_ps(_mm512_loadu_ps(sums + 16 * i), kept)); \
+        } \
+    }
+KEEP_SCALE_ADD_SUM(f16, f16)
+KEEP_SCALE_ADD_SUM(bf16, bf16)
+KEEP_SCALE_ADD_SUM(f32, float)
+
+/* ---- 32 elements in double precision ---- */
+static inline __mmask8 quarter_of(keep32 keep, int i) {
+    return (__mmask8)(_cvtmask32_u32(keep) >> (8 * i));
+}
+static inline void keep_scale_add_f64(double *to, const double *from, const double *bias,
+                                      const double *residual, keep32 keep, double scale) {
+    for (int i = 0; i < 4; i++) {
+        __m512d sum = _mm512_add_pd(_mm512_loadu_pd(from + 8 * i), _mm512_loadu_pd(bias + 8 * i));
+        __m512d kept = _mm512_maskz_mul_pd(quarter_of(keep, i), sum, _mm512_set1_pd(scale));
+        _mm512_storeu_pd(to + 8 * i, _mm512_add_pd(_mm512_loadu_pd(residual + 8 * i), kept));
+    }
+}
+static inline void keep_scale_sum_f64(double *to, const double *from, double *sums, keep32 keep,
+                                      double scale) {
+    for (int i = 0; i < 4; i++) {
+        __m512d kept = _mm512_maskz_mul_pd(quarter_of(keep, i), _mm512_loadu_pd(from + 8 * i),
+                                           _mm512_set1_pd(scale));
+        _mm512_storeu_pd(to + 8 * i, kept);
+        _mm512_storeu_pd(sums + 8 * i, _mm512_add_pd(_mm512_loadu_pd(sums + 8 * i), kept));
+    }
 }
 
 #endif

@@ -9,6 +9,9 @@
 typedef struct { uint16_t bits; } f16;
 typedef struct { uint16_t bits; } bf16;
 
+#define F16_MINUS_INFINITY 0xFC00
+#define BF16_MINUS_INFINITY 0xFF80
+
 static inline float float_of_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);

@@ -78,6 +78,12 @@ static inline keep32 keep32_load(const uint8_t *bits) {
         keep.part[i] = vtstq_u16(vdupq_n_u16(bits[i]), places());
     return keep;
 }
+static inline keep32 keep32_load_at(const uint8_t *bits, int shift) {
+    uint64_t word;
+    memcpy(&word, bits, sizeof word);
+    word >>= shift;
+    return keep32_load((const uint8_t *)&word);
+}
 static inline void keep32_store(uint8_t *bits, keep32 keep) {
     for (int i = 0; i < 4; i++)
         bits[i] = (uint8_t)vaddvq_u16(vandq_u16(keep.part[i], places()));
@@ -153,6 +159,110 @@ static inline void keep_scale_bf16(bf16 *to, const bf16 *from, keep32 keep, floa
         uint32x4_t high_bits = rounded_for_bf16(vmulq_n_f32(high, scale));
         uint16x8_t product = vshrn_high_n_u32(vshrn_n_u32(low_bits, 16), high_bits, 16);
         vst1q_u16((uint16_t *)to + 8 * i, vandq_u16(product, keep.part[i]));
+    }
+}
+
+/* ---- 32 elements: those of the kept ones that are not <= 0 ---- */
+static inline keep32 keep32_positive_f32(keep32 keep, const float *from) {
+    for (int i = 0; i < 4; i++) {
+        uint32x4_t low = vcleq_f32(vld1q_f32(from + 8 * i), vdupq_n_f32(0));
+        uint32x4_t high = vcleq_f32(vld1q_f32(from + 8 * i + 4), vdupq_n_f32(0));
+        keep.part[i] = vbicq_u16(keep.part[i], vmovn_high_u32(vmovn_u32(low), high));
+    }
+    return keep;
+}
+static inline uint32x4_t not_positive_f64x4(const double *from) {
+    uint64x2_t low = vcleq_f64(vld1q_f64(from), vdupq_n_f64(0));
+    uint64x2_t high = vcleq_f64(vld1q_f64(from + 2), vdupq_n_f64(0));
+    return vmovn_high_u64(vmovn_u64(low), high);
+}
+static inline keep32 keep32_positive_f64(keep32 keep, const double *from) {
+    for (int i = 0; i < 4; i++) {
+        uint16x4_t low = vmovn_u32(not_positive_f64x4(from + 8 * i));
+        uint16x8_t both = vmovn_high_u32(low, not_positive_f64x4(from + 8 * i + 4));
+        keep.part[i] = vbicq_u16(keep.part[i], both);
+    }
+    return keep;
+}
+/* Words above zero, and those with a sign whose magnitude is above infinity's. */
+static inline keep32 positive_words(keep32 keep, const uint16_t *from, uint16_t minus_infinity) {
+    for (int i = 0; i < 4; i++) {
+        uint16x8_t x = vld1q_u16(from + 8 * i);
+        uint16x8_t above = vcgtq_s16(vreinterpretq_s16_u16(x), vdupq_n_s16(0));
+        uint16x8_t nan = vcgtq_u16(x, vdupq_n_u16(minus_infinity));
+        keep.part[i] = vandq_u16(keep.part[i], vorrq_u16(above, nan));
+    }
+    return keep;
+}
+static inline keep32 keep32_positive_f16(keep32 keep, const f16 *from) {
+    return positive_words(keep, (const uint16_t *)from, F16_MINUS_INFINITY);
+}
+static inline keep32 keep32_positive_bf16(keep32 keep, const bf16 *from) {
+    return positive_words(keep, (const uint16_t *)from, BF16_MINUS_INFINITY);
+}
+
+/* ---- 32 elements, in single precision ---- */
+static inline float32x4_t wide_f16(const f16 *from) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)from)));
+}
+static inline void narrow_f16(f16 *to, float32x4_t wide) {
+    vst1_u16((uint16_t *)to, vreinterpret_u16_f16(vcvt_f16_f32(wide)));
+}
+static inline float32x4_t wide_bf16(const bf16 *from) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *)from), 16));
+}
+static inline void narrow_bf16(bf16 *to, float32x4_t wide) {
+    vst1_u16((uint16_t *)to, vshrn_n_u32(rounded_for_bf16(wide), 16));
+}
+static inline float32x4_t wide_f32(const float *from) { return vld1q_f32(from); }
+static inline void narrow_f32(float *to, float32x4_t wide) { vst1q_f32(to, wide); }
+static inline float32x4_t kept_f32x4(float32x4_t product, keep32 keep, int i) {
+    return vreinterpretq_f32_u32(
+        vandq_u32(vreinterpretq_u32_f32(product), keep32_wide(keep, i)));
+}
+
+#define KEEP_SCALE_ADD_SUM(name, type) \
+    static inline void keep_scale_add_##name(type *to, const type *from, const float *bias, \
+                                             const type *residual, keep32 keep, float scale) { \
+        for (int i = 0; i < 8; i++) { \
+            float32x4_t sum = vaddq_f32(wide_##name(from + 4 * i), vld1q_f32(bias + 4 * i)); \
+            float32x4_t kept = kept_f32x4(vmulq_n_f32(sum, scale), keep, i); \
+            narrow_##name(to + 4 * i, vaddq_f32(wide_##name(residual + 4 * i), kept)); \
+        } \
+    } \
+    static inline void keep_scale_sum_##name(type *to, const type *from, float *sums, keep32 keep, \
+                                             float scale) { \
+        for (int i = 0; i < 8; i++) { \
+            float32x4_t product = vmulq_n_f32(wide_##name(from + 4 * i), scale); \
+            float32x4_t kept = kept_f32x4(product, keep, i); \
+            narrow_##name(to + 4 * i, kept); \
+            vst1q_f32(sums + 4 * i, vaddq_f32(vld1q_f32(sums + 4 * i), kept)); \
+        } \
+    }
+KEEP_SCALE_ADD_SUM(f16, f16)
+KEEP_SCALE_ADD_SUM(bf16, bf16)
+KEEP_SCALE_ADD_SUM(f32, float)
+
+/* ---- 32 elements in double precision ---- */
+static inline float64x2_t kept_f64x2(float64x2_t product, keep32 keep, int i) {
+    return vreinterpretq_f64_u64(
+        vandq_u64(vreinterpretq_u64_f64(product), keep32_widest(keep, i)));
+}
+static inline void keep_scale_add_f64(double *to, const double *from, const double *bias,
+                                      const double *residual, keep32 keep, double scale) {
+    for (int i = 0; i < 16; i++) {
+        float64x2_t sum = vaddq_f64(vld1q_f64(from + 2 * i), vld1q_f64(bias + 2 * i));
+        float64x2_t kept = kept_f64x2(vmulq_n_f64(sum, scale), keep, i);
+        vst1q_f64(to + 2 * i, vaddq_f64(vld1q_f64(residual + 2 * i), kept));
+    }
+}
+static inline void keep_scale_sum_f64(double *to, const double *from, double *sums, keep32 keep,
+                                      double scale) {
+    for (int i = 0; i < 16; i++) {
+        float64x2_t product = vmulq_n_f64(vld1q_f64(from + 2 * i), scale);
+        float64x2_t kept = kept_f64x2(product, keep, i);
+        vst1q_f64(to + 2 * i, kept);
+        vst1q_f64(sums + 2 * i, vaddq_f64(vld1q_f64(sums + 2 * i), kept));
     }
 }
 

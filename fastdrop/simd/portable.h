@@ -81,6 +81,12 @@ static inline keep32 keep32_load(const uint8_t *bits) {
     }
     return keep;
 }
+static inline keep32 keep32_load_at(const uint8_t *bits, int shift) {
+    uint64_t word;
+    memcpy(&word, bits, sizeof word);
+    word >>= shift;
+    return keep32_load((const uint8_t *)&word);
+}
 static inline void keep32_store(uint8_t *bits, keep32 keep) {
     for (int i = 0; i < 4; i++) {
         /* Each word has one bit of its own left, so adding all up is joining them. */
@@ -149,5 +155,109 @@ static inline void keep_scale_bf16(bf16 *to, const bf16 *from, keep32 keep, floa
     for (int i = 0; i < 32; i++)
         to[i].bits = bf16_of_float(bf16_to_float(from[i]) * scale).bits & words[i];
 }
+
+/* ---- 32 elements: those of the kept ones that are not <= 0 ---- */
+static inline keep32 keep32_positive_f32(keep32 keep, const float *from) {
+    for (int i = 0; i < 4; i++) {
+        f32x8 x;
+        memcpy(&x, from + 8 * i, sizeof x);
+        keep.part[i] &= ~__builtin_convertvector(x <= 0, i16x8);
+    }
+    return keep;
+}
+static inline keep32 keep32_positive_f64(keep32 keep, const double *from) {
+    for (int i = 0; i < 4; i++) {
+        f64x8 x;
+        memcpy(&x, from + 8 * i, sizeof x);
+        keep.part[i] &= ~__builtin_convertvector(x <= 0, i16x8);
+    }
+    return keep;
+}
+/* Words above zero, and those with a sign whose magnitude is above infinity's. */
+static inline keep32 positive_words(keep32 keep, const void *from, uint16_t minus_infinity) {
+    keep32 x;
+    memcpy(&x, from, sizeof x);
+    for (int i = 0; i < 4; i++) {
+        i16x8 flipped = x.part[i] ^ (int16_t)0x8000;
+        keep.part[i] &= (x.part[i] > 0) | (flipped > (int16_t)(minus_infinity ^ 0x8000));
+    }
+    return keep;
+}
+static inline keep32 keep32_positive_f16(keep32 keep, const f16 *from) {
+    return positive_words(keep, from, F16_MINUS_INFINITY);
+}
+static inline keep32 keep32_positive_bf16(keep32 keep, const bf16 *from) {
+    return positive_words(keep, from, BF16_MINUS_INFINITY);
+}
+
+/* ---- 32 elements: kept ones with a bias and scaled, and a residual added to all ---- */
+static inline void keep_scale_add_f32(float *to, const float *from, const float *bias,
+                                      const float *residual, keep32 keep, float scale) {
+    for (int i = 0; i < 4; i++) {
+        f32x8 x, b, r;
+        i32x8 product;
+        memcpy(&x, from + 8 * i, sizeof x);
+        memcpy(&b, bias + 8 * i, sizeof b);
+        memcpy(&r, residual + 8 * i, sizeof r);
+        product = (i32x8)((x + b) * scale) & __builtin_convertvector(keep.part[i], i32x8);
+        r += (f32x8)product;
+        memcpy(to + 8 * i, &r, sizeof r);
+    }
+}
+static inline void keep_scale_add_f64(double *to, const double *from, const double *bias,
+                                      const double *residual, keep32 keep, double scale) {
+    for (int i = 0; i < 4; i++) {
+        f64x8 x, b, r;
+        i64x8 product;
+        memcpy(&x, from + 8 * i, sizeof x);
+        memcpy(&b, bias + 8 * i, sizeof b);
+        memcpy(&r, residual + 8 * i, sizeof r);
+        product = (i64x8)((x + b) * scale) & __builtin_convertvector(keep.part[i], i64x8);
+        r += (f64x8)product;
+        memcpy(to + 8 * i, &r, sizeof r);
+    }
+}
+/* ---- 32 elements: kept ones scaled, dropped ones zero, and all added to sums ---- */
+static inline void keep_scale_sum_f32(float *to, const float *from, float *sums, keep32 keep,
+                                      float scale) {
+    float kept[32];
+    keep_scale_f32(kept, from, keep, scale);
+    memcpy(to, kept, sizeof kept);
+    for (int i = 0; i < 32; i++)
+        sums[i] += kept[i];
+}
+static inline void keep_scale_sum_f64(double *to, const double *from, double *sums, keep32 keep,
+                                      double scale) {
+    double kept[32];
+    keep_scale_f64(kept, from, keep, scale);
+    memcpy(to, kept, sizeof kept);
+    for (int i = 0; i < 32; i++)
+        sums[i] += kept[i];
+}
+
+/* Half precision goes through single precision. */
+#define KEEP_SCALE_ADD_SUM(type) \
+    static inline void keep_scale_add_##type(type *to, const type *from, const float *bias, \
+                                             const type *residual, keep32 keep, float scale) { \
+        float x[32], r[32]; \
+        for (int i = 0; i < 32; i++) { \
+            x[i] = type##_to_float(from[i]); \
+            r[i] = type##_to_float(residual[i]); \
+        } \
+        keep_scale_add_f32(x, x, bias, r, keep, scale); \
+        for (int i = 0; i < 32; i++) \
+            to[i] = type##_of_float(x[i]); \
+    } \
+    static inline void keep_scale_sum_##type(type *to, const type *from, float *sums, keep32 keep, \
+                                             float scale) { \
+        float x[32]; \
+        for (int i = 0; i < 32; i++) \
+            x[i] = type##_to_float(from[i]); \
+        keep_scale_sum_f32(x, x, sums, keep, scale); \
+        for (int i = 0; i < 32; i++) \
+            to[i] = type##_of_float(x[i]); \
+    }
+KEEP_SCALE_ADD_SUM(f16)
+KEEP_SCALE_ADD_SUM(bf16)
 
 #endif
