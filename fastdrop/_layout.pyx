@@ -2,19 +2,21 @@
 
 An array is walked in the order of its memory, not of its indices: each dimension carries a stride
 in memory and a stride in the mask's bits (zero where the mask is broadcast). Dimensions that
-continue each other are joined, and what is innermost then decides how bits and elements meet:
+continue each other are joined. A run is what is left innermost, or a few short rows of it; its
+elements are used where they lie if they have no gaps, else gathered and scattered; and its bits,
+by their stride, are
 
-    bits    elements       the run
-    +1      contiguous     applied as it lies
-    0       contiguous     all kept or all dropped
-    other   contiguous     the bits are gathered into a window first
-    any     strided        elements too are gathered, and scattered
-    0, +1   contiguous     a short row of bits that is repeated: a window of repetitions
-    +1, 0   contiguous     bits that count for a few elements each: a window of widened bits
+    +1      used where they lie
+    0       one for all
+    -1      reversed into a window
+    other   transposed into windows, 64 runs at a time, if another dimension has the stride +1 or
+            -1 (Fortran order), else gathered one by one
 
+or, for rows, put together in a window: the same bits again for each row, or each bit for a row.
 Runs are cut into pieces that fit the first cache, and the pieces are shared among threads.
 """
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport llabs
 from libc.string cimport memcpy
 
 cimport numpy as np
@@ -30,18 +32,28 @@ np.import_array()
 cdef extern from "numpy/arrayobject.h":
     bint PyArray_ISALIGNED(np.ndarray array)
 
+cdef extern from *:
+    uint64_t __builtin_bswap64(uint64_t word) noexcept nogil
+
 cdef enum:
     MAX_DIMS = 64                   # NumPy's own limit, 32 before NumPy 2
     PIECE = 16384                   # elements applied at a time
-    PIECE_BYTES = 2048             # and their bits
-    GATHERED = 2048                 # elements gathered at a time, to stay in the first cache
-    GATHERED_BYTES = 256            # and their bits
+    PIECE_BYTES = 2048              # and their bits
+    GATHERED = 2048                 # elements gathered at a time at most
+    GATHERED_BYTES = 16384          # of memory between the first and the last, to stay in the cache
+    LEAST_GATHERED = 128            # and at least
+    TILE = 64                       # runs whose bits are transposed at once
+    TILE_ROW = 2048                 # and elements of each
+    TILE_WORDS = 32                 # and words of bits
     PARALLEL_SIZE = 1 << 18         # from here on, threads gain more than waking them costs
     LONG_ROW = 2048                 # bits from which a repeated row is cheaper applied as it lies
     LONG_SPREAD = 1024              # elements from which a bit is cheaper applied as one run
+    SHORT_ROW = 64                  # elements up to which several rows are better taken together
+    FEW_RUNS = 4                    # below, bits are gathered one by one
 
-cdef enum Run:
-    RUN_BITS, RUN_ONE, RUN_WINDOW, RUN_STRIDED, RUN_REPEATED_ROW, RUN_WIDENED_BITS
+cdef enum Bits:
+    AS_THEY_LIE, ONE, REVERSED, GATHERED_ONE_BY_ONE, ROWS_AGAIN, ROWS_WIDENED, ROWS_TOGETHER,
+    TRANSPOSED
 
 cdef struct Dim:
     int64_t size
@@ -58,12 +70,18 @@ cdef struct Plan:
     const char *from_
     const uint8_t *bits
     int64_t bit
+    int64_t bit_bytes               # of the whole mask
     double scale
-    Run run
+    Bits how
+    bint contiguous                 # the elements of a row
+    bint continuing                 # one row after the other
     int outer                       # how many dims are walked outside of the run
-    int64_t rows                    # repeated row, widened bits: how many; otherwise 1
+    int64_t rows                    # of a run; 1 for one row
     int64_t row                     # elements of each
-    int64_t piece                   # rows, or without rows elements, in a piece
+    int64_t folds                   # runs that continue each other where they are transposed
+    int64_t piece_folds
+    int64_t piece_rows
+    int64_t piece_row               # elements; less than a row only where a piece has one row
     int64_t pieces                  # in a run
 
 
@@ -99,7 +117,7 @@ cdef void draw_apply_blocks(void *context, int64_t begin, int64_t end) noexcept 
         task.scale)
 
 
-cdef inline int64_t blocks_for_each(int64_t items, int64_t size) noexcept nogil:
+cdef int64_t grains(int64_t items, int64_t size) noexcept nogil:
     """How many items a thread takes at a time: a few helpings each, so that none is waited for."""
     cdef int64_t helpings = 4 * thread_count()
     if size < PARALLEL_SIZE:
@@ -116,7 +134,7 @@ cdef void draw_bits(const stream_key *key, uint64_t first, uint64_t size,
         return
     task.key, task.first, task.size, task.bits = key, first, size, bits
     # Drawing touches little memory: it takes eight times the elements to be worth a thread.
-    run(draw_blocks, &task, blocks, blocks_for_each(blocks, size // 8))
+    run(draw_blocks, &task, blocks, grains(blocks, size // 8))
 
 
 cdef int word_kind(int kind) noexcept nogil:
@@ -131,13 +149,14 @@ cdef int scaling_kind(int kind, double scale) noexcept nogil:
     return word_kind(kind) if scale == 1.0 else kind
 
 
+cdef bint is_plain(np.ndarray array):
+    """Whether the elements lie in C order without gaps, where the CPU can load them."""
+    return np.PyArray_IS_C_CONTIGUOUS(array) and PyArray_ISALIGNED(array)
+
+
 cdef bint is_straight(np.ndarray to, np.ndarray from_, tuple noise_shape):
     """Whether the mask's bits and both arrays' elements lie in the same order without gaps."""
-    return (
-        np.PyArray_IS_C_CONTIGUOUS(to) and np.PyArray_IS_C_CONTIGUOUS(from_)
-        and PyArray_ISALIGNED(to) and PyArray_ISALIGNED(from_)
-        and noise_shape == (<object>to).shape
-    )
+    return is_plain(to) and is_plain(from_) and noise_shape == (<object>to).shape
 
 
 cdef void draw_apply_straight(int kind, const stream_key *key, np.ndarray to, np.ndarray from_,
@@ -154,7 +173,7 @@ cdef void draw_apply_straight(int kind, const stream_key *key, np.ndarray to, np
         draw_apply_blocks(&task, 0, 1)
     elif blocks > 1:
         with nogil:
-            run(draw_apply_blocks, &task, blocks, blocks_for_each(blocks, task.size))
+            run(draw_apply_blocks, &task, blocks, grains(blocks, task.size))
 
 
 # ---- Planning ----
@@ -194,79 +213,144 @@ cdef void join(Plan *plan) noexcept nogil:
     plan.ndim = last + 1
 
 
+cdef inline int64_t parts(int64_t whole, int64_t part) noexcept nogil:
+    return (whole + part - 1) // part
+
+
+cdef int unit_dim(const Plan *plan) noexcept nogil:
+    """The dimension, other than the innermost, along which bits lie next to each other; or -1."""
+    cdef int i
+    for i in range(plan.ndim - 1):
+        if plan.dims[i].size >= FEW_RUNS and plan.dims[i].bit_stride in (-1, 1):
+            return i
+    return -1
+
+
+cdef void flip(Plan *plan, Dim *dim) noexcept nogil:
+    """Walks a dimension the other way."""
+    plan.to += (dim.size - 1) * dim.to_stride
+    plan.from_ += (dim.size - 1) * dim.from_stride
+    plan.bit += (dim.size - 1) * dim.bit_stride
+    dim.to_stride = -dim.to_stride
+    dim.from_stride = -dim.from_stride
+    dim.bit_stride = -dim.bit_stride
+
+
+cdef void use_transposed(Plan *plan, int unit) noexcept nogil:
+    """Moves the unit dimension next to the innermost one."""
+    cdef Dim *inner = &plan.dims[plan.ndim - 1]
+    cdef Dim *rows = &plan.dims[plan.ndim - 2]
+    cdef Dim dim = plan.dims[unit]
+    cdef int i
+    for i in range(unit, plan.ndim - 2):
+        plan.dims[i] = plan.dims[i + 1]
+    rows[0] = dim
+    if rows.bit_stride < 0:
+        flip(plan, rows)
+    plan.continuing = continues(rows, inner, False)
+    plan.how = TRANSPOSED
+    plan.rows = rows.size
+    plan.piece_rows = TILE
+    plan.piece_row = min(plan.row, <int64_t>TILE_ROW)
+    if plan.ndim > 2 and continues(&plan.dims[plan.ndim - 3], inner, False) \
+            and 2 * plan.row <= TILE_ROW:
+        plan.folds = plan.dims[plan.ndim - 3].size
+        plan.piece_folds = TILE_ROW // plan.row
+
+
+cdef bint rows_together(const Plan *plan) noexcept nogil:
+    """Whether several of the innermost rows make a better run than one."""
+    cdef const Dim *inner = &plan.dims[plan.ndim - 1]
+    cdef const Dim *outer = &plan.dims[plan.ndim - 2]
+    if plan.ndim == 1:
+        return False
+    if plan.row <= SHORT_ROW:
+        return True
+    if not plan.continuing:
+        return False
+    if inner.bit_stride == 0:
+        return plan.row < LONG_SPREAD
+    return inner.bit_stride == 1 and outer.bit_stride == 0 and plan.row < LONG_ROW
+
+
 cdef void choose_run(Plan *plan, bint aligned) noexcept nogil:
     """How bits and elements meet in the innermost dimensions."""
     cdef Dim *inner = &plan.dims[plan.ndim - 1]
     cdef Dim *outer = &plan.dims[plan.ndim - 2]  # looked at only where it is
-    cdef bint contiguous = (
+    cdef int unit = -1
+    cdef int64_t most
+    plan.contiguous = (
         aligned and inner.to_stride == plan.itemsize and inner.from_stride == plan.itemsize
     )
-    cdef bint rows = plan.ndim > 1 and contiguous and continues(outer, inner, False)
-    cdef bint repeated = (
-        rows and inner.bit_stride == 1 and outer.bit_stride == 0 and inner.size < LONG_ROW
-    )
-    cdef bint widened = rows and inner.bit_stride == 0 and inner.size < LONG_SPREAD
+    plan.continuing = plan.ndim > 1 and continues(outer, inner, False)
     plan.row = inner.size
-    plan.rows = 1
-    plan.outer = plan.ndim - 1
-    if repeated or widened:
-        plan.run = RUN_REPEATED_ROW if repeated else RUN_WIDENED_BITS
+    plan.rows = plan.folds = plan.piece_folds = 1
+    if inner.bit_stride not in (-1, 0, 1):
+        unit = unit_dim(plan)
+    if unit >= 0:
+        use_transposed(plan, unit)
+    elif rows_together(plan):
         plan.rows = outer.size
-        plan.outer = plan.ndim - 2
-        plan.piece = max(PIECE // plan.row, 1)
-        plan.pieces = (plan.rows + plan.piece - 1) // plan.piece
-        return
-    if not contiguous:
-        plan.run = RUN_STRIDED
-    elif inner.bit_stride == 1:
-        plan.run = RUN_BITS
-    elif inner.bit_stride == 0:
-        plan.run = RUN_ONE
+        if inner.bit_stride == 0:
+            plan.how = ROWS_WIDENED
+        elif inner.bit_stride != 1:
+            plan.how = GATHERED_ONE_BY_ONE
+        elif outer.bit_stride == 0:
+            plan.how = ROWS_AGAIN
+        else:
+            plan.how = AS_THEY_LIE if outer.bit_stride == plan.row else ROWS_TOGETHER
+        most = PIECE if plan.contiguous and plan.continuing else GATHERED
+        plan.piece_rows = max(most // plan.row, <int64_t>1)
+        plan.piece_row = plan.row
     else:
-        plan.run = RUN_WINDOW
-    plan.piece = PIECE
-    plan.pieces = (plan.row + PIECE - 1) // PIECE
+        if inner.bit_stride == 1:
+            plan.how = AS_THEY_LIE
+        elif inner.bit_stride == 0:
+            plan.how = ONE
+        else:
+            plan.how = REVERSED if inner.bit_stride == -1 else GATHERED_ONE_BY_ONE
+        plan.piece_rows = 1
+        plan.piece_row = PIECE
+    plan.outer = plan.ndim - 1 - (plan.rows > 1) - (plan.folds > 1)
+    plan.pieces = (
+        parts(plan.rows, plan.piece_rows) * parts(plan.row, plan.piece_row)
+        * parts(plan.folds, plan.piece_folds)
+    )
 
 
-cdef void make_plan(Plan *plan, np.ndarray to, np.ndarray from_, tuple noise_shape):
+cdef void plan_dims(Plan *plan, int ndim, const np.npy_intp *shape,
+                    const np.npy_intp *to_strides, const np.npy_intp *from_strides,
+                    tuple noise_shape):
     """Dimensions in the order of memory, joined; there is at least one element."""
-    cdef int i, ndim = np.PyArray_NDIM(to)
+    cdef int i
     cdef int64_t bit_stride = 1
     cdef Dim *dim
     cdef int64_t noise
-    plan.itemsize = np.PyArray_ITEMSIZE(to)
-    plan.to = <char *>np.PyArray_DATA(to)
-    plan.from_ = <const char *>np.PyArray_DATA(from_)
     plan.bit = 0
     plan.ndim = 0
     for i in range(ndim - 1, -1, -1):
         noise = noise_shape[i]
         dim = &plan.dims[MAX_DIMS - 1 - plan.ndim]
-        dim.size = np.PyArray_DIM(to, i)
-        dim.to_stride = np.PyArray_STRIDE(to, i)
-        dim.from_stride = np.PyArray_STRIDE(from_, i)
+        dim.size = shape[i]
+        dim.to_stride = to_strides[i]
+        dim.from_stride = from_strides[i]
         dim.bit_stride = 0 if noise == 1 else bit_stride
         bit_stride *= noise
         if dim.size == 1:
             continue
         plan.ndim += 1
         if dim.to_stride < 0:
-            plan.to += (dim.size - 1) * dim.to_stride
-            plan.from_ += (dim.size - 1) * dim.from_stride
-            plan.bit += (dim.size - 1) * dim.bit_stride
-            dim.to_stride = -dim.to_stride
-            dim.from_stride = -dim.from_stride
-            dim.bit_stride = -dim.bit_stride
+            flip(plan, dim)
     if plan.ndim == 0:
         plan.ndim = 1
         dim = &plan.dims[MAX_DIMS - 1]
         dim.size, dim.to_stride, dim.from_stride, dim.bit_stride = (
             1, plan.itemsize, plan.itemsize, 1)
+    plan.bit_bytes = (bit_stride + 7) // 8
     for i in range(plan.ndim):
         plan.dims[i] = plan.dims[MAX_DIMS - plan.ndim + i]
     sort_by_stride(plan.dims, plan.ndim)
     join(plan)
-    choose_run(plan, PyArray_ISALIGNED(to) and PyArray_ISALIGNED(from_))
 
 
 # ---- Windows of bits ----
@@ -275,6 +359,12 @@ cdef struct BitWriter:
     uint64_t pending
     int count                       # pending bits, below 64
     uint8_t *to
+
+
+cdef inline BitWriter writer_to(uint8_t *to) noexcept nogil:
+    cdef BitWriter writer
+    writer.pending, writer.count, writer.to = 0, 0, to
+    return writer
 
 
 cdef inline void append_bits(BitWriter *writer, uint64_t bits, int count) noexcept nogil:
@@ -301,146 +391,365 @@ cdef inline bint bit_at(const uint8_t *bits, int64_t index) noexcept nogil:
     return (bits[index >> 3] >> (index & 7)) & 1
 
 
-cdef inline uint64_t bits_at(const uint8_t *bits, int64_t index, int count) noexcept nogil:
-    """Up to 56 bits from any index on; reads no byte that holds none of them."""
+cdef inline uint64_t bits_at(const Plan *plan, int64_t index, int count) noexcept nogil:
+    """From 1 to 64 bits from any index on; reads no byte beyond the mask."""
+    cdef const uint8_t *from_ = plan.bits + (index >> 3)
+    cdef int shift = index & 7
     cdef uint64_t word = 0
-    memcpy(&word, bits + (index >> 3), (<int>(index & 7) + count + 7) // 8)
-    return (word >> (index & 7)) & low_bits(count)
+    cdef uint64_t more = 0
+    if (index >> 3) + 9 <= plan.bit_bytes:
+        memcpy(&word, from_, 8)
+        more = from_[8]
+    else:
+        memcpy(&word, from_, min(plan.bit_bytes - (index >> 3), <int64_t>8))
+    # In two shifts, since one by 64 is undefined.
+    return (word >> shift | more << 1 << (63 - shift)) & low_bits(count)
 
 
-cdef void gather_bits(uint8_t *window, const uint8_t *bits, int64_t first, int64_t stride,
+cdef inline void append_row(BitWriter *writer, const Plan *plan, int64_t first,
+                            int64_t count) noexcept nogil:
+    cdef int some
+    while count:
+        some = <int>min(count, <int64_t>64)
+        append_bits(writer, bits_at(plan, first, some), some)
+        first += some
+        count -= some
+
+
+cdef inline void append_same(BitWriter *writer, bint bit, int64_t count) noexcept nogil:
+    cdef uint64_t word = -<uint64_t>bit
+    while count >= 64:
+        append_bits(writer, word, 64)
+        count -= 64
+    if count:
+        append_bits(writer, word & low_bits(<int>count), <int>count)
+
+
+cdef inline uint64_t strided_bits(const Plan *plan, int64_t first, int64_t stride,
+                                  int count) noexcept nogil:
+    cdef uint64_t word = 0
+    cdef int i
+    if stride == 1:
+        return bits_at(plan, first, count)
+    for i in range(count):
+        word |= <uint64_t>bit_at(plan.bits, first + i * stride) << i
+    return word
+
+
+cdef void gather_rows(uint8_t *window, const Plan *plan, int64_t first, int64_t rows,
                       int64_t count) noexcept nogil:
-    cdef BitWriter writer
-    cdef uint64_t word
-    cdef int64_t i = 0, j, some
-    writer.pending, writer.count, writer.to = 0, 0, window
-    while i < count:
-        some = min(count - i, 64)
-        word = 0
-        for j in range(some):
-            word |= <uint64_t>bit_at(bits, first + (i + j) * stride) << j
-        append_bits(&writer, word, some)
-        i += some
-    flush_bits(&writer)
-
-
-cdef void repeat_row(uint8_t *window, const uint8_t *bits, int64_t first, int64_t row,
-                     int64_t rows) noexcept nogil:
-    cdef BitWriter writer
-    cdef uint64_t word
-    cdef int64_t i, j, some
-    cdef int64_t together = 1
-    writer.pending, writer.count, writer.to = 0, 0, window
-    if row <= 28:
-        # Several short rows in a word.
-        together = 56 // row
-        word = 0
-        for i in range(together):
-            word |= bits_at(bits, first, row) << (i * row)
-        for _ in range(rows // together):
-            append_bits(&writer, word, row * together)
-        for _ in range(rows % together):
-            append_bits(&writer, word & low_bits(row), row)
-    else:
-        for _ in range(rows):
-            j = 0
-            while j < row:
-                some = min(row - j, 56)
-                append_bits(&writer, bits_at(bits, first + j, some), some)
-                j += some
-    flush_bits(&writer)
-
-
-cdef void widen_bits(uint8_t *window, const uint8_t *bits, int64_t first, int64_t stride,
-                     int64_t row, int64_t rows) noexcept nogil:
-    cdef BitWriter writer
-    cdef uint64_t word
-    cdef int64_t i, left
-    writer.pending, writer.count, writer.to = 0, 0, window
-    for i in range(rows):
-        word = -<uint64_t>bit_at(bits, first + i * stride)
-        left = row
-        while left > 64:
-            append_bits(&writer, word, 64)
-            left -= 64
-        append_bits(&writer, word & low_bits(left), left)
-    flush_bits(&writer)
-
-
-# ---- Strided elements ----
-
-cdef inline void move_items(char *to, int64_t to_stride, const char *from_, int64_t from_stride,
-                            int64_t count, int itemsize) noexcept nogil:
-    """Any alignment: memcpy of a known size is one instruction, and is always allowed."""
+    """The first bits of each of some rows, one bit at a time."""
+    cdef BitWriter writer = writer_to(window)
+    cdef int64_t stride = plan.dims[plan.ndim - 1].bit_stride
     cdef int64_t i
+    cdef int some
+    for _ in range(rows):
+        i = 0
+        while i < count:
+            some = <int>min(count - i, <int64_t>64)
+            append_bits(&writer, strided_bits(plan, first + i * stride, stride, some), some)
+            i += some
+        if rows > 1:
+            first += plan.dims[plan.ndim - 2].bit_stride
+    flush_bits(&writer)
+
+
+cdef inline uint64_t reversed_bits(uint64_t word) noexcept nogil:
+    cdef uint64_t every_other = ~<uint64_t>0 // 3
+    cdef uint64_t every_pair = ~<uint64_t>0 // 5
+    cdef uint64_t every_four = ~<uint64_t>0 // 17
+    word = (word >> 1 & every_other) | (word & every_other) << 1
+    word = (word >> 2 & every_pair) | (word & every_pair) << 2
+    word = (word >> 4 & every_four) | (word & every_four) << 4
+    return __builtin_bswap64(word)
+
+
+cdef void reverse_row(uint8_t *window, const Plan *plan, int64_t last,
+                      int64_t count) noexcept nogil:
+    """The bits from last downwards."""
+    cdef BitWriter writer = writer_to(window)
+    cdef int some
+    while count:
+        some = <int>min(count, <int64_t>64)
+        append_bits(&writer, reversed_bits(bits_at(plan, last - some + 1, some)) >> (64 - some),
+                    some)
+        last -= some
+        count -= some
+    flush_bits(&writer)
+
+
+cdef void repeat_row(uint8_t *window, const Plan *plan, int64_t first,
+                     int64_t rows) noexcept nogil:
+    """The same row some times: until it fills whole bytes bit by bit, then by copies of all that
+    is there."""
+    cdef BitWriter writer = writer_to(window)
+    cdef int64_t some = min(rows, <int64_t>8)
+    cdef int64_t there = some * plan.row // 8
+    cdef int64_t bytes_ = (rows * plan.row + 7) // 8
+    for _ in range(some):
+        append_row(&writer, plan, first, plan.row)
+    flush_bits(&writer)
+    while rows > 8 and there < bytes_:
+        some = min(there, bytes_ - there)
+        memcpy(window + there, window, some)
+        there += some
+
+
+cdef void widen_bits(uint8_t *window, const Plan *plan, int64_t first, int64_t rows) noexcept nogil:
+    """Each bit for a whole row; for short rows, four bits at a time."""
+    cdef BitWriter writer = writer_to(window)
+    cdef int64_t stride = plan.dims[plan.ndim - 2].bit_stride
+    cdef int64_t row = plan.row
+    cdef uint64_t widened[16]
+    cdef uint64_t word
+    cdef int bit, four, some
+    if row <= 16:
+        for four in range(16):
+            widened[four] = 0
+            for bit in range(4):
+                if four >> bit & 1:
+                    widened[four] |= low_bits(<int>row) << (bit * row)
+    while rows:
+        some = <int>min(rows, <int64_t>64)
+        word = strided_bits(plan, first, stride, some)
+        first += some * stride
+        rows -= some
+        if row <= 16:
+            while some >= 4:
+                append_bits(&writer, widened[word & 15], 4 * <int>row)
+                word >>= 4
+                some -= 4
+        while some:
+            append_same(&writer, word & 1, row)
+            word >>= 1
+            some -= 1
+    flush_bits(&writer)
+
+
+cdef void join_rows(uint8_t *window, const Plan *plan, int64_t first, int64_t rows) noexcept nogil:
+    cdef BitWriter writer = writer_to(window)
+    for _ in range(rows):
+        append_row(&writer, plan, first, plan.row)
+        first += plan.dims[plan.ndim - 2].bit_stride
+    flush_bits(&writer)
+
+
+cdef inline void transpose_step(uint64_t *to, const uint64_t *from_, int width,
+                                uint64_t mask) noexcept nogil:
+    cdef uint64_t upper, lower, moved
+    cdef int i
+    for i in range(32):
+        lower, upper = from_[i], from_[i + 32]
+        moved = (lower >> width ^ upper) & mask
+        to[2 * i] = lower ^ moved << width
+        to[2 * i + 1] = upper ^ moved
+
+
+cdef void transpose(uint64_t *words) noexcept nogil:
+    """Bit j of word i becomes bit i of word j, for 64 words.
+
+    Blocks of 32, 16, ... bits change places across the diagonal (Warren, Hacker's Delight, 7-3).
+    Each step works on words 32 apart and rotates the bits of the words' numbers by one, so that
+    all six do the same, in vectors, and the last one leaves the words in order.
+    """
+    cdef uint64_t other[TILE]
+    cdef uint64_t mask = ~<uint64_t>0 >> 32
+    cdef int width = 32
+    while width:
+        transpose_step(other, words, width, mask)
+        width >>= 1
+        mask ^= mask << width
+        transpose_step(words, other, width, mask)
+        width >>= 1
+        mask ^= mask << width
+
+
+cdef inline void load_rows(uint64_t *words, const Plan *plan, int64_t first, int64_t begin,
+                           int64_t end, int count) noexcept nogil:
+    """The first bits that belong to the places begin .. end - 1 of a run, up to 64; then zeros."""
+    cdef int64_t stride = plan.dims[plan.ndim - 1].bit_stride
+    cdef int64_t fold_stride = plan.dims[plan.ndim - 3].bit_stride if plan.folds > 1 else 0
+    cdef int64_t place = begin % plan.row
+    cdef int64_t bit = first + begin // plan.row * fold_stride + place * stride
+    cdef bint whole_bytes = count == 64 and (first | stride | fold_stride) & 7 == 0
+    cdef int64_t i
+    for i in range(end - begin):
+        if whole_bytes:
+            memcpy(&words[i], plan.bits + (bit >> 3), 8)
+        else:
+            words[i] = bits_at(plan, bit, count)
+        bit += stride
+        place += 1
+        if place == plan.row:
+            place = 0
+            bit += fold_stride - plan.row * stride
+    for i in range(end - begin, TILE):
+        words[i] = 0
+
+
+# ---- Elements ----
+
+cdef inline void move_of_size(char *to, int64_t to_stride, const char *from_, int64_t from_stride,
+                              int64_t count, int itemsize) noexcept nogil:
+    """Any alignment: memcpy of a known size is one instruction, and is always allowed."""
+    while count >= 4:
+        memcpy(to, from_, itemsize)
+        memcpy(to + to_stride, from_ + from_stride, itemsize)
+        memcpy(to + 2 * to_stride, from_ + 2 * from_stride, itemsize)
+        memcpy(to + 3 * to_stride, from_ + 3 * from_stride, itemsize)
+        to += 4 * to_stride
+        from_ += 4 * from_stride
+        count -= 4
+    while count:
+        memcpy(to, from_, itemsize)
+        to += to_stride
+        from_ += from_stride
+        count -= 1
+
+
+cdef void move_items(char *to, int64_t to_stride, const char *from_, int64_t from_stride,
+                     int64_t count, int itemsize) noexcept nogil:
     if itemsize == 4:
-        for i in range(count):
-            memcpy(to + i * to_stride, from_ + i * from_stride, 4)
+        move_of_size(to, to_stride, from_, from_stride, count, 4)
     elif itemsize == 2:
-        for i in range(count):
-            memcpy(to + i * to_stride, from_ + i * from_stride, 2)
+        move_of_size(to, to_stride, from_, from_stride, count, 2)
     else:
-        for i in range(count):
-            memcpy(to + i * to_stride, from_ + i * from_stride, 8)
+        move_of_size(to, to_stride, from_, from_stride, count, 8)
 
 
-cdef void apply_strided(const Plan *plan, char *to, const char *from_, int64_t bit,
-                        int64_t size) noexcept nogil:
+cdef inline void use_bits(const Plan *plan, void *to, const void *from_, int64_t count,
+                          const uint8_t *bits, int64_t bit) noexcept nogil:
+    if plan.how == ONE:
+        kernels.apply_one(plan.kind, count, to, from_, bit_at(bits, bit), plan.scale)
+    else:
+        kernels.apply(plan.kind, count, to, from_, bits, bit, plan.scale)
+
+
+cdef void apply_row(const Plan *plan, char *to, const char *from_, int64_t count,
+                    const uint8_t *bits, int64_t bit) noexcept nogil:
+    """Elements with the strides of the innermost dimension."""
     cdef const Dim *dim = &plan.dims[plan.ndim - 1]
     cdef uint64_t items[GATHERED]
-    cdef uint8_t window[GATHERED_BYTES]
-    cdef int64_t count
-    while size:
-        count = min(size, GATHERED)
-        move_items(<char *>items, plan.itemsize, from_, dim.from_stride, count, plan.itemsize)
-        if dim.bit_stride == 1:
-            kernels.apply(plan.kind, count, items, items, plan.bits, bit, plan.scale)
-        elif dim.bit_stride == 0:
-            kernels.apply_one(plan.kind, count, items, items, bit_at(plan.bits, bit), plan.scale)
-        else:
-            gather_bits(window, plan.bits, bit, dim.bit_stride, count)
-            kernels.apply(plan.kind, count, items, items, window, 0, plan.scale)
-        move_items(to, dim.to_stride, <char *>items, plan.itemsize, count, plan.itemsize)
-        to += count * dim.to_stride
-        from_ += count * dim.from_stride
-        bit += count * dim.bit_stride
-        size -= count
+    cdef int64_t most, some
+    if plan.contiguous:
+        use_bits(plan, to, from_, count, bits, bit)
+        return
+    most = GATHERED_BYTES // max(llabs(dim.to_stride), llabs(dim.from_stride), <int64_t>1)
+    most = min(max(most, <int64_t>LEAST_GATHERED), <int64_t>GATHERED)
+    while count:
+        some = min(count, most)
+        move_items(<char *>items, plan.itemsize, from_, dim.from_stride, some, plan.itemsize)
+        use_bits(plan, items, items, some, bits, bit)
+        move_items(to, dim.to_stride, <char *>items, plan.itemsize, some, plan.itemsize)
+        to += some * dim.to_stride
+        from_ += some * dim.from_stride
+        if plan.how != ONE:
+            bit += some
+        count -= some
+
+
+cdef void apply_rows(const Plan *plan, char *to, const char *from_, int64_t rows,
+                     const uint8_t *bits, int64_t bit) noexcept nogil:
+    """Whole rows, which their bits follow without gaps; the elements fit where they are gathered
+    unless each row goes on where the one before it ends."""
+    cdef const Dim *inner = &plan.dims[plan.ndim - 1]
+    cdef const Dim *outer = &plan.dims[plan.ndim - 2]
+    cdef uint64_t items[GATHERED]
+    cdef int64_t row_bytes = plan.row * plan.itemsize
+    cdef int64_t i
+    if rows == 1 or plan.continuing:
+        apply_row(plan, to, from_, rows * plan.row, bits, bit)
+        return
+    for i in range(rows):
+        move_items(<char *>items + i * row_bytes, plan.itemsize, from_ + i * outer.from_stride,
+                   inner.from_stride, plan.row, plan.itemsize)
+    use_bits(plan, items, items, rows * plan.row, bits, bit)
+    for i in range(rows):
+        move_items(to + i * outer.to_stride, inner.to_stride, <char *>items + i * row_bytes,
+                   plan.itemsize, plan.row, plan.itemsize)
 
 
 # ---- Applying ----
 
+cdef void apply_transposed(const Plan *plan, char *to, const char *from_, int64_t bit,
+                           int64_t rows, int64_t count) noexcept nogil:
+    """Some elements, at most as many as a window has bits for, of up to 64 rows whose bits are
+    neighbours."""
+    cdef const Dim *outer = &plan.dims[plan.ndim - 2]
+    cdef uint64_t window[TILE * TILE_WORDS]
+    cdef uint64_t words[TILE]
+    cdef BitWriter writer
+    cdef int64_t row_words = parts(count, TILE)
+    cdef int64_t i, j
+    for i in range(row_words):
+        load_rows(words, plan, bit, i * TILE, min(i * TILE + TILE, count), <int>rows)
+        transpose(words)
+        for j in range(rows):
+            window[j * row_words + i] = words[j]
+    if plan.continuing and count == plan.row:
+        if count % TILE:
+            # Closes the gaps; what is written was read before.
+            writer = writer_to(<uint8_t *>window)
+            for j in range(rows):
+                for i in range(row_words):
+                    append_bits(&writer, window[j * row_words + i],
+                                <int>min(count - i * TILE, <int64_t>TILE))
+            flush_bits(&writer)
+        apply_rows(plan, to, from_, rows, <const uint8_t *>window, 0)
+        return
+    for j in range(rows):
+        apply_row(plan, to + j * outer.to_stride, from_ + j * outer.from_stride, count,
+                  <const uint8_t *>&window[j * row_words], 0)
+
+
 cdef void apply_piece(const Plan *plan, char *to, const char *from_, int64_t bit,
                       int64_t piece) noexcept nogil:
     """One piece of a run that starts at these places."""
-    cdef const Dim *dim = &plan.dims[plan.ndim - 1]
+    cdef const Dim *inner = &plan.dims[plan.ndim - 1]
     cdef const Dim *outer = &plan.dims[plan.ndim - 2]
     cdef uint8_t window[PIECE_BYTES + 8]
-    cdef int64_t first = piece * plan.piece
-    cdef int64_t count
-    if plan.run == RUN_REPEATED_ROW or plan.run == RUN_WIDENED_BITS:
-        count = min(plan.piece, plan.rows - first)
-        to += first * outer.to_stride
-        from_ += first * outer.from_stride
-        bit += first * outer.bit_stride
-        if plan.run == RUN_REPEATED_ROW:
-            repeat_row(window, plan.bits, bit, plan.row, count)
-        else:
-            widen_bits(window, plan.bits, bit, outer.bit_stride, plan.row, count)
-        kernels.apply(plan.kind, count * plan.row, to, from_, window, 0, plan.scale)
+    cdef int64_t across = parts(plan.row, plan.piece_row)
+    cdef int64_t along = parts(plan.folds, plan.piece_folds)
+    cdef int64_t first_fold = piece % along * plan.piece_folds
+    cdef int64_t first = piece // along % across * plan.piece_row
+    cdef int64_t first_row = piece // along // across * plan.piece_rows
+    cdef int64_t rows = min(plan.piece_rows, plan.rows - first_row)
+    cdef int64_t count = min(plan.piece_row, plan.row - first)
+    to += first * inner.to_stride
+    from_ += first * inner.from_stride
+    bit += first * inner.bit_stride
+    if plan.rows > 1:
+        to += first_row * outer.to_stride
+        from_ += first_row * outer.from_stride
+        bit += first_row * outer.bit_stride
+    if plan.folds > 1:
+        to += first_fold * plan.row * inner.to_stride
+        from_ += first_fold * plan.row * inner.from_stride
+        bit += first_fold * plan.dims[plan.ndim - 3].bit_stride
+        count *= min(plan.piece_folds, plan.folds - first_fold)
+    if plan.how == TRANSPOSED:
+        apply_transposed(plan, to, from_, bit, rows, count)
         return
-    count = min(plan.piece, plan.row - first)
-    to += first * dim.to_stride
-    from_ += first * dim.from_stride
-    bit += first * dim.bit_stride
-    if plan.run == RUN_BITS:
-        kernels.apply(plan.kind, count, to, from_, plan.bits, bit, plan.scale)
-    elif plan.run == RUN_ONE:
-        kernels.apply_one(plan.kind, count, to, from_, bit_at(plan.bits, bit), plan.scale)
-    elif plan.run == RUN_WINDOW:
-        gather_bits(window, plan.bits, bit, dim.bit_stride, count)
-        kernels.apply(plan.kind, count, to, from_, window, 0, plan.scale)
+    if plan.how == AS_THEY_LIE or plan.how == ONE:
+        if plan.rows == 1:
+            apply_row(plan, to, from_, count, plan.bits, bit)
+        else:
+            apply_rows(plan, to, from_, rows, plan.bits, bit)
+        return
+    if plan.how == REVERSED:
+        reverse_row(window, plan, bit, count)
+    elif plan.how == ROWS_AGAIN:
+        repeat_row(window, plan, bit, rows)
+    elif plan.how == ROWS_WIDENED:
+        widen_bits(window, plan, bit, rows)
+    elif plan.how == ROWS_TOGETHER:
+        join_rows(window, plan, bit, rows)
     else:
-        apply_strided(plan, to, from_, bit, count)
+        gather_rows(window, plan, bit, rows, count)
+    if plan.rows == 1:
+        apply_row(plan, to, from_, count, window, 0)
+    else:
+        apply_rows(plan, to, from_, rows, window, 0)
 
 
 cdef void apply_pieces(void *context, int64_t begin, int64_t end) noexcept nogil:
@@ -493,10 +802,15 @@ cdef apply_bits(int kind, np.ndarray to, np.ndarray from_, tuple noise_shape, co
     cdef int i
     if size == 0:
         return
-    make_plan(&plan, to, from_, noise_shape)
     plan.kind = scaling_kind(kind, scale)
-    plan.bits = bits
     plan.scale = scale
+    plan.itemsize = np.PyArray_ITEMSIZE(to)
+    plan.to = <char *>np.PyArray_DATA(to)
+    plan.from_ = <const char *>np.PyArray_DATA(from_)
+    plan.bits = bits
+    plan_dims(&plan, np.PyArray_NDIM(to), np.PyArray_DIMS(to), np.PyArray_STRIDES(to),
+              np.PyArray_STRIDES(from_), noise_shape)
+    choose_run(&plan, PyArray_ISALIGNED(to) and PyArray_ISALIGNED(from_))
     pieces = plan.pieces
     for i in range(plan.outer):
         pieces *= plan.dims[i].size
@@ -504,4 +818,45 @@ cdef apply_bits(int kind, np.ndarray to, np.ndarray from_, tuple noise_shape, co
         apply_pieces(&plan, 0, pieces)
     else:
         with nogil:
-            run(apply_pieces, &plan, pieces, blocks_for_each(pieces, size))
+            run(apply_pieces, &plan, pieces, grains(pieces, size))
+
+
+cdef void spread_bits(uint8_t *to, const uint8_t *bits, tuple shape, tuple noise_shape):
+    """The bits of a mask of the noise shape, for each element of the shape, in C order."""
+    cdef Plan plan
+    cdef BitWriter writer = writer_to(to)
+    cdef np.npy_intp sizes[MAX_DIMS]
+    cdef np.npy_intp strides[MAX_DIMS]
+    cdef int64_t index[MAX_DIMS]
+    cdef int ndim = len(shape)
+    cdef int64_t size = 1
+    cdef const Dim *dim
+    cdef int i
+    for i in range(ndim - 1, -1, -1):
+        sizes[i], strides[i] = shape[i], size
+        size *= sizes[i]
+    if size == 0:
+        return
+    plan.itemsize = 1
+    plan.to, plan.from_, plan.bits = <char *>to, <const char *>to, bits
+    plan_dims(&plan, ndim, sizes, strides, strides, noise_shape)
+    dim = &plan.dims[plan.ndim - 1]
+    for i in range(plan.ndim):
+        index[i] = 0
+    while True:
+        if dim.bit_stride == 0:
+            append_same(&writer, bit_at(bits, plan.bit), dim.size)
+        else:
+            append_row(&writer, &plan, plan.bit, dim.size)
+        i = plan.ndim - 2
+        while i >= 0:
+            plan.bit += plan.dims[i].bit_stride
+            index[i] += 1
+            if index[i] < plan.dims[i].size:
+                break
+            plan.bit -= plan.dims[i].size * plan.dims[i].bit_stride
+            index[i] = 0
+            i -= 1
+        if i < 0:
+            break
+    flush_bits(&writer)

@@ -396,6 +396,15 @@ def test_large_layouts_on_any_number_of_threads(isa, threads, layout):
             check(way, content, 0.2, x_layout=LAYOUTS[layout](3), out_layout={})
 
 
+@pytest.mark.parametrize("layout", ["Fortran", "rotated axes", "reversed", "reversed, Fortran"])
+@pytest.mark.parametrize("shape", [(5000, 70), (70, 5000), (3, 20_000), (130, 9, 67)], ids=str)
+def test_bits_in_another_order_than_the_elements(isa, layout, shape):
+    content = values(np.dtype(np.float32), shape, seed=9)
+    layouts = LAYOUTS[layout](len(shape)), LAYOUTS[layout](len(shape))
+    for way in (into_out, in_place, gradient_replayed):
+        check(way, content, 0.3, x_layout=layouts[0], out_layout=layouts[1])
+
+
 @pytest.mark.parametrize("step", [2**28, 2**30], ids=["offsets", "strides"])
 def test_offsets_and_strides_longer_than_32_bits(isa, step):
     # Only the pages that the view touches are ever given memory.
