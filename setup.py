@@ -35,6 +35,7 @@ MODULES = (
     "_arguments",
     "_bridge",
     "_dropout",
+    "_fused",
     "_isa",
     "_layout",
     "_mask",

@@ -10,6 +10,12 @@ True
 
 from fastdrop._config import __version__, show_config
 from fastdrop._dropout import dropout, dropout_
+from fastdrop._fused import (
+    bias_dropout_add,
+    bias_dropout_add_grad,
+    relu_dropout,
+    relu_dropout_grad,
+)
 from fastdrop._isa import available_isas
 from fastdrop._mask import Mask, draw_mask, dropout_grad, dropout_grad_
 from fastdrop._stream import Stream
@@ -20,6 +26,8 @@ __all__ = [
     "Stream",
     "__version__",
     "available_isas",
+    "bias_dropout_add",
+    "bias_dropout_add_grad",
     "draw_mask",
     "dropout",
     "dropout_",
@@ -27,6 +35,8 @@ __all__ = [
     "dropout_grad_",
     "get_num_threads",
     "num_threads",
+    "relu_dropout",
+    "relu_dropout_grad",
     "set_num_threads",
     "show_config",
 ]

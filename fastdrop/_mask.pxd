@@ -24,3 +24,4 @@ cdef class Mask:
 cdef Mask new_mask(tuple shape, tuple noise_shape, double rate, double scale, bint store_mask)
 cdef void start_draw(Mask mask, Seed seed, stream_key *key) except *
 cdef Mask mask_of(object mask, ndarray x, str name)
+cdef masked(object mask, object x, object out, str name)

@@ -76,6 +76,12 @@ DRAWING = {
     "draw_mask": lambda s, rate=0.5, **kw: fastdrop.draw_mask(
         (3, 4), rate, **{"seed": s.stream} | kw
     ),
+    "relu_dropout": lambda s, rate=0.5, **kw: fastdrop.relu_dropout(
+        s.x, rate, **{"seed": s.stream, "out": s.out} | kw
+    ),
+    "bias_dropout_add": lambda s, rate=0.5, **kw: fastdrop.bias_dropout_add(
+        s.x, s.x[0], s.x, rate, **{"seed": s.stream, "out": s.out} | kw
+    ),
 }
 each_drawing = pytest.mark.parametrize("drawing", DRAWING)
 
@@ -235,6 +241,13 @@ ON_AN_ARRAY = {
         lambda s, x: fastdrop.dropout(x, 0.5, seed=s.stream, store_mask=False),
     ),
     "dropout_grad": ("dy", lambda s, x: fastdrop.dropout_grad(x, s.mask)),
+    "relu_dropout": ("x", lambda s, x: fastdrop.relu_dropout(x, 0.5, seed=s.stream)),
+    "relu_dropout_grad": ("dy", lambda s, x: fastdrop.relu_dropout_grad(x, s.mask)),
+    "bias_dropout_add": (
+        "x",
+        lambda s, x: fastdrop.bias_dropout_add(x, None, None, 0.5, seed=s.stream),
+    ),
+    "bias_dropout_add_grad": ("dy", lambda s, x: fastdrop.bias_dropout_add_grad(x, s.mask)),
     "apply": ("x", lambda s, x: s.mask.apply(x)),
 }
 IN_PLACE = {
@@ -254,6 +267,18 @@ INTO_OUT = {
         s.x if x is None else x, 0.5, seed=s.stream, out=out, store_mask=False
     ),
     "dropout_grad": lambda s, out, x=None: fastdrop.dropout_grad(
+        s.x if x is None else x, s.mask, out=out
+    ),
+    "relu_dropout": lambda s, out, x=None: fastdrop.relu_dropout(
+        s.x if x is None else x, 0.5, seed=s.stream, out=out
+    ),
+    "relu_dropout_grad": lambda s, out, x=None: fastdrop.relu_dropout_grad(
+        s.x if x is None else x, s.mask, out=out
+    ),
+    "bias_dropout_add": lambda s, out, x=None: fastdrop.bias_dropout_add(
+        s.x if x is None else x, None, None, 0.5, seed=s.stream, out=out
+    ),
+    "bias_dropout_add_grad": lambda s, out, x=None: fastdrop.bias_dropout_add_grad(
         s.x if x is None else x, s.mask, out=out
     ),
     "apply": lambda s, out, x=None: s.mask.apply(s.x if x is None else x, out=out),

@@ -1,0 +1,492 @@
+"""Owns dropout fused with its neighbours in a network: ReLU before it, a bias and a residual."""
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+cimport numpy as np
+
+from fastdrop._arguments cimport (
+    input_of, kind_of, noise_entries_of, noise_shape_of, output_of, rate_of, scale_of, shown,
+)
+from fastdrop._isa cimport kernels
+from fastdrop._kernels.table cimport BLOCK, KIND_F64, stream_key
+from fastdrop._layout cimport draw_bits, grains, is_plain, spread_bits
+from fastdrop._mask cimport Mask, mask_of, masked, new_mask, start_draw
+from fastdrop._memory cimport Buffer, new_buffer
+from fastdrop._stream cimport Seed, seed_of
+from fastdrop._threads cimport run
+
+import numpy
+
+np.import_array()
+
+cdef enum:
+    TOGETHER = 16384                # elements drawn before they are used: four blocks
+    TOGETHER_BYTES = 2048           # and their bits
+    STEP = 32                       # what a kernel takes at a time
+    SUMMED_ROWS = 128               # rows at most that are added up in single precision
+    LEAST_SUMMED_ROWS = 16
+    SUMMED_SIZE = 1 << 18           # elements that are added up together, where rows allow it
+    LEAST_ROW = 1024                # elements that a call of a kernel is worth
+
+
+# ---- One pass over an array ----
+
+cdef struct Pass:
+    const stream_key *key           # NULL where the bits are there
+    uint64_t size
+    uint8_t *bits                   # NULL where they are not wanted
+    int kind
+    int itemsize
+    double scale
+    char *to
+    const char *from_
+    # Without a bias, a pass is ReLU's.
+    const void *bias
+    uint64_t period
+    const char *residual
+    int advance
+
+
+cdef void use(const Pass *work, uint64_t first, uint64_t size, uint8_t *bits) noexcept nogil:
+    cdef char *to = work.to + first * work.itemsize
+    cdef const char *from_ = work.from_ + first * work.itemsize
+    if work.bias == NULL:
+        kernels.relu(work.kind, size, to, from_, bits, work.scale)
+    else:
+        kernels.add(work.kind, size, to, from_, work.bias, work.period, first % work.period,
+                    work.residual + work.advance * first * work.itemsize, work.advance, bits,
+                    work.scale)
+
+
+cdef void use_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
+    """Blocks begin .. end - 1; the bits are drawn for a few at a time, to be used while warm."""
+    cdef const Pass *work = <const Pass *>context
+    cdef uint8_t unwanted[TOGETHER_BYTES]
+    cdef uint8_t *bits
+    cdef uint64_t first = <uint64_t>begin * BLOCK
+    cdef uint64_t last = min(<uint64_t>end * BLOCK, work.size)
+    cdef uint64_t count
+    while first < last:
+        count = min(last - first, <uint64_t>TOGETHER)
+        bits = work.bits + first // 8 if work.bits else unwanted
+        if work.key:
+            kernels.draw(work.key, first, count, bits)
+        use(work, first, count, bits)
+        first += count
+
+
+cdef run_pass(Pass *work):
+    cdef int64_t blocks = (work.size + BLOCK - 1) // BLOCK
+    if blocks:
+        with nogil:
+            run(use_blocks, work, blocks, grains(blocks, work.size))
+
+
+cdef np.ndarray plain(np.ndarray x):
+    """The array, or a copy of it, in C order without gaps."""
+    return x if is_plain(x) else numpy.array(x, order="C")
+
+
+cdef np.ndarray plain_like(np.ndarray x):
+    return numpy.empty((<object>x).shape, (<object>x).dtype)
+
+
+cdef finish(Pass *work, np.ndarray x, np.ndarray to, Mask mask, Seed seed):
+    """Draws, runs the pass and leaves the mask with the bits that are its own."""
+    cdef np.ndarray from_ = plain(x)
+    cdef np.ndarray result = to if is_plain(to) else plain_like(to)
+    cdef bint shared = mask.noise_shape != mask.shape
+    cdef Buffer spread = None
+    cdef Buffer drawn = mask.buffer
+    cdef stream_key key
+    work.size = np.PyArray_SIZE(x)
+    work.itemsize = np.PyArray_ITEMSIZE(x)
+    work.scale = mask.scale
+    work.from_ = <const char *>np.PyArray_DATA(from_)
+    work.to = <char *>np.PyArray_DATA(result)
+    if shared:
+        spread = new_buffer((work.size + 7) // 8)
+        if drawn is None:
+            drawn = new_buffer(mask.packed_size())
+    start_draw(mask, seed, &key)
+    if shared:
+        with nogil:
+            draw_bits(&key, 0, mask.size_, drawn.data)
+        spread_bits(spread.data, drawn.data, mask.shape, mask.noise_shape)
+        work.key, work.bits = NULL, spread.data
+    else:
+        work.key, work.bits = &key, NULL if drawn is None else drawn.data
+    run_pass(work)
+    if result is not to:
+        numpy.copyto(to, result)
+    if work.bias == NULL:
+        # ReLU decides on each element, from x: the seed alone does not tell the bits any more.
+        mask.drawn = False
+        if shared:
+            mask.noise_shape, mask.size_, mask.buffer = mask.shape, work.size, spread
+
+
+# ---- ReLU ----
+
+def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
+    """Dropout of ReLU: ``dropout(maximum(x, 0), rate)`` in one pass over memory.
+
+    The elements that the dropout of the same arguments keeps are multiplied by the scale where
+    they are not <= 0 (NaN is not, and passes through); all others become ``+0.0``. The mask tells
+    which are left, and is all that the gradient needs.
+
+    Parameters
+    ----------
+    x : array_like
+        Of any shape and strides (arrays in C order without gaps are not copied); dtype float16,
+        float32, float64 or bfloat16 (ml_dtypes).
+    rate : float
+        The probability of dropping an element, in [0, 1]; exact to 2**-48.
+    seed, noise_shape, scale
+        As for `dropout`: the same seed drops the same elements.
+    out : numpy.ndarray, optional
+        Where to write the result: of x's shape and dtype; x itself, or apart from it.
+
+    Returns
+    -------
+    y : numpy.ndarray
+        `out`, or a new array of x's shape and dtype.
+    mask : Mask
+        Which elements were kept and positive, for `relu_dropout_grad`; one bit an element, with
+        neither a seed nor a noise shape of its own, since ReLU decides on each element.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong type, or x of another dtype.
+    ValueError
+        If a value is outside of what is described, out is read-only or overlaps itself or, partly,
+        x. When this raises, nothing has changed and no step of a stream is taken.
+    MemoryError
+        If there is no memory for the result or the mask.
+
+    Examples
+    --------
+    >>> import numpy as np, fastdrop
+    >>> x = np.array([1.0, -2.0, 3.0, 4.0, -5.0, 6.0])
+    >>> y, mask = fastdrop.relu_dropout(x, 0.5, seed=1)
+    >>> y
+    array([2., 0., 0., 8., 0., 0.])
+    >>> fastdrop.relu_dropout_grad(np.ones(6), mask)
+    array([2., 0., 0., 2., 0., 0.])
+    """
+    cdef double checked_rate = rate_of(rate)
+    cdef double checked_scale = scale_of(scale, checked_rate)
+    cdef tuple noise_entries = noise_entries_of(noise_shape)
+    cdef Seed checked_seed = seed_of(seed)
+    cdef np.ndarray from_ = input_of(x, "x")
+    cdef tuple shape = (<object>from_).shape
+    cdef Pass work
+    cdef Mask mask
+    cdef np.ndarray to
+    memset(&work, 0, sizeof(work))
+    work.kind = kind_of(from_, "x")
+    mask = new_mask(shape, noise_shape_of(noise_entries, shape), checked_rate, checked_scale, True)
+    to = numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x")
+    finish(&work, from_, to, mask, checked_seed)
+    return to if out is None else out, mask
+
+
+def relu_dropout_grad(dy, mask, *, out=None):
+    """The gradient of `relu_dropout` with respect to its input.
+
+    dx is dy times the mask's scale where an element was kept and positive, and ``+0.0`` elsewhere,
+    whatever dy is there.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient with respect to the output: of the mask's shape, with dtype float16, float32,
+        float64 or bfloat16 (ml_dtypes), any strides.
+    mask : Mask
+        What `relu_dropout` returned.
+    out : numpy.ndarray, optional
+        Where to write dx: of dy's shape and dtype; dy itself, or apart from it.
+
+    Returns
+    -------
+    dx : numpy.ndarray
+        `out`, or a new array of dy's shape, dtype and memory order.
+
+    Raises
+    ------
+    TypeError
+        If dy has another dtype, mask is no mask or out no array.
+    ValueError
+        If the shapes differ, or out is read-only or overlaps itself or, partly, dy. When this
+        raises, nothing has changed.
+
+    Examples
+    --------
+    >>> import numpy as np, fastdrop
+    >>> y, mask = fastdrop.relu_dropout(np.array([1.0, -1.0]), 0.0)
+    >>> fastdrop.relu_dropout_grad(np.array([5.0, 5.0]), mask)
+    array([5., 0.])
+    """
+    return masked(mask, dy, out, "dy")
+
+
+# ---- Bias and residual ----
+
+cdef np.ndarray companion_of(object value, np.ndarray x, tuple shape, str name, str which):
+    """The argument of that name: None, or an array of x's dtype and of the shape."""
+    cdef np.ndarray array
+    if value is None:
+        return None
+    array = input_of(value, name)
+    if (<object>array).dtype != (<object>x).dtype or (<object>array).shape != shape:
+        raise ValueError(f"`{name}` must be None or have the dtype {(<object>x).dtype} of `x` and "
+                         f"{which}, {shape}, got {shown(array)}")
+    return array
+
+
+cdef np.ndarray repeated(np.ndarray bias, np.ndarray x, uint64_t *period):
+    """The bias in the precision of the sums, as the kernel reads it: for at least a step of it,
+    and a step beyond its end. Without one, minus zero, which changes no number when it is added.
+    """
+    cdef object dtype = numpy.float64 if (<object>x).dtype == numpy.float64 else numpy.float32
+    cdef int64_t columns
+    if bias is None or np.PyArray_SIZE(bias) == 0:
+        period[0] = STEP
+        return numpy.full(2 * STEP, -0.0, dtype)
+    columns = np.PyArray_SIZE(bias)
+    period[0] = columns * ((STEP + columns - 1) // columns)
+    return numpy.resize((<object>bias).astype(dtype), period[0] + STEP)
+
+
+def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, scale=None, out=None,
+                     bint store_mask=True):
+    """``residual + dropout(x + bias, rate)`` in one pass over memory, as in transformers.
+
+    Elements that the dropout of the same arguments keeps become ``residual + (x + bias) * scale``,
+    the others ``residual + 0``. Each operation is rounded to the dtype; in float16 and bfloat16 all
+    is computed in float32 and rounded to nearest even at the end.
+
+    Parameters
+    ----------
+    x : array_like
+        Of any shape and strides (arrays in C order without gaps are not copied); dtype float16,
+        float32, float64 or bfloat16 (ml_dtypes).
+    bias : array_like or None
+        Of x's dtype and the shape ``x.shape[-1:]``.
+    residual : array_like or None
+        Of x's dtype and shape.
+    rate : float
+        The probability of dropping an element, in [0, 1]; exact to 2**-48.
+    seed, noise_shape, scale, store_mask
+        As for `dropout`: the same seed drops the same elements. With a noise shape of
+        ``(None, 1, 1)`` this is the stochastic depth of residual networks [1]_.
+    out : numpy.ndarray, optional
+        Where to write the result: of x's shape and dtype; x or residual itself, or apart from them.
+
+    Returns
+    -------
+    y : numpy.ndarray
+        `out`, or a new array of x's shape and dtype.
+    mask : Mask
+        Which elements were kept, for `bias_dropout_add_grad`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong type, or x of another dtype.
+    ValueError
+        If a value is outside of what is described, out is read-only or overlaps itself or, partly,
+        x or residual. When this raises, nothing has changed and no step of a stream is taken.
+    MemoryError
+        If there is no memory for the result or the mask.
+
+    References
+    ----------
+    .. [1] G. Huang et al., "Deep networks with stochastic depth", ECCV 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, fastdrop
+    >>> x, bias, residual = np.ones((2, 3)), np.array([0.0, 1.0, 2.0]), np.full((2, 3), 10.0)
+    >>> y, mask = fastdrop.bias_dropout_add(x, bias, residual, 0.5, seed=1)
+    >>> y
+    array([[12., 14., 10.],
+           [12., 10., 10.]])
+    >>> dx, dbias, dresidual = fastdrop.bias_dropout_add_grad(np.ones((2, 3)), mask)
+    >>> dbias
+    array([4., 2., 0.])
+    """
+    cdef double checked_rate = rate_of(rate)
+    cdef double checked_scale = scale_of(scale, checked_rate)
+    cdef tuple noise_entries = noise_entries_of(noise_shape)
+    cdef Seed checked_seed = seed_of(seed)
+    cdef np.ndarray from_ = input_of(x, "x")
+    cdef tuple shape = (<object>from_).shape
+    cdef Pass work
+    cdef Mask mask
+    cdef np.ndarray to, checked_bias, checked_residual, numbers
+    memset(&work, 0, sizeof(work))
+    work.kind = kind_of(from_, "x")
+    if not shape and bias is not None:
+        raise ValueError(f"`bias` must be None for an `x` without axes, got {shown(bias)}")
+    checked_bias = companion_of(bias, from_, shape[len(shape) - 1:], "bias",
+                                "the shape of its last axis")
+    checked_residual = companion_of(residual, from_, shape, "residual", "its shape")
+    mask = new_mask(shape, noise_shape_of(noise_entries, shape), checked_rate, checked_scale,
+                    store_mask)
+    if out is None:
+        to = numpy.empty_like(from_, subok=False)
+    else:
+        to = output_of(out, from_, "x")
+        if checked_residual is not None:
+            output_of(out, checked_residual, "residual")
+    numbers = repeated(checked_bias, from_, &work.period)
+    work.bias = np.PyArray_DATA(numbers)
+    work.advance = checked_residual is not None
+    checked_residual = (
+        numpy.full(STEP, -0.0, (<object>from_).dtype) if checked_residual is None
+        else plain(checked_residual))
+    work.residual = <const char *>np.PyArray_DATA(checked_residual)
+    finish(&work, from_, to, mask, checked_seed)
+    return to if out is None else out, mask
+
+
+cdef struct Sums:
+    int kind
+    int itemsize
+    double scale
+    char *to
+    const char *from_
+    const uint8_t *bits
+    uint64_t size
+    uint64_t row                    # whole biases, at least what a call of a kernel is worth
+    uint64_t rows                   # added up together
+    char *sums                      # a row for each group of rows
+    int sum_size
+
+
+cdef void sum_groups(void *context, int64_t begin, int64_t end) noexcept nogil:
+    """Groups begin .. end - 1 of rows: each has its sums to itself, whatever thread makes them."""
+    cdef const Sums *work = <const Sums *>context
+    cdef uint64_t group, first, last, count
+    for group in range(<uint64_t>begin, <uint64_t>end):
+        first = group * work.rows * work.row
+        last = min(first + work.rows * work.row, work.size)
+        while first < last:
+            count = min(work.row, last - first)
+            kernels.apply_sum(work.kind, count, work.to + first * work.itemsize,
+                              work.from_ + first * work.itemsize, work.bits, first, work.scale,
+                              work.sums + group * work.row * work.sum_size)
+            first += count
+
+
+cdef void add_up(const Sums *work, int64_t groups, double *totals, uint64_t columns) noexcept nogil:
+    """The sums of all groups, in their order."""
+    cdef uint64_t i, column = 0
+    for i in range(<uint64_t>groups * work.row):
+        if work.kind == KIND_F64:
+            totals[column] += (<const double *>work.sums)[i]
+        else:
+            totals[column] += (<const float *>work.sums)[i]
+        column += 1
+        if column == columns:
+            column = 0
+
+
+def bias_dropout_add_grad(dy, mask, *, out=None):
+    """The gradients of `bias_dropout_add` with respect to x, bias and residual, in one pass.
+
+    dx is dy times the mask's scale where an element was kept and ``+0.0`` elsewhere; dbias is its
+    sum over all axes but the last; dresidual is dy. The sums are the same on every instruction set
+    and number of threads: up to 128 rows are added up in float32 (in float64 for float64), and
+    those sums in float64.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient with respect to the output: of the mask's shape, which has at least one axis;
+        dtype float16, float32, float64 or bfloat16 (ml_dtypes); of any strides (arrays in C order
+        without gaps are not copied).
+    mask : Mask
+        What `bias_dropout_add` returned.
+    out : numpy.ndarray, optional
+        Where to write dx: of dy's shape and dtype, and apart from dy, which is dresidual. For dx
+        alone and in place there is `dropout_grad_`.
+
+    Returns
+    -------
+    dx : numpy.ndarray
+        `out`, or a new array of dy's shape and dtype.
+    dbias : numpy.ndarray
+        Of the shape ``dy.shape[-1:]`` and dy's dtype.
+    dresidual : numpy.ndarray
+        dy itself, where it is an array.
+
+    Raises
+    ------
+    TypeError
+        If dy has another dtype, mask is no mask or out no array.
+    ValueError
+        If the shapes differ, dy has no axis, or out is read-only or overlaps itself or dy. When
+        this raises, nothing has changed.
+    MemoryError
+        If there is no memory for the results.
+
+    Examples
+    --------
+    >>> import numpy as np, fastdrop
+    >>> y, mask = fastdrop.bias_dropout_add(np.ones((2, 2)), None, None, 0.5, seed=1)
+    >>> fastdrop.bias_dropout_add_grad(np.array([[1.0, 2.0], [3.0, 4.0]]), mask)[:2]
+    (array([[2., 4.],
+           [0., 8.]]), array([ 2., 12.]))
+    """
+    cdef np.ndarray array = input_of(dy, "dy")
+    cdef int kind = kind_of(array, "dy")
+    cdef Mask checked = mask_of(mask, array, "dy")
+    cdef np.ndarray to, from_, result, totals
+    cdef Buffer bits, spread
+    cdef Sums work
+    cdef uint64_t columns
+    cdef int64_t groups
+    if np.PyArray_NDIM(array) == 0:
+        raise ValueError(f"`dy` must have at least one axis, got {shown(array)}")
+    if out is None:
+        to = numpy.empty_like(array, subok=False)
+    else:
+        to = output_of(out, array, "dy")
+        if np.PyArray_DATA(to) == np.PyArray_DATA(array) and np.PyArray_SIZE(array):
+            raise ValueError("`out` must be apart from `dy`, which is the gradient of the residual "
+                             "(dropout_grad_ gives that of x alone, in place), got `dy`")
+    from_ = plain(array)
+    result = to if is_plain(to) else plain_like(to)
+    columns = np.PyArray_DIM(array, np.PyArray_NDIM(array) - 1)
+    totals = numpy.zeros(columns)
+    if np.PyArray_SIZE(array):
+        bits = checked.stored_bits()
+        if checked.noise_shape != checked.shape:
+            spread = new_buffer((np.PyArray_SIZE(array) + 7) // 8)
+            spread_bits(spread.data, bits.data, checked.shape, checked.noise_shape)
+            bits = spread
+        work.kind, work.scale, work.bits = kind, checked.scale, bits.data
+        work.itemsize, work.size = np.PyArray_ITEMSIZE(array), np.PyArray_SIZE(array)
+        work.to = <char *>np.PyArray_DATA(result)
+        work.from_ = <const char *>np.PyArray_DATA(from_)
+        work.row = columns * ((LEAST_ROW + columns - 1) // columns)
+        work.rows = min(max(SUMMED_SIZE // work.row, <uint64_t>LEAST_SUMMED_ROWS),
+                        <uint64_t>SUMMED_ROWS)
+        groups = (work.size + work.rows * work.row - 1) // (work.rows * work.row)
+        work.sum_size = sizeof(double) if kind == KIND_F64 else sizeof(float)
+        work.sums = <char *>calloc(groups * work.row, work.sum_size)
+        if work.sums == NULL:
+            raise MemoryError(f"unable to allocate {groups * work.row * work.sum_size} bytes")
+        with nogil:
+            run(sum_groups, &work, groups, grains(groups, work.size))
+            add_up(&work, groups, <double *>np.PyArray_DATA(totals), columns)
+        free(work.sums)
+    if result is not to:
+        numpy.copyto(to, result)
+    with numpy.errstate(over="ignore", invalid="ignore"):
+        dbias = (<object>totals).astype((<object>array).dtype)
+    return to if out is None else out, dbias, array if not isinstance(dy, numpy.ndarray) else dy
