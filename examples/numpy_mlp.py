@@ -50,9 +50,10 @@ def forward(
     inputs, masks = [images], []
     for weights, biases in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
         hidden = inputs[-1] @ weights + biases
-        np.maximum(hidden, 0, out=hidden)
-        if stream is not None:
-            masks.append(fastdrop.dropout_(hidden, rate, seed=stream))
+        if stream is None:
+            np.maximum(hidden, 0, out=hidden)
+        else:
+            masks.append(fastdrop.relu_dropout(hidden, rate, seed=stream, out=hidden)[1])
         inputs.append(hidden)
     logits = inputs[-1] @ parameters[-2] + parameters[-1]
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -74,10 +75,10 @@ def backward(parameters: Parameters, trace: Trace, labels: np.ndarray) -> Parame
         gradients = [trace.inputs[layer].T @ delta, delta.sum(axis=0), *gradients]
         if layer > 0:
             delta = delta @ parameters[2 * layer].T
-            if trace.masks:
-                fastdrop.dropout_grad_(delta, trace.masks[layer - 1])
-            # ReLU: what was dropped is zero here too, and its gradient is zero already.
-            delta *= trace.inputs[layer] > 0
+            if trace.masks:  # which know what ReLU dropped, too
+                fastdrop.relu_dropout_grad(delta, trace.masks[layer - 1], out=delta)
+            else:
+                delta *= trace.inputs[layer] > 0
     return gradients
 
 

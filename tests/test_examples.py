@@ -21,7 +21,11 @@ def run(name, *arguments):
 
 
 def test_all_are_run_here():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"digits.py", "numpy_mlp.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "digits.py",
+        "drop_connect.py",
+        "numpy_mlp.py",
+    }
 
 
 def test_digits(tmp_path):
@@ -34,6 +38,10 @@ def test_digits(tmp_path):
 
 def test_numpy_mlp():
     assert "Largest relative error" in run("numpy_mlp.py")
+
+
+def test_drop_connect():
+    assert "connections dropped" in run("drop_connect.py")
 
 
 @pytest.mark.parametrize("wrong", ["1", "none"])
