@@ -14,10 +14,34 @@ class Report:
 
     def __init__(self):
         self.tables = {}
+        self.asked = {}
 
     def add(self, title, row, **columns):
         """Put figures into a row of the table of that title, a column for each name."""
         self.tables.setdefault(title, {}).setdefault(row, {}).update(columns)
+
+    def ask(self, what, limit, case, ratio):
+        """Hold a ratio to a limit such as "≤ 1.5", for the table of what is reached and where."""
+        self.asked.setdefault((what, limit), {})[case] = ratio
+
+    def show_asked(self, console):
+        """What was asked for: the range of each ratio, and the cases that miss the limit."""
+        table = rich.table.Table("", "asked", "from", "to", "not reached at", title="asked for")
+        for (what, limit), cases in self.asked.items():
+            bound = float(limit.split()[1])
+            missed = [
+                f"{case} ({ratio:.2f})"
+                for case, ratio in cases.items()
+                if (ratio > bound if limit.startswith("≤") else ratio < bound)
+            ]
+            table.add_row(
+                what,
+                limit,
+                f"{min(cases.values()):.2f}",
+                f"{max(cases.values()):.2f}",
+                ", ".join(missed) or "-",
+            )
+        console.print(table)
 
     def show(self, console):
         for title, rows in self.tables.items():
@@ -50,6 +74,8 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("ratios")
     console = rich.console.Console(width=120)
     _report.show(console)
+    if _report.asked:
+        _report.show_asked(console)
     console.print(f"{processor()}, Python {platform.python_version()}")
     fastdrop.show_config()
 

@@ -1,5 +1,5 @@
 """Owns dropout fused with its neighbours in a network: ReLU before it, a bias and a residual."""
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -21,13 +21,12 @@ import numpy
 np.import_array()
 
 cdef enum:
-    TOGETHER = 16384                # elements drawn before they are used: four blocks
-    TOGETHER_BYTES = 2048           # and their bits
     STEP = 32                       # what a kernel takes at a time
     SUMMED_ROWS = 128               # rows at most that are added up in single precision
     LEAST_SUMMED_ROWS = 16
     SUMMED_SIZE = 1 << 18           # elements that are added up together, where rows allow it
     LEAST_ROW = 1024                # elements that a call of a kernel is worth
+    LINE = 64                       # bytes
 
 
 # ---- One pass over an array ----
@@ -48,32 +47,19 @@ cdef struct Pass:
     int advance
 
 
-cdef void use(const Pass *work, uint64_t first, uint64_t size, uint8_t *bits) noexcept nogil:
+cdef void use_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
+    cdef const Pass *work = <const Pass *>context
+    cdef uint64_t first = <uint64_t>begin * BLOCK
+    cdef uint64_t size = min(<uint64_t>end * BLOCK, work.size) - first
     cdef char *to = work.to + first * work.itemsize
     cdef const char *from_ = work.from_ + first * work.itemsize
+    cdef uint8_t *bits = work.bits + first // 8 if work.bits else NULL
     if work.bias == NULL:
-        kernels.relu(work.kind, size, to, from_, bits, work.scale)
+        kernels.relu(work.kind, work.key, first, size, to, from_, bits, work.scale)
     else:
-        kernels.add(work.kind, size, to, from_, work.bias, work.period, first % work.period,
+        kernels.add(work.kind, work.key, first, size, to, from_, work.bias, work.period,
                     work.residual + work.advance * first * work.itemsize, work.advance, bits,
                     work.scale)
-
-
-cdef void use_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
-    """Blocks begin .. end - 1; the bits are drawn for a few at a time, to be used while warm."""
-    cdef const Pass *work = <const Pass *>context
-    cdef uint8_t unwanted[TOGETHER_BYTES]
-    cdef uint8_t *bits
-    cdef uint64_t first = <uint64_t>begin * BLOCK
-    cdef uint64_t last = min(<uint64_t>end * BLOCK, work.size)
-    cdef uint64_t count
-    while first < last:
-        count = min(last - first, <uint64_t>TOGETHER)
-        bits = work.bits + first // 8 if work.bits else unwanted
-        if work.key:
-            kernels.draw(work.key, first, count, bits)
-        use(work, first, count, bits)
-        first += count
 
 
 cdef run_pass(Pass *work):
@@ -448,6 +434,8 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
     cdef np.ndarray to, from_, result, totals
     cdef Buffer bits, spread
     cdef Sums work
+    cdef char *block
+    cdef size_t size
     cdef uint64_t columns
     cdef int64_t groups
     if np.PyArray_NDIM(array) == 0:
@@ -478,13 +466,16 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
                         <uint64_t>SUMMED_ROWS)
         groups = (work.size + work.rows * work.row - 1) // (work.rows * work.row)
         work.sum_size = sizeof(double) if kind == KIND_F64 else sizeof(float)
-        work.sums = <char *>calloc(groups * work.row, work.sum_size)
-        if work.sums == NULL:
-            raise MemoryError(f"unable to allocate {groups * work.row * work.sum_size} bytes")
+        size = groups * work.row * work.sum_size + LINE
+        block = <char *>calloc(size, 1)
+        if block == NULL:
+            raise MemoryError(f"unable to allocate {size} bytes")
+        # As far into a line as the elements, so that both have their vectors in whole lines.
+        work.sums = block + (<uintptr_t>work.to - <uintptr_t>block) % LINE
         with nogil:
             run(sum_groups, &work, groups, grains(groups, work.size))
             add_up(&work, groups, <double *>np.PyArray_DATA(totals), columns)
-        free(work.sums)
+        free(block)
     if result is not to:
         numpy.copyto(to, result)
     with numpy.errstate(over="ignore", invalid="ignore"):

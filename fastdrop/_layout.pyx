@@ -43,8 +43,8 @@ cdef enum:
     GATHERED_BYTES = 16384          # of memory between the first and the last, to stay in the cache
     LEAST_GATHERED = 128            # and at least
     TILE = 64                       # runs whose bits are transposed at once
-    TILE_ROW = 2048                 # and elements of each
-    TILE_WORDS = 32                 # and words of bits
+    TILE_ROW = 8192                 # and elements of each
+    TILE_WORDS = 128                # and words of bits
     PARALLEL_SIZE = 1 << 18         # from here on, threads gain more than waking them costs
     LONG_ROW = 2048                 # bits from which a repeated row is cheaper applied as it lies
     LONG_SPREAD = 1024              # elements from which a bit is cheaper applied as one run

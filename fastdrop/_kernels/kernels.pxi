@@ -35,6 +35,10 @@ cdef enum:
     STEP = 32                    # elements decided by one step of the lanes
     PAIR = 2 * STEP
 
+cdef enum Use:
+    # What the decisions on elements are for; always a constant, so that one loop serves all.
+    NOTHING, SCALE, RELU, ADD
+
 
 # ---- The stream ----
 
@@ -142,6 +146,53 @@ cdef inline void keep_scale_part(element *to, const element *from_, keep32 keep,
     memcpy(to, part, size * sizeof(element))
 
 
+cdef inline keep32 positive(keep32 keep, const element *from_) noexcept nogil:
+    """Words of bits have no ReLU."""
+    if element is f16:
+        return keep32_positive_f16(keep, from_)
+    elif element is bf16:
+        return keep32_positive_bf16(keep, from_)
+    elif element is float:
+        return keep32_positive_f32(keep, from_)
+    elif element is double:
+        return keep32_positive_f64(keep, from_)
+    else:
+        return keep
+
+
+cdef inline void keep_scale_add(element *to, const element *from_, const char *bias,
+                                const element *residual, keep32 keep,
+                                double scale) noexcept nogil:
+    """And nothing is added to words of bits."""
+    if element is f16:
+        keep_scale_add_f16(to, from_, <const float *>bias, residual, keep, <float>scale)
+    elif element is bf16:
+        keep_scale_add_bf16(to, from_, <const float *>bias, residual, keep, <float>scale)
+    elif element is float:
+        keep_scale_add_f32(to, from_, <const float *>bias, residual, keep, <float>scale)
+    elif element is double:
+        keep_scale_add_f64(to, from_, <const double *>bias, residual, keep, scale)
+
+
+cdef inline uint64_t sums_size(const element *to) noexcept nogil:
+    """Bytes of a number in the precision that elements are computed in."""
+    return sizeof(double) if element is double else sizeof(float)
+
+
+cdef inline void use_step(Use use, element *to, const element *from_, uint8_t *bits, double scale,
+                          const char *bias, const element *residual) noexcept nogil:
+    """Thirty-two elements by stored bits, which ReLU takes its part of away from."""
+    cdef keep32 keep
+    if use == SCALE:
+        keep_scale(to, from_, keep32_load(bits), scale)
+    elif use == RELU:
+        keep = positive(keep32_load(bits), from_)
+        keep32_store(bits, keep)
+        keep_scale(to, from_, keep, scale)
+    elif use == ADD:
+        keep_scale_add(to, from_, bias, residual, keep32_load(bits), scale)
+
+
 cdef inline void store_part(uint8_t *bits, keep32 keep, uint64_t size) noexcept nogil:
     """The first bits of thirty-two, the unused ones of the last byte being zero."""
     cdef uint8_t part[4]
@@ -185,12 +236,13 @@ cdef void draw_block(const stream_key *key, uint64_t block, uint64_t skip, uint6
         i += STEP
 
 
-cdef inline void draw_pair(const stream_key *key, uint64_t block, uint8_t *bits, element *to,
-                           const element *from_, const uint8_t *from_bits, double scale,
-                           bint applying) noexcept nogil:
+cdef inline void draw_pair(const stream_key *key, uint64_t block, uint8_t *bits, Use use,
+                           element *to, const element *from_, uint8_t *from_bits, double scale,
+                           const char *bias, uint64_t period, uint64_t column,
+                           const element *residual, int advance) noexcept nogil:
     """The decisions of two whole blocks, and in the same loop the use of other ones.
 
-    Two chains of steps keep more of the CPU busy than one. The bits that are applied were drawn
+    Two chains of steps keep more of the CPU busy than one. The bits that are used were drawn
     before, so nothing waits for anything, and memory is walked from front to back.
     """
     cdef uint64_t first = block * BLOCK
@@ -201,6 +253,7 @@ cdef inline void draw_pair(const stream_key *key, uint64_t block, uint8_t *bits,
     cdef u64x8 words, more_words
     cdef keep32 keep, more_keep
     cdef uint64_t i = 0
+    cdef int part
     while i < BLOCK:
         words = next_words(&lanes)
         more_words = next_words(&more_lanes)
@@ -211,12 +264,18 @@ cdef inline void draw_pair(const stream_key *key, uint64_t block, uint8_t *bits,
             more_keep = settle_ties(key, more_words, more_keep, first + BLOCK + i)
         keep32_store(bits + i // 8, keep)
         keep32_store(bits + BLOCK_BYTES + i // 8, more_keep)
-        if applying:
-            keep_scale(to, from_, keep32_load(from_bits), scale)
-            keep_scale(to + STEP, from_ + STEP, keep32_load(from_bits + 4), scale)
-            to += PAIR
-            from_ += PAIR
-            from_bits += 8
+        if use != NOTHING:
+            for part in range(2):
+                use_step(use, to, from_, from_bits, scale,
+                         bias + column * sums_size(to), residual)
+                to += STEP
+                from_ += STEP
+                from_bits += STEP // 8
+                if use == ADD:
+                    residual += advance * STEP
+                    column += STEP
+                    if column >= period:
+                        column -= period
         i += STEP
 
 
@@ -227,8 +286,8 @@ cdef void draw_aligned(const stream_key *key, uint64_t first, uint64_t size,
     cdef uint64_t count
     if BLOCKS_IN_FLIGHT == 2 and skip == 0:
         while size >= 2 * BLOCK:
-            draw_pair(key, first // BLOCK, bits, <uint16_t *>NULL, <const uint16_t *>NULL, NULL,
-                      1.0, False)
+            draw_pair(key, first // BLOCK, bits, NOTHING, <uint16_t *>NULL,
+                      <const uint16_t *>NULL, NULL, 1.0, NULL, 0, 0, <const uint16_t *>NULL, 0)
             bits += 2 * BLOCK_BYTES
             first += 2 * BLOCK
             size -= 2 * BLOCK
@@ -397,128 +456,139 @@ cdef void draw_apply_block(const stream_key *key, uint64_t block, uint64_t size,
         i += STEP
 
 
-cdef void draw_apply_as(const stream_key *key, uint64_t first, uint64_t size, element *to,
-                        const element *from_, uint8_t *bits, double scale) noexcept nogil:
+cdef void use_as(Use use, element *to, const element *from_, uint64_t size, uint8_t *bits,
+                 double scale, const char *bias, uint64_t period, uint64_t column,
+                 const element *residual, int advance) noexcept nogil:
+    """Elements by bits that are there."""
+    cdef element part[STEP]
+    cdef element part_residual[STEP]
+    cdef uint8_t part_bits[4]
+    while size >= STEP:
+        use_step(use, to, from_, bits, scale, bias + column * sums_size(to), residual)
+        to += STEP
+        from_ += STEP
+        bits += STEP // 8
+        size -= STEP
+        if use == ADD:
+            residual += advance * STEP
+            column += STEP
+            if column >= period:
+                column -= period
+    if size:
+        memset(part, 0, sizeof(part))
+        memset(part_bits, 0, 4)
+        memcpy(part, from_, size * sizeof(element))
+        memcpy(part_bits, bits, (size + 7) // 8)
+        if use == ADD:
+            memset(part_residual, 0, sizeof(part))
+            memcpy(part_residual, residual, size * sizeof(element))
+        use_step(use, part, part, part_bits, scale, bias + column * sums_size(to), part_residual)
+        memcpy(to, part, size * sizeof(element))
+        if use == RELU:
+            store_part(bits, keep32_load(part_bits), size)
+
+
+cdef inline void draw_use(Use use, const stream_key *key, uint64_t first, uint64_t size,
+                          element *to, const element *from_, uint8_t *bits, double scale,
+                          const char *bias, uint64_t period, uint64_t column,
+                          const element *residual, int advance) noexcept nogil:
     cdef uint8_t unwanted[4 * BLOCK_BYTES]
     cdef uint8_t *drawn
     cdef uint8_t *other
     cdef bint wanted = bits != NULL
     cdef uint64_t count
-    if key.threshold >= ALL_KEPT or key.threshold == 0:
-        if wanted:
-            draw(key, first, size, bits)
-        apply_one_as(to, from_, size, key.threshold != 0, scale)
-        return
+    cdef bint last
     if not wanted:
         bits = unwanted
     if BLOCKS_IN_FLIGHT == 2 and size >= 4 * BLOCK:
         drawn, other = bits, bits + 2 * BLOCK_BYTES
         draw_aligned(key, first, 2 * BLOCK, drawn)
-        while size >= 4 * BLOCK:
-            draw_pair(key, first // BLOCK + 2, other, to, from_, drawn, scale, True)
+        while size >= 2 * BLOCK:
+            last = size < 4 * BLOCK
+            if last:
+                use_as(use, to, from_, 2 * BLOCK, drawn, scale, bias, period, column, residual,
+                       advance)
+            else:
+                draw_pair(key, first // BLOCK + 2, other, use, to, from_, drawn, scale, bias,
+                          period, column, residual, advance)
             to += 2 * BLOCK
             from_ += 2 * BLOCK
             first += 2 * BLOCK
             size -= 2 * BLOCK
+            if use == ADD:
+                residual += advance * 2 * BLOCK
+                column = (column + 2 * BLOCK) % period
             if wanted:
                 bits = drawn = other
                 other += 2 * BLOCK_BYTES
             else:
                 drawn, other = other, drawn
-        apply_as(to, from_, 2 * BLOCK, drawn, 0, scale)
-        to += 2 * BLOCK
-        from_ += 2 * BLOCK
-        first += 2 * BLOCK
-        size -= 2 * BLOCK
-        if wanted:
-            bits += 2 * BLOCK_BYTES
+            if last:
+                break
     while size:
         count = min(size, BLOCK)
-        draw_apply_block(key, first // BLOCK, count, to, from_, bits, scale)
+        if use == SCALE:
+            draw_apply_block(key, first // BLOCK, count, to, from_, bits, scale)
+        else:
+            draw_aligned(key, first, count, bits)
+            use_as(use, to, from_, count, bits, scale, bias, period, column, residual, advance)
         if wanted:
             bits += BLOCK_BYTES
+        if use == ADD:
+            residual += advance * count
+            column = (column + count) % period
         to += count
         from_ += count
         first += count
         size -= count
 
 
+cdef void draw_apply_as(const stream_key *key, uint64_t first, uint64_t size, element *to,
+                        const element *from_, uint8_t *bits, double scale) noexcept nogil:
+    if key.threshold >= ALL_KEPT or key.threshold == 0:
+        if bits != NULL:
+            draw(key, first, size, bits)
+        apply_one_as(to, from_, size, key.threshold != 0, scale)
+    else:
+        draw_use(SCALE, key, first, size, to, from_, bits, scale, NULL, 0, 0, from_, 0)
+
+
 # ---- Fused with what comes before or after ----
 
-cdef inline keep32 positive(keep32 keep, const number *from_) noexcept nogil:
-    if number is f16:
-        return keep32_positive_f16(keep, from_)
-    elif number is bf16:
-        return keep32_positive_bf16(keep, from_)
-    elif number is float:
-        return keep32_positive_f32(keep, from_)
-    else:
-        return keep32_positive_f64(keep, from_)
+cdef void relu_as(const stream_key *key, uint64_t first, uint64_t size, number *to,
+                  const number *from_, uint8_t *bits, double scale) noexcept nogil:
+    if key != NULL and 0 < key.threshold < ALL_KEPT:
+        draw_use(RELU, key, first, size, to, from_, bits, scale, NULL, 0, 0, from_, 0)
+        return
+    if key != NULL:
+        draw(key, first, size, bits)
+    use_as(RELU, to, from_, size, bits, scale, NULL, 0, 0, from_, 0)
 
 
-cdef void relu_as(number *to, const number *from_, uint64_t size, uint8_t *bits,
-                  double scale) noexcept nogil:
-    cdef number part[STEP]
-    cdef uint8_t part_bits[4]
-    cdef keep32 keep
-    while size >= STEP:
-        keep = positive(keep32_load(bits), from_)
-        keep32_store(bits, keep)
-        keep_scale(to, from_, keep, scale)
-        to += STEP
-        from_ += STEP
-        bits += STEP // 8
-        size -= STEP
-    if size:
-        memset(part, 0, sizeof(part))
-        memcpy(part, from_, size * sizeof(number))
-        memset(part_bits, 0, 4)
-        memcpy(part_bits, bits, (size + 7) // 8)
-        keep = positive(keep32_load(part_bits), part)
-        store_part(bits, keep, size)
-        keep_scale(part, part, keep, scale)
-        memcpy(to, part, size * sizeof(number))
-
-
-cdef inline void keep_scale_add(number *to, const number *from_, const void *bias,
-                                const number *residual, keep32 keep, double scale) noexcept nogil:
-    if number is f16:
-        keep_scale_add_f16(to, from_, <const float *>bias, residual, keep, <float>scale)
-    elif number is bf16:
-        keep_scale_add_bf16(to, from_, <const float *>bias, residual, keep, <float>scale)
-    elif number is float:
-        keep_scale_add_f32(to, from_, <const float *>bias, residual, keep, <float>scale)
-    else:
-        keep_scale_add_f64(to, from_, <const double *>bias, residual, keep, scale)
-
-
-cdef void add_as(number *to, const number *from_, uint64_t size, const char *bias, uint64_t period,
-                 uint64_t column, const number *residual, int advance, const uint8_t *bits,
-                 double scale) noexcept nogil:
-    cdef number part[STEP]
-    cdef number part_residual[STEP]
-    cdef uint8_t part_bits[4]
-    cdef uint64_t bias_size = sizeof(double) if number is double else sizeof(float)
-    while size >= STEP:
-        keep_scale_add(to, from_, bias + column * bias_size, residual, keep32_load(bits), scale)
-        column += STEP
-        if column >= period:
-            column -= period
-        to += STEP
-        from_ += STEP
-        residual += advance * STEP
-        bits += STEP // 8
-        size -= STEP
-    if size:
-        memset(part, 0, sizeof(part))
-        memset(part_residual, 0, sizeof(part))
-        memset(part_bits, 0, 4)
-        memcpy(part, from_, size * sizeof(number))
-        memcpy(part_residual, residual, size * sizeof(number))
-        memcpy(part_bits, bits, (size + 7) // 8)
-        keep_scale_add(part, part, bias + column * bias_size, part_residual,
-                       keep32_load(part_bits), scale)
-        memcpy(to, part, size * sizeof(number))
+cdef void add_as(const stream_key *key, uint64_t first, uint64_t size, number *to,
+                 const number *from_, const char *bias, uint64_t period, const number *residual,
+                 int advance, uint8_t *bits, double scale) noexcept nogil:
+    cdef uint8_t same[BLOCK_BYTES]
+    cdef uint64_t count
+    if key != NULL and 0 < key.threshold < ALL_KEPT:
+        draw_use(ADD, key, first, size, to, from_, bits, scale, bias, period, first % period,
+                 residual, advance)
+        return
+    if key != NULL and bits != NULL:
+        draw(key, first, size, bits)
+    if bits != NULL:
+        use_as(ADD, to, from_, size, bits, scale, bias, period, first % period, residual, advance)
+        return
+    # All kept or all dropped, and the bits not wanted: one block of them serves all blocks.
+    draw(key, 0, BLOCK, same)
+    while size:
+        count = min(size, BLOCK)
+        use_as(ADD, to, from_, count, same, scale, bias, period, first % period, residual, advance)
+        to += count
+        from_ += count
+        residual += advance * count
+        first += count
+        size -= count
 
 
 cdef inline void keep_scale_sum(number *to, const number *from_, void *sums, keep32 keep,
@@ -533,41 +603,54 @@ cdef inline void keep_scale_sum(number *to, const number *from_, void *sums, kee
         keep_scale_sum_f64(to, from_, <double *>sums, keep, scale)
 
 
-cdef void sum_as(number *to, const number *from_, uint64_t size, const uint8_t *bits,
-                 uint64_t offset, double scale, char *sums) noexcept nogil:
+cdef inline void sum_part(number *to, const number *from_, char *sums, keep32 keep, double scale,
+                          uint64_t size) noexcept nogil:
+    """The first elements of thirty-two, the rest lying outside of the array."""
     cdef number part[STEP]
     cdef double part_sums[STEP]
+    memset(part, 0, sizeof(part))
+    memset(part_sums, 0, sizeof(part_sums))
+    memcpy(part, from_, size * sizeof(number))
+    memcpy(part_sums, sums, size * sums_size(to))
+    keep_scale_sum(part, part, part_sums, keep, scale)
+    memcpy(to, part, size * sizeof(number))
+    memcpy(sums, part_sums, size * sums_size(to))
+
+
+cdef void sum_as(number *to, const number *from_, uint64_t size, const uint8_t *bits,
+                 uint64_t offset, double scale, char *sums) noexcept nogil:
     cdef uint8_t window[8]
-    cdef uint64_t sum_size = sizeof(double) if number is double else sizeof(float)
-    cdef int shift = offset % 8
+    cdef uint64_t before = before_line(to, size)
+    cdef uint64_t count
+    cdef int shift
     bits += offset // 8
+    shift = offset % 8
+    if before:
+        sum_part(to, from_, sums, keep32_load_at(bits, shift), scale, before)
+        to += before
+        from_ += before
+        sums += before * sums_size(to)
+        size -= before
+        bits += (shift + before) // 8
+        shift = (shift + before) % 8
     while size >= PAIR:  # so that eight bytes of bits are there
         keep_scale_sum(to, from_, sums, keep32_load_at(bits, shift), scale)
         to += STEP
         from_ += STEP
-        sums += STEP * sum_size
-        bits += STEP // 8
-        size -= STEP
-    if size == 0:
-        return
-    memset(window, 0, sizeof(window))
-    copy_bits(window, bits, shift, size)
-    bits = window
-    if size >= STEP:
-        keep_scale_sum(to, from_, sums, keep32_load(bits), scale)
-        to += STEP
-        from_ += STEP
-        sums += STEP * sum_size
+        sums += STEP * sums_size(to)
         bits += STEP // 8
         size -= STEP
     if size:
-        memset(part, 0, sizeof(part))
-        memset(part_sums, 0, sizeof(part_sums))
-        memcpy(part, from_, size * sizeof(number))
-        memcpy(part_sums, sums, size * sum_size)
-        keep_scale_sum(part, part, part_sums, keep32_load(bits), scale)
-        memcpy(to, part, size * sizeof(number))
-        memcpy(sums, part_sums, size * sum_size)
+        copy_bits(window, bits, shift, size)
+        bits = window
+    while size:
+        count = min(size, STEP)
+        sum_part(to, from_, sums, keep32_load(bits), scale, count)
+        to += count
+        from_ += count
+        sums += count * sums_size(to)
+        bits += STEP // 8
+        size -= count
 
 
 # ---- The table ----
@@ -632,37 +715,37 @@ cdef void apply_one(int kind, uint64_t size, void *to, const void *from_, int ke
     float_state_leave(saved)
 
 
-cdef void relu(int kind, uint64_t size, void *to, const void *from_, uint8_t *bits,
-               double scale) noexcept nogil:
+cdef void relu(int kind, const stream_key *key, uint64_t first, uint64_t size, void *to,
+               const void *from_, uint8_t *bits, double scale) noexcept nogil:
     cdef float_state saved = float_state_enter()
     if kind == KIND_F32:
-        relu_as(<float *>to, <const float *>from_, size, bits, scale)
+        relu_as(key, first, size, <float *>to, <const float *>from_, bits, scale)
     elif kind == KIND_F64:
-        relu_as(<double *>to, <const double *>from_, size, bits, scale)
+        relu_as(key, first, size, <double *>to, <const double *>from_, bits, scale)
     elif kind == KIND_F16:
-        relu_as(<f16 *>to, <const f16 *>from_, size, bits, scale)
+        relu_as(key, first, size, <f16 *>to, <const f16 *>from_, bits, scale)
     elif kind == KIND_BF16:
-        relu_as(<bf16 *>to, <const bf16 *>from_, size, bits, scale)
+        relu_as(key, first, size, <bf16 *>to, <const bf16 *>from_, bits, scale)
     float_state_leave(saved)
 
 
-cdef void add(int kind, uint64_t size, void *to, const void *from_, const void *bias,
-              uint64_t period, uint64_t column, const void *residual, int advance,
-              const uint8_t *bits, double scale) noexcept nogil:
+cdef void add(int kind, const stream_key *key, uint64_t first, uint64_t size, void *to,
+              const void *from_, const void *bias, uint64_t period, const void *residual,
+              int advance, uint8_t *bits, double scale) noexcept nogil:
     cdef float_state saved = float_state_enter()
     cdef const char *b = <const char *>bias
     if kind == KIND_F32:
-        add_as(<float *>to, <const float *>from_, size, b, period, column,
+        add_as(key, first, size, <float *>to, <const float *>from_, b, period,
                <const float *>residual, advance, bits, scale)
     elif kind == KIND_F64:
-        add_as(<double *>to, <const double *>from_, size, b, period, column,
+        add_as(key, first, size, <double *>to, <const double *>from_, b, period,
                <const double *>residual, advance, bits, scale)
     elif kind == KIND_F16:
-        add_as(<f16 *>to, <const f16 *>from_, size, b, period, column, <const f16 *>residual,
-               advance, bits, scale)
+        add_as(key, first, size, <f16 *>to, <const f16 *>from_, b, period,
+               <const f16 *>residual, advance, bits, scale)
     elif kind == KIND_BF16:
-        add_as(<bf16 *>to, <const bf16 *>from_, size, b, period, column, <const bf16 *>residual,
-               advance, bits, scale)
+        add_as(key, first, size, <bf16 *>to, <const bf16 *>from_, b, period,
+               <const bf16 *>residual, advance, bits, scale)
     float_state_leave(saved)
 
 

@@ -38,18 +38,21 @@ typedef struct {
     /* Applies one bit to all elements. */
     void (*apply_one)(int kind, uint64_t size, void *to, const void *from, int kept, double scale);
 
-    /* The three that follow are for the kinds that scale. */
+    /* The three that follow are for the kinds that scale. With a key, the first two draw as above
+       (first a multiple of BLOCK); without one, the bits are there. */
 
-    /* Applies bits after clearing those of elements that ReLU drops too (x <= 0). */
-    void (*relu)(int kind, uint64_t size, void *to, const void *from, uint8_t *bits, double scale);
+    /* Applies, after clearing the bits of elements that ReLU drops too (x <= 0). */
+    void (*relu)(int kind, const stream_key *key, uint64_t first, uint64_t size, void *to,
+                 const void *from, uint8_t *bits, double scale);
 
     /* residual + (from + bias) * scale where kept, residual + 0 where dropped; `to` may be
-       `residual` as well. The bias (float, or double for F64) of element i is bias[(column + i) %
-       period], with a period of at least 32 and 31 more numbers after it. With `advance` 0, all
-       elements have the residuals 0 .. 31 instead of their own. */
-    void (*add)(int kind, uint64_t size, void *to, const void *from, const void *bias,
-                uint64_t period, uint64_t column, const void *residual, int advance,
-                const uint8_t *bits, double scale);
+       `residual` as well. The bias (float, or double for F64) of an element is that of its index
+       modulo the period, which is at least 32, with the first 31 again after it. With `advance` 0,
+       all elements have the residuals 0 .. 31 instead of their own. Bits is NULL where a key is
+       there and they are not wanted. */
+    void (*add)(int kind, const stream_key *key, uint64_t first, uint64_t size, void *to,
+                const void *from, const void *bias, uint64_t period, const void *residual,
+                int advance, uint8_t *bits, double scale);
 
     /* As apply, and adds each result to the sum (float, or double for F64) of the same index. */
     void (*apply_sum)(int kind, uint64_t size, void *to, const void *from, const uint8_t *bits,

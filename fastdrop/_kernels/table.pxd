@@ -35,11 +35,11 @@ cdef extern from "table.h" nogil:
                       uint64_t bit_offset, double scale) noexcept nogil
         void (*apply_one)(int kind, uint64_t size, void *to, const void *from_, int kept,
                           double scale) noexcept nogil
-        void (*relu)(int kind, uint64_t size, void *to, const void *from_, uint8_t *bits,
-                     double scale) noexcept nogil
-        void (*add)(int kind, uint64_t size, void *to, const void *from_, const void *bias,
-                    uint64_t period, uint64_t column, const void *residual, int advance,
-                    const uint8_t *bits, double scale) noexcept nogil
+        void (*relu)(int kind, const stream_key *key, uint64_t first, uint64_t size, void *to,
+                     const void *from_, uint8_t *bits, double scale) noexcept nogil
+        void (*add)(int kind, const stream_key *key, uint64_t first, uint64_t size, void *to,
+                    const void *from_, const void *bias, uint64_t period, const void *residual,
+                    int advance, uint8_t *bits, double scale) noexcept nogil
         void (*apply_sum)(int kind, uint64_t size, void *to, const void *from_,
                           const uint8_t *bits, uint64_t bit_offset, double scale,
                           void *sums) noexcept nogil
