@@ -16,11 +16,15 @@ from fastdrop_keras.layers import (  # noqa: E402
     SpatialDropout2D,
     SpatialDropout3D,
 )
+from fastdrop_keras.schedule import RateSchedule, cosine_ramp, linear_ramp  # noqa: E402
 
 __all__ = [
     "Dropout",
+    "RateSchedule",
     "SpatialDropout1D",
     "SpatialDropout2D",
     "SpatialDropout3D",
     "__version__",
+    "cosine_ramp",
+    "linear_ramp",
 ]

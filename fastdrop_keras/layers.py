@@ -25,7 +25,7 @@ class BaseDropout(keras.layers.Layer):
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._dial = bridge.Dial(_checked_rate(rate))
+        self._dial = bridge.Dial(checked_rate(rate))
         self.seed = _checked_seed(seed)
         # At rate 0 too: the rate can be raised later.
         self.seed_generator = keras.random.SeedGenerator(self.seed)
@@ -52,7 +52,7 @@ class BaseDropout(keras.layers.Layer):
 
     @rate.setter
     def rate(self, value: float) -> None:
-        self._dial.rate = _checked_rate(value)
+        self._dial.rate = checked_rate(value)
 
     def call(self, inputs: tf.Tensor, training: bool | tf.Tensor | None = False) -> tf.Tensor:
         """Drop in training, pass the inputs through otherwise."""
@@ -372,19 +372,16 @@ class SpatialDropout3D(BaseSpatialDropout):
     _spatial_dimensions = 3
 
 
-def _checked_rate(rate: Any) -> float:
-    """Return `rate` as a Python float."""
+def checked_rate(rate: Any, argument: str = "rate") -> float:
+    """Return the rate that was given as `argument` as a Python float."""
+    problem = (
+        f"Invalid value received for argument `{argument}`. Expected a float value between 0 and 1."
+    )
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)):
-        raise TypeError(
-            "Invalid value received for argument `rate`. Expected a float value between 0 and 1. "
-            f"Received: rate={rate!r} (of type {type(rate).__name__})"
-        )
+        raise TypeError(f"{problem} Received: {argument}={rate!r} (of type {type(rate).__name__})")
     # Written so that NaN fails too.
     if not 0 <= rate <= 1:
-        raise ValueError(
-            "Invalid value received for argument `rate`. Expected a float value between 0 and 1. "
-            f"Received: rate={rate}"
-        )
+        raise ValueError(f"{problem} Received: {argument}={rate}")
     return float(rate)
 
 
