@@ -10,6 +10,7 @@ from fastdrop_keras import _requirements
 _requirements.check()
 
 from fastdrop import __version__  # noqa: E402 - the check explains what would fail from here on
+from fastdrop_keras.conversion import convert, to_keras  # noqa: E402
 from fastdrop_keras.layers import (  # noqa: E402
     Dropout,
     SpatialDropout1D,
@@ -25,6 +26,8 @@ __all__ = [
     "SpatialDropout2D",
     "SpatialDropout3D",
     "__version__",
+    "convert",
     "cosine_ramp",
     "linear_ramp",
+    "to_keras",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -14,6 +14,18 @@ def every_layer(model: keras.Layer) -> list[keras.Layer]:
     """Return `model` and every layer in it, each once: in models, wrappers, lists, dicts."""
     # Keras has no public walk through layers that are not models.
     return model._flatten_layers()
+
+
+def with_paths(model: keras.Layer) -> Iterator[tuple[str, list[keras.Layer]]]:
+    """Yield a path of names, and the layers on it from `model` on, for every layer in `model`."""
+    seen = {id(model)}
+    waiting = [[model]]
+    while waiting:
+        line = waiting.pop()
+        yield "/".join(layer.name for layer in line[1:]), line
+        children = [child for child in line[-1]._layers if id(child) not in seen]
+        seen.update(map(id, children))
+        waiting.extend([*line, child] for child in reversed(children))
 
 
 def dropout_layers(model: keras.Layer, needed_by: str) -> list[BaseDropout]:

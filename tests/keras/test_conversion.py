@@ -1,0 +1,838 @@
+"""Models converted from Keras's dropout layers to ours and back: what changes, and what stays."""
+
+import collections
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import fastdrop_keras
+from fastdrop_keras import convert, to_keras
+
+# Keras's own, whenever it writes a variable to a file with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+KERAS = [layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D]
+OURS = [getattr(fastdrop_keras, theirs.__name__) for theirs in KERAS]
+
+X = np.random.default_rng(0).normal(size=(4, 5, 8)).astype(np.float32)
+
+
+def dropouts(model, classes=(*KERAS, *OURS)):
+    """Every layer of one of `classes`, at any depth."""
+    return [layer for layer in model._flatten_layers() if type(layer) in classes]
+
+
+def state(layer):
+    return layer.seed_generator.state.numpy().tolist()
+
+
+def outputs(model, x=X, **kwargs):
+    return [np.asarray(y) for y in keras.tree.flatten(model(x, **kwargs))]
+
+
+def assert_same_outputs(first, second, x=X):
+    for a, b in zip(outputs(first, x), outputs(second, x), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_same_variables(first, second):
+    """The same values in both, and the same flags, but for the seeds of dropout at rate 0."""
+    for a, b in zip(first.weights, second.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a is not b
+        assert a.trainable == b.trainable
+        assert a.dtype == b.dtype
+
+
+# Models.
+
+
+class Cell(layers.Layer):
+    """A recurrent cell with a dropout layer."""
+
+    def __init__(self, units=3, **kwargs):
+        super().__init__(**kwargs)
+        self.state_size = units
+        self.dense = layers.Dense(units)
+        self.dropout = layers.Dropout(0.2)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x, states, training=False):
+        y = self.dropout(self.dense(x), training=training) + states[0]
+        return y, [y]
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.state_size}
+
+
+Pair = collections.namedtuple("Pair", ["first", "second"])
+
+
+class Block(layers.Layer):
+    """Dropout layers in every kind of attribute that Keras looks into."""
+
+    def __init__(self, rate=0.2, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.dense = layers.Dense(8)
+        self.one = layers.Dropout(rate)
+        self.listed = [layers.Dropout(rate), [layers.Dropout(rate)]]
+        self.pair = (layers.Dropout(rate), {"deep": layers.SpatialDropout1D(rate)})
+        self.named_pair = Pair(layers.Dropout(rate), "no layer")
+        self.named = {"a": layers.Dropout(rate)}
+        self.ordered = collections.OrderedDict(z=layers.Dropout(rate), a=layers.Dropout(rate))
+        self.a_set = {layers.Dropout(rate)}
+        self.by_layer = {self.one: 0.5}
+        self.inner = keras.Sequential([layers.Dense(8), layers.Dropout(rate)])
+
+    def drops(self):
+        listed, (third, fourth) = self.listed, self.pair
+        yield from (self.one, listed[0], listed[1][0], third, fourth["deep"])
+        yield from (self.named_pair.first, self.named["a"], *self.ordered.values(), *self.a_set)
+
+    def call(self, x, training=False):
+        x = self.dense(x)
+        for layer in self.drops():
+            x = layer(x, training=training)
+        return self.inner(x, training=training)
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate}
+
+
+BLOCK_DROPOUTS = 11
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.blocks = [Block(), {"second": Block()}]
+        self.functional = encoder()
+        self.recurrent = layers.RNN(Cell())
+        self.top = layers.Dense(1)
+
+    def call(self, x, training=False):
+        x = self.blocks[0](x, training=training)
+        x = self.blocks[1]["second"](x, training=training)
+        x = self.functional(x, training=training)
+        return self.top(self.recurrent(x, training=training))
+
+
+class Small(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.attention = layers.MultiHeadAttention(2, 4, dropout=0.1)
+        self.pair = (layers.Dropout(0.1), layers.Dropout(0.1))
+        self.listed = [layers.Dropout(0.1)]
+
+    def call(self, x, training=False):
+        x = self.attention(x, x, training=training)
+        for layer in (*self.pair, *self.listed):
+            x = layer(x, training=training)
+        return x
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            keras.Input(X.shape[1:]),
+            layers.Dense(6, activation="relu"),
+            layers.SpatialDropout1D(0.2),
+            layers.Flatten(),
+            layers.Dropout(0.5, noise_shape=(None, 1)),
+            layers.Dense(1),
+        ]
+    )
+
+
+def encoder():
+    """A transformer's encoder."""
+    x = keras.Input(X.shape[1:])
+    attended = layers.MultiHeadAttention(2, 4, dropout=0.1)(x, x)
+    h = layers.LayerNormalization()(x + layers.Dropout(0.1)(attended))
+    dense = [layers.Dense(16, activation="relu"), layers.Dense(8), layers.Dropout(0.1)]
+    y = keras.Sequential(dense, name="feed_forward")(h)
+    return keras.Model(x, layers.LayerNormalization()(h + y))
+
+
+def graph(shared_by_models=True):
+    """Two inputs, two outputs, shared layers, calls in models in models, and operations."""
+    a, b = keras.Input((5, 8), name="a"), keras.Input((5, 8), name="b")
+    shared = layers.Dropout(0.3, name="shared")
+    deepest = [keras.Input((5, 8)), layers.Dense(8), layers.Dropout(0.1)]
+    deepest = keras.Sequential(deepest, name="deepest")
+    z = keras.Input((5, 8))
+    in_middle = shared if shared_by_models else layers.Dropout(0.3)
+    middle = keras.Model(z, in_middle(deepest(z)) * 2, name="middle")
+    h = shared(middle(shared(a))) + middle(b)
+    h = keras.ops.concatenate([h[:, :, :3], b], axis=-1)
+    always = layers.Dropout(0.0, name="always")(h, training=True)
+    return keras.Model(
+        {"a": a, "b": b},
+        {"mean": keras.ops.mean(always, axis=1), "out": layers.Dense(1, name="out")(h)},
+        name="graph",
+    )
+
+
+def wrapped():
+    x = keras.Input(X.shape[1:])
+    h = layers.TimeDistributed(layers.Dropout(0.2))(x)
+    h = layers.Bidirectional(layers.LSTM(3, return_sequences=True, dropout=0.1))(h)
+    return keras.Model(x, layers.RNN(layers.StackedRNNCells([layers.GRUCell(4), Cell()]))(h))
+
+
+def block():
+    x = keras.Input(X.shape[1:])
+    return keras.Model(x, Block()(x))
+
+
+COPIED = {
+    sequential: (2, X),
+    encoder: (3, X),
+    graph: (3, {"a": X, "b": X[::-1]}),
+    wrapped: (2, X),
+    block: (BLOCK_DROPOUTS, X),
+}
+each_copied = pytest.mark.parametrize("make", COPIED)
+
+
+def custom_objects():
+    return keras.saving.custom_object_scope({"Cell": Cell, "Block": Block})
+
+
+# What is converted.
+
+
+@each_copied
+def test_a_model_is_copied_and_the_copy_converted(make):
+    count, x = COPIED[make]
+    with custom_objects():
+        model = make()
+    before = outputs(model, x)
+    converted, report = convert(model, verbose=False, return_report=True)
+    assert len(dropouts(converted, OURS)) == len(report.changed) == count
+    assert not dropouts(converted, KERAS)
+    assert not report.in_place
+    assert_same_outputs(converted, model, x)
+    assert_same_variables(converted, model)
+    names = [layer.name for layer in model._flatten_layers()]
+    assert [layer.name for layer in converted._flatten_layers()] == names
+
+    # The original is untouched, also when the new one trains.
+    assert len(dropouts(model, KERAS)) == count
+    converted.compile("sgd", "mse")
+    y = keras.tree.map_structure(np.ones_like, converted(x))
+    before_training = [state(layer)[1] for layer in dropouts(converted)]
+    converted.train_on_batch(x, y)
+    assert all(
+        state(layer)[1] > steps
+        for layer, steps in zip(dropouts(converted), before_training, strict=True)
+    )
+    for a, b in zip(before, outputs(model, x), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@each_copied
+def test_there_and_back(make):
+    count, x = COPIED[make]
+    with custom_objects():
+        model = make()
+    converted = convert(model, verbose=False)
+    # Not where it drops in inference too; and Keras's layer has no seed there.
+    used = [layer for layer in dropouts(converted) if layer.rate > 0]
+    for layer in used:
+        layer.rate = 0.4
+    outputs(converted, x, training=True)
+    back, report = to_keras(converted, verbose=False, return_report=True)
+    assert len(dropouts(back, KERAS)) == len(report.changed) == count
+    assert not dropouts(back, OURS)
+    assert len(dropouts(converted, OURS)) == count
+    assert_same_outputs(back, model, x)
+    assert_same_variables(back, model)
+    theirs_used = [layer for layer in dropouts(back) if layer.rate > 0]
+    for ours, theirs in zip(used, theirs_used, strict=True):
+        assert theirs.rate == 0.4
+        assert state(theirs) == state(ours)
+
+
+@each_copied
+def test_a_converted_model_can_be_converted_again(make):
+    """Those that a layer makes itself, too, when that layer is copied."""
+    count, x = COPIED[make]
+    with custom_objects():
+        model = make()
+    converted = convert(model, verbose=False)
+    again, report = convert(converted, verbose=False, return_report=True)
+    assert not report.changed
+    assert len(dropouts(again, OURS)) == count
+    assert_same_outputs(again, model, x)
+
+
+def graph_for_files():
+    """Keras itself loads other weights where a model and one in it share a layer."""
+    return graph(shared_by_models=False)
+
+
+@pytest.mark.parametrize("make", [sequential, graph_for_files])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_files_and_checkpoints_of_a_converted_model(make, in_place, tmp_path):
+    count, x = (COPIED | {graph_for_files: (4, COPIED[graph][1])})[make]
+    model = convert(make(), verbose=False, in_place=in_place)
+    outputs(model, x, training=True)
+    states = [state(layer) for layer in dropouts(model)]
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    checkpoint = tf.train.Checkpoint(model=model).save(tmp_path / "checkpoint")
+
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    with_weights = convert(make(), verbose=False, in_place=in_place)
+    with_weights.load_weights(tmp_path / "model.weights.h5")
+    restored = convert(make(), verbose=False, in_place=in_place)
+    tf.train.Checkpoint(model=restored).restore(checkpoint).assert_existing_objects_matched()
+    for other in (loaded, with_weights, restored):
+        assert len(dropouts(other, OURS)) == count
+        assert [state(layer) for layer in dropouts(other)] == states
+        assert_same_outputs(other, model, x)
+
+
+def test_subclassed_models_are_changed_in_place():
+    model = Subclassed()
+    before = outputs(model)
+    inner, weights = model.functional, model.weights
+    converted, report = convert(model, verbose=False, return_report=True)
+    assert converted is model
+    assert report.in_place
+    assert len(dropouts(model, OURS)) == len(report.changed) == 2 * BLOCK_DROPOUTS + 3 + 1
+    assert not dropouts(model, KERAS)
+    # All else is the same object.
+    assert model.functional is inner
+    assert all(a is b for a, b in zip(weights, model.weights, strict=True))
+    for a, b in zip(before, outputs(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    first = model.blocks[0]
+    assert list(first.ordered) == ["z", "a"]
+    assert first.by_layer == {first.one: 0.5}
+    assert first.named_pair.second == "no layer"
+    assert isinstance(first.named_pair, Pair)
+
+    assert to_keras(model, verbose=False) is model
+    assert not dropouts(model, OURS)
+    for a, b in zip(before, outputs(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_checkpoints_and_weights_of_a_subclassed_model(tmp_path):
+    def made():
+        model = Small()
+        model(X)
+        return convert(model, verbose=False)
+
+    model, restored, loaded = made(), made(), made()
+    model(X, training=True)
+    checkpoint = tf.train.Checkpoint(model=model).save(tmp_path / "checkpoint")
+    tf.train.Checkpoint(model=restored).restore(checkpoint).assert_existing_objects_matched()
+    model.save_weights(tmp_path / "model.weights.h5")
+    loaded.load_weights(tmp_path / "model.weights.h5")
+    for other in (restored, loaded):
+        assert_same_outputs(other, model)
+    # TensorFlow's checkpoints find no layers in lists.
+    first, *others = ([state(layer) for layer in dropouts(m)] for m in (model, loaded, restored))
+    assert first == others[0]
+    assert first[:-1] == others[1][:-1]
+
+
+def test_a_layer_of_a_layer_that_is_built_can_be_replaced_before_the_model_is():
+    class Unbuilt(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.dropout = layers.Dense(3), layers.Dropout(0.5)
+
+        def call(self, x, training=False):
+            return self.dropout(self.dense(x), training=training)
+
+    model = convert(Unbuilt(), verbose=False)
+    assert type(model.dropout) is fastdrop_keras.Dropout
+    model.compile("sgd", "mse")
+    model.fit(X, X[..., :3], verbose=0)
+    assert state(model.dropout)[1] == 1
+
+
+def test_in_place_where_a_copy_would_do():
+    model = graph()
+    x = COPIED[graph][1]
+    before, weights = outputs(model, x), model.weights
+    converted = convert(model, verbose=False, in_place=True)
+    assert converted is model
+    assert not dropouts(model, KERAS)
+    assert {type(layer) for layer in model.layers if "shared" in layer.name} == {OURS[0]}
+    assert all(a is b for a, b in zip(weights, model.weights, strict=True))
+    for a, b in zip(before, outputs(model, x), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_part_of_a_converted_model_can_be_made_a_model(in_place):
+    model = convert(sequential(), verbose=False, in_place=in_place)
+    part = keras.Model(model.inputs[0], model.layers[3].output)
+    assert dropouts(part, OURS) == dropouts(model)
+    assert part(X).shape == (4, 30)
+
+
+# What is kept of a layer.
+
+ARGUMENTS = [
+    (0, {"rate": 0.25, "seed": 3, "name": "kept", "noise_shape": (None, 1, 8)}),
+    (0, {"rate": 0.0, "dtype": "mixed_bfloat16", "trainable": False}),
+    (0, {"rate": 1.0, "activity_regularizer": "l2"}),
+    (1, {"rate": 0.25, "seed": 3, "name": "kept"}),
+    (2, {"rate": 0.25, "data_format": "channels_first", "dtype": "float64"}),
+    (3, {"rate": 0.25, "data_format": "channels_last", "seed": 2**40}),
+]
+
+
+@pytest.mark.parametrize(("index", "arguments"), ARGUMENTS)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_arguments(index, arguments, in_place):
+    def model_of(layer):
+        return keras.Sequential([layer])
+
+    theirs = KERAS[index](**arguments)
+    ours = OURS[index](**arguments)
+    theirs.trainable = ours.trainable = arguments.get("trainable", True)
+    got = convert(model_of(theirs), verbose=False, in_place=in_place).layers[0]
+    back = to_keras(model_of(ours), verbose=False, in_place=in_place).layers[0]
+    assert (got.name, back.name) == (theirs.name, ours.name)
+    ours.name = back.name = theirs.name
+    assert type(got) is OURS[index]
+    assert type(back) is KERAS[index]
+    assert got.get_config() == ours.get_config()
+    assert back.get_config() == theirs.get_config()
+    for layer in (got, back):
+        assert layer.dtype_policy == theirs.dtype_policy
+        assert layer.trainable == theirs.trainable
+        assert bool(layer.activity_regularizer) == bool(theirs.activity_regularizer)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_state_of_the_seed_goes_on(expected, in_place):
+    model = keras.Sequential([keras.Input((33,)), layers.Dropout(0.5, seed=7)])
+    x = np.ones((5, 33), np.float32)
+    for _ in range(3):
+        model(x, training=True)
+    converted = convert(model, verbose=False, in_place=in_place)
+    assert state(converted.layers[0]) == [7, 3]
+    np.testing.assert_array_equal(
+        converted(x, training=True), expected.factors((5, 33), 0.5, 7, step=3)
+    )
+
+
+def test_a_seed_that_was_drawn_is_kept():
+    model = keras.Sequential([keras.Input((33,)), layers.Dropout(0.5)])
+    converted = convert(model, verbose=False)
+    assert state(converted.layers[0]) == state(model.layers[0])
+    assert converted.layers[0].seed is None
+
+
+def test_flags_and_states_of_the_other_layers(tmp_path):
+    normalization = layers.Normalization()
+    normalization.adapt(X)
+    noise = layers.GaussianNoise(0.1)
+    dense = layers.Dense(8, name="frozen", trainable=False)
+    hidden = Block(name="block")
+    x = keras.Input(X.shape[1:])
+    batch = layers.BatchNormalization()
+    y = batch(dense(noise(normalization(x))))
+    model = keras.Model(x, hidden(y))
+    model(X, training=True)
+    hidden.dense.trainable = False
+    hidden.inner.layers[0].kernel.trainable = False
+    converted = convert(model, verbose=False)
+    assert_same_outputs(converted, model)
+    assert_same_variables(converted, model)
+    assert len(converted.trainable_variables) == len(model.trainable_variables)
+    assert not converted.get_layer("frozen").trainable
+    assert not converted.get_layer("block").dense.trainable
+    assert state(converted.get_layer(noise.name)) == state(noise)
+
+
+def test_a_vocabulary_is_kept():
+    lookup = layers.StringLookup()
+    lookup.adapt(np.array(["a", "b", "c", "b"]))
+    x = keras.Input((2,), dtype="string")
+    h = layers.Dropout(0.5)(layers.Embedding(5, 3)(lookup(x)))
+    model = keras.Model(x, h)
+    words = tf.constant([["a", "b"], ["c", "unknown"]])
+    assert_same_outputs(convert(model, verbose=False), model, words)
+
+
+GLOBAL_SCALE = 3.0
+
+
+def test_a_lambda_with_globals_and_a_closure():
+    scale = 2.0
+    x = keras.Input(X.shape[1:])
+    h = layers.Lambda(lambda x: x * scale * GLOBAL_SCALE, name="scaled")(x)
+    model = keras.Model(x, layers.Dropout(0.5)(h))
+    assert_same_outputs(convert(model, verbose=False), model)
+
+
+def test_dtype_policies_of_models():
+    keras.config.set_dtype_policy("float64")
+    model, nested = sequential(), graph()
+    keras.config.set_dtype_policy("float32")
+    converted = convert(model, verbose=False)
+    assert converted.dtype_policy == model.dtype_policy
+    assert outputs(converted)[0].dtype == np.float64
+    assert_same_outputs(converted, model)
+    assert_same_outputs(convert(nested, verbose=False), nested, COPIED[graph][1])
+
+
+def test_an_unbuilt_sequential():
+    model = keras.Sequential([layers.Dense(3), layers.Dropout(0.5)])
+    converted = convert(model, verbose=False)
+    assert not converted.built
+    assert dropouts(converted, OURS)
+    assert converted(X).shape == (4, 5, 3)
+
+
+class WithItsOwnStep(keras.Model):
+    steps = 0
+
+    def train_step(self, data):
+        type(self).steps += 1
+        return super().train_step(data)
+
+
+def test_a_functional_model_of_a_class_with_its_own_training_step():
+    x = keras.Input(X.shape[1:])
+    model = WithItsOwnStep(x, layers.Dropout(0.5)(layers.Dense(1)(x)))
+    converted = convert(model, verbose=False)
+    assert converted is not model
+    assert type(converted) is WithItsOwnStep
+    converted.compile("sgd", "mse", run_eagerly=True)
+    converted.fit(X, X[..., :1], verbose=0)
+    assert WithItsOwnStep.steps == 1
+
+
+def test_a_functional_model_with_its_own_constructor_is_changed_in_place():
+    class Special(keras.Model):
+        def __init__(self, units):
+            x = keras.Input(X.shape[1:])
+            super().__init__(x, layers.Dropout(0.5)(layers.Dense(units)(x)))
+
+    model = Special(3)
+    before = outputs(model)
+    assert convert(model, verbose=False) is model
+    assert dropouts(model, OURS)
+    np.testing.assert_array_equal(before, outputs(model))
+
+
+# What a model was compiled with.
+
+
+def compiled(make=sequential, **kwargs):
+    model = make()
+    loss = keras.losses.MeanSquaredError()
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+    model.compile(optimizer, loss, metrics=["mae"], **kwargs)
+    return model
+
+
+def train(model, epochs=1):
+    y = np.zeros_like(model(X))
+    return model.fit(X, y, batch_size=2, epochs=epochs, shuffle=False, verbose=0).history
+
+
+@pytest.mark.parametrize("make", [sequential, Small])
+def test_training_goes_on_as_if_nothing_had_happened(make):
+    """With rates of 0, where the masks of both are the same."""
+
+    def without_dropout():
+        keras.utils.set_random_seed(5)
+        model = compiled(make)
+        model(X)
+        for layer in dropouts(model):
+            layer.rate = 0.0
+        return model
+
+    uninterrupted = without_dropout()
+    train(uninterrupted, 4)
+    model = without_dropout()
+    train(model, 2)
+    model = convert(model, verbose=False)
+    history = train(model)
+    model = to_keras(model, verbose=False)
+    train(model)
+    assert set(history) == {"loss", "mae"}
+    assert int(model.optimizer.iterations.numpy()) == 8
+    pairs = [
+        (uninterrupted.weights, model.weights),
+        (uninterrupted.optimizer.variables, model.optimizer.variables),
+    ]
+    for first, second in itertools.chain(*(zip(*pair, strict=True) for pair in pairs)):
+        np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+
+
+def test_the_copy_has_an_optimizer_and_metrics_of_its_own():
+    class Metric(keras.metrics.MeanAbsoluteError):
+        pass
+
+    def loss(y, y_pred):
+        return keras.ops.mean((y - y_pred) ** 2)
+
+    model = sequential()
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
+    metric = Metric(name="mine")
+    model.compile(keras.optimizers.SGD(schedule, momentum=0.9), loss, metrics=[metric])
+    train(model)
+    converted = convert(model, verbose=False)
+    slots = [np.array(v) for v in model.optimizer.variables]
+    for a, b in zip(slots, converted.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert "mine" in train(converted)
+    for a, b in zip(slots, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert converted.loss is loss
+    assert not any(m is metric for m in converted.metrics)
+
+
+def test_arguments_of_compile():
+    model = compiled(steps_per_execution=2, run_eagerly=False, weighted_metrics=["mse"])
+    converted = convert(model, verbose=False)
+    assert converted.steps_per_execution == 2
+    assert set(train(converted)) == {"loss", "mae", "mse"}
+    model = convert(compiled(run_eagerly=True), verbose=False)
+    assert model.run_eagerly
+
+
+def test_mixed_float16_keeps_the_scale_of_the_loss():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = compiled()
+    train(model)
+    converted = convert(model, verbose=False)
+    assert type(converted.optimizer) is type(model.optimizer) is keras.optimizers.LossScaleOptimizer
+    for a, b in zip(model.optimizer.variables, converted.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    train(converted)
+
+
+def test_an_uncompiled_model_stays_uncompiled():
+    assert not convert(sequential(), verbose=False).compiled
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_xla_is_off_for_our_layers_and_on_again_for_those_of_keras(in_place):
+    model = compiled(jit_compile=True)
+    with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
+        converted = convert(model, verbose=False, in_place=in_place)
+    assert not converted.jit_compile
+    train(converted)
+    assert to_keras(converted, verbose=False, in_place=in_place).jit_compile
+
+
+def test_compiled_functions_are_traced_again(expected):
+    class Watched(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dropout = layers.Dropout(0.5, seed=7)
+            self.dense = layers.Dense(1)
+
+        def call(self, x, training=False):
+            return self.dense(self.dropout(x, training=training))
+
+    model = Watched()
+    model.compile("sgd", "mse")
+    x = np.ones((5, 33), np.float32)
+    model.fit(x, x[:, :1], verbose=0)
+    model.predict(x, verbose=0)
+    convert(model, verbose=False)
+    kernel, bias = (np.array(v) for v in model.dense.weights)
+    dropped = expected.factors((5, 33), 0.5, 7, step=1)
+    model.fit(x, x[:, :1], verbose=0)
+    # One step of gradient descent on the mean squared error, with the mask of the reference.
+    error = dropped @ kernel + bias - 1
+    np.testing.assert_allclose(
+        model.dense.kernel, kernel - 0.01 * dropped.T @ (2 * error / 5), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_model_that_compiles_its_own_way_is_not_compiled_and_says_so():
+    class Own(keras.Model):
+        def compile(self, extra, **kwargs):
+            super().compile(**kwargs)
+            self.extra = extra
+
+    x = keras.Input(X.shape[1:])
+    model = Own(x, layers.Dropout(0.5)(layers.Dense(1)(x)))
+    model.compile(3, optimizer="sgd", loss="mse")
+    converted, report = convert(model, verbose=False, return_report=True)
+    assert not converted.compiled
+    assert "Own has a `compile` of its own" in str(report)
+    assert convert(model, verbose=False, in_place=True).extra == 3
+    assert model.compiled
+
+
+def test_an_optimizer_that_cannot_be_copied():
+    class Own(keras.optimizers.SGD):
+        def __init__(self, needed):
+            super().__init__(0.1)
+
+    model = sequential()
+    model.compile(Own(1), "mse")
+    converted, report = convert(model, verbose=False, return_report=True)
+    assert not converted.compiled
+    assert "The new model is not compiled: " in str(report)
+
+
+def test_under_a_strategy():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = compiled()
+    converted = convert(model, verbose=False)
+    assert converted.distribute_strategy is strategy
+    assert np.isfinite(train(converted)["loss"]).all()
+
+
+# The report.
+
+
+class Theirs(layers.Dropout):
+    pass
+
+
+def test_what_is_not_converted_is_listed_with_the_reason():
+    x = keras.Input(X.shape[1:])
+    h = x
+    for layer in (
+        Theirs(0.1, name="subclass"),
+        layers.AlphaDropout(0.1, name="alpha"),
+        layers.GaussianDropout(0.1, name="gaussian"),
+        layers.GaussianNoise(0.1, name="noise"),
+        layers.Dropout(0.1, seed=-1, name="bad_seed"),
+        layers.LSTM(8, return_sequences=True, dropout=0.1, name="lstm"),
+        layers.GRU(8, return_sequences=True, name="no_dropout"),
+        layers.SpatialDropout1D(0.1, name="converted"),
+    ):
+        h = layer(h)
+    h = layers.Attention(dropout=0.1, name="attention")([h, x])
+    model = keras.Model(x, h, name="all")
+    converted, report = convert(model, verbose=False, return_report=True)
+    assert [layer.path for layer in report.changed] == ["converted"]
+    reasons = {layer.path: layer.note for layer in report.unchanged}
+    assert reasons.pop("bad_seed").startswith("Invalid value received for argument `seed`.")
+    assert reasons == {
+        "subclass": "a subclass, whose `call` may do something else",
+        "alpha": "not dropout of this kind",
+        "gaussian": "not dropout of this kind",
+        "noise": "not dropout of this kind",
+        "lstm/lstm_cell": "drops without a dropout layer",
+        "attention": "drops without a dropout layer",
+    }
+    assert_same_outputs(converted, model)
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_the_printed_list(verbose, capsys):
+    model = encoder()
+    model.name = "encoder"
+    attention = model.layers[1]
+    attention.name = "attention"
+    for name, layer in zip("abc", dropouts(model), strict=True):
+        layer.name = name
+    _, report = convert(model, verbose=verbose, return_report=True)
+    lines = [
+        "encoder (a new model): 3 layers changed",
+        "  attention/a: keras Dropout -> fastdrop_keras Dropout *",
+        "  b: keras Dropout -> fastdrop_keras Dropout",
+        "  feed_forward/c: keras Dropout -> fastdrop_keras Dropout",
+        "* made by MultiHeadAttention: made as it was when a file is loaded",
+    ]
+    printed = "\n".join(lines)
+    assert [layer.made_by for layer in report.changed] == ["MultiHeadAttention", "", ""]
+    assert str(report) == printed
+    assert capsys.readouterr().out == (f"{report}\n" if verbose else "")
+
+
+def test_a_model_without_dropout_is_copied():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(3)], name="plain")
+    converted, report = convert(model, verbose=False, return_report=True)
+    assert str(report) == "plain (a new model): 0 layers changed"
+    assert converted is not model
+    assert_same_variables(converted, model)
+
+
+def test_user_subclasses_of_ours_stay_ours():
+    class Mine(fastdrop_keras.Dropout):
+        pass
+
+    model = keras.Sequential([keras.Input((3,)), Mine(0.5)])
+    back, report = to_keras(model, verbose=False, return_report=True)
+    assert type(back.layers[0]) is Mine
+    assert report.unchanged[0].note == "a subclass, whose `call` may do something else"
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("function", [convert, to_keras])
+@pytest.mark.parametrize("model", [None, "model", layers.Dropout(0.5), [1]], ids=repr)
+def test_bad_model(function, model):
+    with pytest.raises(TypeError, match=f"`{function.__name__}` expects a Keras model.*model="):
+        function(model)
+
+
+def test_a_subclassed_model_cannot_be_copied():
+    with pytest.raises(ValueError, match=r"only be changed in place.*in_place=False.*Subclassed"):
+        convert(Subclassed(), in_place=False)
+
+
+def test_a_layer_that_cannot_be_copied_is_named():
+    class NoConfig(layers.Layer):
+        def __init__(self, function):
+            super().__init__(name="no_config")
+            self.function = function
+
+        def call(self, x):
+            return self.function(x)
+
+    x = keras.Input(X.shape[1:])
+    model = keras.Model(x, layers.Dropout(0.5)(NoConfig(lambda x: x + 1)(x)))
+    with pytest.raises(ValueError, match=r"'no_config' \(of type NoConfig\) cannot be copied"):
+        convert(model, verbose=False)
+    assert dropouts(model, KERAS)
+    converted = convert(model, verbose=False, in_place=True)
+    assert dropouts(converted, OURS)
+    np.testing.assert_array_equal(converted(X), X + 1)
+
+
+# Architectures that Keras ships.
+
+IMAGES = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("EfficientNetB0", 10), ("ConvNeXtTiny", 0), ("VGG16", 0)]
+)
+@pytest.mark.slow
+def test_an_architecture_of_keras(name, count, tmp_path):
+    make = getattr(keras.applications, name)
+    model = make(weights=None, input_shape=IMAGES.shape[1:], classes=3)
+    converted, report = convert(model, verbose=False, return_report=True)
+    assert len(report.changed) == count
+    assert not report.unchanged
+    assert_same_outputs(converted, model, IMAGES)
+    assert_same_variables(converted, model)
+    converted.compile("sgd", "categorical_crossentropy")
+    assert np.isfinite(converted.train_on_batch(IMAGES, np.eye(3)[:2]))
+    converted.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert len(dropouts(loaded, OURS)) == count
+    assert_same_outputs(loaded, converted, IMAGES)
+    assert len(dropouts(to_keras(converted, verbose=False), KERAS)) == count
