@@ -17,6 +17,7 @@ from fastdrop_keras.layers import (  # noqa: E402
     SpatialDropout2D,
     SpatialDropout3D,
 )
+from fastdrop_keras.monte_carlo import mc_predict  # noqa: E402
 from fastdrop_keras.schedule import RateSchedule, cosine_ramp, linear_ramp  # noqa: E402
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "convert",
     "cosine_ramp",
     "linear_ramp",
+    "mc_predict",
     "to_keras",
 ]

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fastdrop_keras import bridge, seed_state
+from fastdrop_keras import bridge, sampling, seed_state
 
 
 class BaseDropout(keras.layers.Layer):
@@ -26,7 +26,7 @@ class BaseDropout(keras.layers.Layer):
     def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._dial = bridge.Dial(checked_rate(rate))
-        self.seed = _checked_seed(seed)
+        self.seed = checked_seed(seed)
         # At rate 0 too: the rate can be raised later.
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         self._seed_state = seed_state.SeedState(self.seed_generator)
@@ -56,6 +56,10 @@ class BaseDropout(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, training: bool | tf.Tensor | None = False) -> tf.Tensor:
         """Drop in training, pass the inputs through otherwise."""
+        sampler = sampling.current()
+        if sampler is not None:
+            seed, mask_shape = sampler.draw(self, inputs, self._mask_shape())
+            return bridge.dropout(inputs, seed, self._dial, mask_shape)
         if tf.is_tensor(training):
             return tf.cond(tf.cast(training, tf.bool), lambda: self._drop(inputs), lambda: inputs)
         return self._drop(inputs) if training else inputs
@@ -385,7 +389,7 @@ def checked_rate(rate: Any, argument: str = "rate") -> float:
     return float(rate)
 
 
-def _checked_seed(seed: Any) -> int | None:
+def checked_seed(seed: Any) -> int | None:
     """Return `seed` as a Python integer that Keras's seed generators can hold."""
     if seed is None:
         return None
