@@ -109,7 +109,8 @@ def convert(
         model: A Keras model, built or not, compiled or not.
         in_place: Boolean, or `None` for what the kind of the model allows: `True` changes the
             model itself, also where it could be copied. That takes no memory, and keeps all
-            references to the model and its layers (but those to the dropout layers) valid.
+            references to the model and its layers (but those to the dropout layers) valid. Not
+            for a model of whose tensors other functional models were made: they share its graph.
         verbose: Boolean: whether to print the list of what was changed and what could not be.
         return_report: Boolean: whether to return that list too.
 

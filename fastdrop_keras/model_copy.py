@@ -120,6 +120,11 @@ def _copy_layer_state(layer: keras.Layer, twin: keras.Layer) -> None:
             twin.load_assets(directory)
     for generator, other in zip(layer._seed_generators, twin._seed_generators, strict=False):
         other.state.assign(generator.state)
+    if isinstance(layer, keras.layers.RNN) and layer.stateful:
+        # Between batches only: they are in no file.
+        pairs = zip(keras.tree.flatten(layer.states), keras.tree.flatten(twin.states), strict=True)
+        for variable, other in pairs:
+            other.assign(variable)
     # Setting it sets it in the layers inside too: those come later.
     if twin.trainable != layer.trainable:
         twin.trainable = layer.trainable
@@ -154,12 +159,16 @@ def compile_like(copy: keras.Model, model: keras.Model) -> str | None:
         return None
     if type(model).compile is not keras.Model.compile:
         return f"not compiled, since {type(model).__name__} has a `compile` of its own"
-    arguments = dict(model._compile_config.config)
+    # The optimizer in use is wrapped already, if it is to be, in one that scales the loss.
+    arguments = model._compile_config.config | {
+        "optimizer": model.optimizer,
+        "auto_scale_loss": False,
+    }
     try:
         for name in ("optimizer", "metrics", "weighted_metrics"):
             arguments[name] = keras.tree.map_structure(_made_again, arguments[name])
         copy.compile(**arguments)
-        if model.optimizer.built:
+        if model.optimizer is not None and model.optimizer.built:
             copy.optimizer.build(copy.trainable_variables)
             pairs = zip(model.optimizer.variables, copy.optimizer.variables, strict=True)
             for variable, other in pairs:

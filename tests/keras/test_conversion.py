@@ -472,6 +472,18 @@ def test_a_vocabulary_is_kept():
     assert_same_outputs(convert(model, verbose=False), model, words)
 
 
+def test_the_states_of_recurrent_layers():
+    lstm = layers.Bidirectional(layers.LSTM(3, stateful=True, return_sequences=True))
+    model = keras.Sequential([keras.Input(batch_shape=X.shape), lstm, layers.Dropout(0.5)])
+    model(X)
+    converted = convert(model, verbose=False)
+    fresh = keras.models.clone_model(model)
+    fresh.set_weights(model.get_weights())
+    assert not np.array_equal(fresh(X), converted(X))
+    model(X)
+    assert_same_outputs(converted, model)
+
+
 GLOBAL_SCALE = 3.0
 
 
@@ -612,15 +624,28 @@ def test_arguments_of_compile():
     assert model.run_eagerly
 
 
-def test_mixed_float16_keeps_the_scale_of_the_loss():
+@pytest.mark.parametrize("auto_scale_loss", [True, False])
+def test_mixed_float16_keeps_the_scale_of_the_loss(auto_scale_loss):
     keras.config.set_dtype_policy("mixed_float16")
-    model = compiled()
+    model = compiled(auto_scale_loss=auto_scale_loss)
     train(model)
     converted = convert(model, verbose=False)
-    assert type(converted.optimizer) is type(model.optimizer) is keras.optimizers.LossScaleOptimizer
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == auto_scale_loss
+    assert type(converted.optimizer) is type(model.optimizer)
     for a, b in zip(model.optimizer.variables, converted.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b)
     train(converted)
+
+
+def test_a_model_compiled_without_an_optimizer():
+    model = sequential()
+    model.compile(optimizer=None, loss="mse")
+    converted = convert(model, verbose=False)
+    assert converted.compiled
+    assert converted.optimizer is None
+    y = np.zeros((len(X), 1))
+    assert converted.evaluate(X, y, verbose=0) == model.evaluate(X, y, verbose=0)
 
 
 def test_an_uncompiled_model_stays_uncompiled():
