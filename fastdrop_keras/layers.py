@@ -65,7 +65,7 @@ class BaseDropout(keras.layers.Layer):
         return self._drop(inputs) if training else inputs
 
     def _drop(self, inputs: tf.Tensor) -> tf.Tensor:
-        return bridge.dropout(inputs, self._next_seed(), self._dial, self._mask_shape())
+        return bridge.dropout(inputs, self._next_seed(), self._dial, self._mask_shape())[0]
 
     def _mask_shape(self) -> bridge.NoiseShape | None:
         """Return the mask's shape, with `None` where it is the input's."""

@@ -158,12 +158,125 @@ def test_jacobian(expected, run):
     np.testing.assert_array_equal(jacobian, np.diag(expected.factors((4, 6), 0.5, 3).ravel()))
 
 
-def test_forward_accumulator_in_eager_mode(expected):
+def test_second_and_third_order_with_the_tapes_outside_of_the_function(expected):
     layer = Dropout(0.5, seed=3)
+    f = tf.function(lambda x: layer(x, training=True) ** 4)
     x = tf.constant(numbers())
-    with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as accumulator:
-        y = layer(x, training=True)
-    np.testing.assert_array_equal(accumulator.jvp(y), expected.factors(SHAPE, 0.5, 3))
+    with tf.GradientTape() as third:
+        third.watch(x)
+        with tf.GradientTape(persistent=True) as second:
+            second.watch(x)
+            with tf.GradientTape() as first:
+                first.watch(x)
+                y = f(x)
+            g1 = first.gradient(y, x)
+        g2 = second.gradient(g1, x)
+    m = expected.factors(SHAPE, 0.5, 3)
+    np.testing.assert_allclose(g1, 4 * m**4 * x**3, rtol=1e-5)
+    np.testing.assert_allclose(g2, 12 * m**4 * x**2, rtol=1e-5)
+    np.testing.assert_allclose(third.gradient(g2, x), 24 * m**4 * x, rtol=1e-5)
+
+
+def test_the_gradient_of_a_jacobian(expected, run):
+    """TensorFlow computes a Jacobian in a vectorized loop, which forgets custom gradients."""
+    layer = Dropout(0.5, seed=3)
+
+    def f(x):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape(persistent=True) as inner:
+                inner.watch(x)
+                y = layer(x, training=True) ** 3
+            jacobian = inner.jacobian(y, x)
+        return outer.gradient(jacobian, x)
+
+    x = numbers((4, 6))
+    want = 6 * expected.factors((4, 6), 0.5, 3) ** 3 * x
+    np.testing.assert_allclose(run(f)(tf.constant(x)), want, rtol=1e-5)
+
+
+def each_way_to_forward_mode(function):
+    return pytest.mark.parametrize(
+        ("around", "within"),
+        [
+            (lambda f: f, lambda f: f),
+            (lambda f: f, tf.function),
+            (tf.function, lambda f: f),
+            (tf.function, tf.function),
+        ],
+        ids=["eager", "outside of a function", "in a function", "in a function, around another"],
+    )(function)
+
+
+@each_way_to_forward_mode
+def test_forward_mode(expected, around, within):
+    layer = Dropout(0.5, seed=3)
+    f = within(lambda x: layer(3 * x, training=True) ** 2)
+
+    def output_and_tangent(x, dx):
+        with tf.autodiff.ForwardAccumulator(x, dx) as accumulator:
+            y = f(x)
+        return y, accumulator.jvp(y)
+
+    x, dx = numbers(), numbers()[::-1].copy()
+    for step in range(2):
+        y, dy = around(output_and_tangent)(tf.constant(x), tf.constant(dx))
+        m = 3 * expected.factors(SHAPE, 0.5, 3, step)
+        np.testing.assert_allclose(y, (m * x) ** 2, rtol=1e-6)
+        np.testing.assert_allclose(dy, 2 * m**2 * x * dx, rtol=1e-6)
+
+
+@each_way_to_forward_mode
+def test_forward_mode_over_reverse_mode(expected, around, within):
+    layer = Dropout(0.5, seed=3)
+    f = within(lambda x: layer(x, training=True) ** 3)
+
+    def hessian_times(x, dx):
+        with tf.autodiff.ForwardAccumulator(x, dx) as accumulator:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = f(x)
+            gradient = tape.gradient(y, x)
+        return accumulator.jvp(gradient)
+
+    x, dx = numbers(), numbers()[::-1].copy()
+    got = around(hessian_times)(tf.constant(x), tf.constant(dx))
+    want = 6 * expected.factors(SHAPE, 0.5, 3) ** 3 * x * dx
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_forward_mode_of_second_order(expected, run):
+    layer = Dropout(0.5, seed=3)
+
+    def f(x, dx):
+        with (
+            tf.autodiff.ForwardAccumulator(x, dx) as outer,
+            tf.autodiff.ForwardAccumulator(x, dx) as inner,
+        ):
+            y = layer(x, training=True) ** 3
+        return outer.jvp(inner.jvp(y))
+
+    x, dx = numbers(), numbers()[::-1].copy()
+    want = 6 * expected.factors(SHAPE, 0.5, 3) ** 3 * x * dx**2
+    np.testing.assert_allclose(run(f)(tf.constant(x), tf.constant(dx)), want, rtol=1e-5)
+
+
+def test_forward_mode_through_a_loop(expected, run):
+    layer = Dropout(0.5, seed=3)
+
+    @tf.function
+    def chain(x):
+        for _ in tf.range(3):
+            x = layer(x, training=True)
+        return x
+
+    def f(x):
+        with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as accumulator:
+            y = chain(x)
+        return accumulator.jvp(y)
+
+    want = np.prod([expected.factors(SHAPE, 0.5, 3, step) for step in range(3)], axis=0)
+    np.testing.assert_array_equal(run(f)(tf.constant(numbers())), want)
 
 
 def test_loop_in_a_graph(expected):
