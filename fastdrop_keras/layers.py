@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fastdrop_keras import bridge, sampling, seed_state
+from fastdrop_keras import bridge, recomputation, sampling, seed_state, surroundings
 
 
 class BaseDropout(keras.layers.Layer):
@@ -59,32 +59,70 @@ class BaseDropout(keras.layers.Layer):
         sampler = sampling.current()
         if sampler is not None:
             seed, mask_shape = sampler.draw(self, inputs, self._mask_shape())
-            return bridge.dropout(inputs, seed, self._dial, mask_shape)
+            return bridge.dropout(inputs, seed, self._dial, mask_shape)[0]
         if tf.is_tensor(training):
-            return tf.cond(tf.cast(training, tf.bool), lambda: self._drop(inputs), lambda: inputs)
-        return self._drop(inputs) if training else inputs
+            return tf.cond(
+                tf.cast(training, tf.bool),
+                lambda: self.call(inputs, training=True),
+                lambda: self.call(inputs, training=False),
+            )
+        around = surroundings.find()
+        if around is None:
+            return self._drop(inputs, None)[0] if training else inputs
+        return self._call_once(inputs, bool(training), around)
 
-    def _drop(self, inputs: tf.Tensor) -> tf.Tensor:
-        return bridge.dropout(inputs, self._next_seed(), self._dial, self._mask_shape())[0]
+    def _drop(
+        self, inputs: tf.Tensor, around: surroundings.Surroundings | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        return bridge.dropout(inputs, self._next_seed(around), self._dial, self._mask_shape())
+
+    def _call_once(
+        self, inputs: tf.Tensor, training: bool, around: surroundings.Surroundings
+    ) -> tf.Tensor:
+        """Call the layer where TensorFlow may do it again to compute a gradient."""
+        recomputation.check(around, self._dial, training)
+        outputs, residual = inputs, None
+        if around.repeated:
+            residual = recomputation.repeat(around.repeated, self._dial, training)
+            if residual is not None:
+                outputs = bridge.dropout_again(inputs, residual, self._mask_shape())
+        elif training:
+            recomputation.check_calls_of_function()
+            outputs, residual = self._drop(inputs, around)
+        recomputation.record(around, self._dial, residual)
+        return outputs
+
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return `layer_call` as it is; called by Keras for a layer made in a `RematScope`.
+
+        Between forward pass and gradient the layer keeps one bit an element. To compute it again,
+        TensorFlow would keep all of its inputs.
+        """
+        return layer_call
 
     def _mask_shape(self) -> bridge.NoiseShape | None:
         """Return the mask's shape, with `None` where it is the input's."""
         raise NotImplementedError
 
-    def _next_seed(self) -> tf.Tensor:
-        """Return the next (low word of the seed, step), and a replica's number as high word."""
+    def _next_seed(self, around: surroundings.Surroundings | None) -> tf.Tensor:
+        """Return the next (low word of the seed, step), and a high word if several draw at once."""
         # The next of the generator as its `next` gives it, in three operations instead of five.
         state = self.seed_generator.state
         seed = tf.convert_to_tensor(state)
         state.assign(seed + tf.constant([0, 1], seed.dtype))
-        if not tf.distribute.has_strategy():
+        numbers = list(around.iterations) if around is not None else []
+        if tf.distribute.has_strategy():
+            replica = tf.distribute.get_replica_context()
+            if replica is not None:
+                numbers.append(replica.replica_id_in_sync_group)
+        if not numbers:
             return seed
-        replica = tf.distribute.get_replica_context()
-        if replica is None:
-            return seed
-        # Every replica has the same generator state, and must not draw the same masks.
-        number = tf.cast(replica.replica_id_in_sync_group, seed.dtype)
-        return tf.concat([seed, tf.reshape(number, [1])], axis=0)
+        # Replicas and iterations of a vectorized loop have the same generator state, and must not
+        # draw the same masks.
+        high, *rest = (tf.cast(number, seed.dtype) for number in reversed(numbers))
+        for number in rest:
+            high = high * 2**24 + number
+        return tf.concat([seed, tf.reshape(high, [1])], axis=0)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Sequence[int | None]:
         """Return `input_shape`: dropout changes no shape."""
@@ -107,6 +145,9 @@ class Dropout(BaseDropout):
     position in the mask: the same in eager and in graph mode, and on every CPU and number of
     threads. It is also what `fastdrop.dropout` drops with the same seed and step. The gradient
     uses the mask of the forward pass, which is all that is kept in between, at one bit an element.
+    So does what is computed again under gradient checkpointing: `keras.remat`,
+    `keras.RematScope`, `tf.recompute_grad`. In `tf.vectorized_map`, each iteration has a mask of
+    its own.
 
     The layer runs on the CPU; the seed's state is saved and restored with the model, with its
     weights and with `tf.train.Checkpoint`; and the attribute `rate` can be set at any time, also

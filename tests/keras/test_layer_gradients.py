@@ -279,6 +279,67 @@ def test_forward_mode_through_a_loop(expected, run):
     np.testing.assert_array_equal(run(f)(tf.constant(numbers())), want)
 
 
+def vectorized_factors(expected, shape, step=0):
+    """The factors of a vectorized loop: the number of the iteration is the seed's high word."""
+    rows = [expected.factors(shape[1:], 0.5, 3 + (i << 64), step) for i in range(shape[0])]
+    return np.stack(rows)
+
+
+def test_vectorized_map(expected, run):
+    layer = Dropout(0.5, seed=3)
+    f = run(lambda x: tf.vectorized_map(lambda row: layer(row, training=True), x))
+    x = numbers()
+    for step in range(2):
+        want = x * vectorized_factors(expected, SHAPE, step)
+        assert_same_bits(np.asarray(f(tf.constant(x))), np.where(want == 0, 0, want))
+
+
+def test_vectorized_map_of_gradients(expected, run):
+    layer = Dropout(0.5, seed=3)
+
+    def gradient(row):
+        with tf.GradientTape() as tape:
+            tape.watch(row)
+            y = layer(row, training=True) ** 2
+        return tape.gradient(y, row)
+
+    x = numbers()
+    got = run(lambda x: tf.vectorized_map(gradient, x))(tf.constant(x))
+    want = 2 * x * vectorized_factors(expected, SHAPE) ** 2
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_gradients_of_vectorized_map(expected, run):
+    """From outside of the vectorized loop, which forgets custom gradients."""
+    layer = Dropout(0.5, seed=3)
+
+    def f(x):
+        with tf.GradientTape() as second:
+            second.watch(x)
+            with tf.GradientTape() as first:
+                first.watch(x)
+                y = tf.vectorized_map(lambda row: layer(row, training=True) ** 3, x)
+            g1 = first.gradient(y, x)
+        return g1, second.gradient(g1, x)
+
+    x = numbers()
+    m = vectorized_factors(expected, SHAPE)
+    for got, want in zip(run(f)(tf.constant(x)), (3 * m**3 * x**2, 6 * m**3 * x), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_nested_vectorized_maps_draw_for_each_iteration(run):
+    layer = Dropout(0.5)
+
+    def f(x):
+        return tf.vectorized_map(
+            lambda rows: tf.vectorized_map(lambda row: layer(row, training=True), rows), x
+        )
+
+    rows = run(f)(tf.ones((3, 4, 64))).numpy().reshape(12, 64)
+    assert len({row.tobytes() for row in rows}) == 12
+
+
 def test_loop_in_a_graph(expected):
     layer = Dropout(0.5, seed=3)
 

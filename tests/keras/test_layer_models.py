@@ -190,6 +190,44 @@ def test_in_a_dataset_pipeline(expected):
         np.testing.assert_array_equal(y, expected.factors((5, 33), 0.5, 3, step))
 
 
+def test_functions_within_functions_and_loops(expected):
+    layer = Dropout(0.5, seed=3)
+    inner = tf.function(lambda x: layer(x, training=True))
+
+    @tf.function
+    def outer(x):
+        for _ in tf.range(2):
+            x = inner(x)
+        return inner(x)
+
+    x = tf.ones((5, 33))
+    for call in range(2):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = outer(x)
+        factors = [expected.factors((5, 33), 0.5, 3, 3 * call + i) for i in range(3)]
+        np.testing.assert_array_equal(y, np.prod(factors, axis=0))
+        np.testing.assert_array_equal(tape.gradient(y, x), y)
+    concrete = outer.get_concrete_function(tf.TensorSpec((5, 33)))
+    assert len(concrete.inputs) == 2  # x and the seed's state
+    np.testing.assert_array_equal(
+        concrete(x),
+        np.prod([expected.factors((5, 33), 0.5, 3, step) for step in (6, 7, 8)], axis=0),
+    )
+
+
+def test_a_function_in_training_in_a_saved_model(tmp_path, expected):
+    module = tf.Module()
+    module.layer = Dropout(0.5, seed=3)
+    module.function = tf.function(
+        lambda x: module.layer(x, training=True), input_signature=[tf.TensorSpec((5, 33))]
+    )
+    tf.saved_model.save(module, tmp_path)
+    loaded = tf.saved_model.load(tmp_path)
+    want = expected.factors((5, 33), 0.5, 3)
+    np.testing.assert_array_equal(loaded.function(tf.ones((5, 33))), want)
+
+
 def test_clone_model_starts_the_stream_of_its_seed():
     model = keras.Sequential([keras.Input((33,)), Dropout(0.5, seed=3)])
     x = np.ones((5, 33), np.float32)
