@@ -2,8 +2,8 @@
 
 TensorFlow has no interface for this. But the functions that call a layer again are on the stack,
 known by their code, and what they hold in their variables tells one call of them from another.
-All that is asked of TensorFlow here beyond its interfaces is checked when this module is
-imported; where it is not there, checkpointing is refused.
+All that is asked of TensorFlow and Keras here beyond their interfaces is checked when this module
+is imported; where it is not there, checkpointing is refused.
 """
 
 from __future__ import annotations
@@ -72,6 +72,9 @@ def find() -> Surroundings | None:
             found.add(frame)
             if found.repeated:
                 break
+        elif code is _SYMBOLIC:
+            # Keras wants to know a shape. What is computed here is thrown away.
+            return None
         elif _UNKNOWN and id(code) in _UNKNOWN:
             raise NotImplementedError(
                 "fastdrop_keras does not know how gradient checkpointing (keras.remat, "
@@ -132,7 +135,7 @@ def _captures(graph: tf.Graph) -> Any:
 
 
 def _code(module: str, name: str, variable: str | None = None) -> CodeType | None:
-    """Return the code of a function of TensorFlow, if it is there and has this variable."""
+    """Return the code of a function, if it is there and has this variable."""
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
@@ -168,7 +171,11 @@ _GRAPH = _code("tensorflow.python.framework.func_graph", "func_graph_from_py_fun
 _VECTORIZED = _code(
     "tensorflow.python.ops.parallel_for.control_flow_ops", "_pfor_impl", variable="loop_var"
 )
+_SYMBOLIC = _code("keras.src.backend.tensorflow.core", "compute_output_spec")
 _UNKNOWN: frozenset[int] = frozenset()
-if None in (_FORWARD, _GRAPH, _VECTORIZED, _captures(tf.__internal__.FuncGraph("probe"))):
+if (
+    None in (_FORWARD, _GRAPH, _VECTORIZED, _SYMBOLIC)
+    or _captures(tf.__internal__.FuncGraph("any")) is None
+):
     _UNKNOWN = frozenset(id(code) for code in _nested(inspect.unwrap(tf.recompute_grad).__code__))
     _FORWARD = _AGAIN = None

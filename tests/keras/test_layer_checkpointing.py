@@ -248,6 +248,29 @@ def test_training_is_inherited_from_a_layer_around_the_block(expected, run):
     np.testing.assert_allclose(dx, 2 * numbers(), rtol=1e-6)
 
 
+@each_checkpoint
+def test_a_layer_that_is_built_in_the_block(expected, run, checkpoint):
+    """Keras calls what is in it once more then, to know its shapes."""
+
+    class Unbuilt(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(33, kernel_initializer="identity")
+            self.dropout = Dropout(0.5, seed=3)
+
+        def call(self, x, training=False):
+            x = self.dense(self.dropout(x, training=training))
+            return self.dropout(x**2, training=training)
+
+    layer = Unbuilt()
+    block = checkpoint(lambda x: layer(x, training=True))
+    want = Chain(expected)(numbers(), [(0, 1)])
+    f = run(lambda x: output_and_gradient(block, x))
+    for got, wanted in zip(f(tf.constant(numbers())), want, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    assert layer.dropout.seed_generator.state.numpy().tolist() == [3, 2]
+
+
 def test_inference_between_calls_in_training(expected, run):
     layer = Dropout(0.5, seed=3)
 
