@@ -27,6 +27,14 @@ def own_settings():
     keras.config.set_image_data_format("channels_last")
 
 
+@pytest.fixture(scope="session")
+def two_replicas():
+    """One strategy for all tests: TensorFlow numbers the collective operations of each strategy
+    from the same number on, and remembers for good what shape each number had.
+    """
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 @pytest.fixture(params=["eager", "graph"])
 def run(request):
     """How a function on tensors is run: as it is, or as a graph."""

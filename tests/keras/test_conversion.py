@@ -716,12 +716,11 @@ def test_an_optimizer_that_cannot_be_copied():
     assert "The new model is not compiled: " in str(report)
 
 
-def test_under_a_strategy():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+def test_under_a_strategy(two_replicas):
+    with two_replicas.scope():
         model = compiled()
     converted = convert(model, verbose=False)
-    assert converted.distribute_strategy is strategy
+    assert converted.distribute_strategy is two_replicas
     assert np.isfinite(train(converted)["loss"]).all()
 
 

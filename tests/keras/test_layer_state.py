@@ -300,11 +300,10 @@ def replica_outputs(strategy, layer):
     return [[y.numpy() for y in strategy.experimental_local_results(step())] for _ in range(3)]
 
 
-def test_replicas_draw_different_masks_reproducibly(expected):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+def test_replicas_draw_different_masks_reproducibly(expected, two_replicas):
+    with two_replicas.scope():
         layer = Dropout(0.5, seed=7)
-    for step, outputs in enumerate(replica_outputs(strategy, layer)):
+    for step, outputs in enumerate(replica_outputs(two_replicas, layer)):
         for replica, y in enumerate(outputs):
             seed = (replica << 64) | 7
             np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, seed, step))
@@ -318,9 +317,8 @@ def test_one_replica_draws_what_no_strategy_draws(expected):
         np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, 7, step))
 
 
-def test_fit_under_a_strategy():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
+def test_fit_under_a_strategy(two_replicas):
+    with two_replicas.scope():
         mirrored = model()
         mirrored.compile("sgd", "mse")
     x = np.ones((32, 33), np.float32)
