@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from interleave import interleaved, medians
 
+import fastdrop
 import fastdrop_keras
 
 RATE = 0.5
@@ -72,3 +73,45 @@ def test_chain(benchmark, report, backward, size):
             "Keras's, µs": f"{per_operation['keras'] * 1e6:.0f}",
         },
     )
+
+
+def test_fit(benchmark, report):
+    """A training step of a network with three large dropout layers, and our threads beside
+    TensorFlow's own: a pool that kept the CPU busy between calls would show here."""
+
+    def model(layer_class):
+        layers = [keras.Input((256,))]
+        for seed in range(3):
+            layers.append(keras.layers.Dense(1024, activation="relu"))
+            if layer_class is not None:
+                layers.append(layer_class(0.2, seed=seed))
+        layers.append(keras.layers.Dense(10, activation="softmax"))
+        model = keras.Sequential(layers)
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        return model
+
+    x, y = tf.random.normal((512, 256)), tf.zeros((512,), tf.int32)
+    without = model(None)
+    models = {name: model(layer_class) for name, layer_class in LAYERS.items()}
+
+    def ours(threads):
+        with fastdrop.num_threads(threads):
+            models["fastdrop"].train_on_batch(x, y)
+
+    threads = fastdrop._threads.allowed_cpus()
+    calls = {
+        "no dropout": lambda: without.train_on_batch(x, y),
+        "keras.layers.Dropout": lambda: models["keras"].train_on_batch(x, y),
+        "ours, 1 thread": lambda: ours(1),
+        f"ours, {threads} threads": lambda: ours(threads),
+    }
+    seconds = medians(interleaved(calls, rounds=60))
+    benchmark.extra_info.update(seconds)
+    benchmark.pedantic(ours, (threads,), rounds=10)
+    for name, value in seconds.items():
+        report.add(
+            "a training step with three layers on 2^19 elements each",
+            name,
+            ms=f"{value * 1e3:.2f}",
+            **{"over no dropout": f"{value / seconds['no dropout']:.3f}"},
+        )
