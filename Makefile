@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-SOURCES := setup.py pyproject.toml $(shell find fastdrop -name '*.py[x]' -o -name '*.px[di]' -o -name '*.h' -o -name '_isas.py')
+SOURCES := setup.py pyproject.toml $(shell find fastdrop fastdrop_keras -name '*.py[x]' -o -name '*.c' -o -name '*.px[di]' -o -name '*.h' -o -name '_isas.py')
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow bench lint format clean
@@ -54,4 +54,4 @@ format: $(VENV)/installed-dev
 
 clean:
 	rm -rf build dist *.egg-info $(VENV)/installed-*
-	find fastdrop -name '*.so' -delete
+	find fastdrop fastdrop_keras -name '*.so' -delete

@@ -28,6 +28,7 @@ COMPILE_ARGS = [
     # Cython's constants are ints, and are compared with sizes.
     "-Wno-sign-compare",
 ]
+NATIVE_OPERATION = "fastdrop_keras._native_op"
 INCLUDE_DIRS = ["fastdrop", "fastdrop/_kernels", "fastdrop/simd"]
 
 # The modules between the user's arrays and the kernels, built for the baseline.
@@ -88,6 +89,22 @@ def module_extension(name):
     )
 
 
+def native_operation():
+    """A library that TensorFlow loads: no module of Python's, and built without TensorFlow.
+
+    Where it cannot be built, the layers go through Python functions.
+    """
+    return Extension(
+        NATIVE_OPERATION,
+        ["fastdrop_keras/native_op.c"],
+        include_dirs=INCLUDE_DIRS,
+        extra_compile_args=["-O2", "-std=c11", "-fvisibility=hidden", "-pthread"],
+        extra_link_args=["-pthread"],
+        depends=depends(),
+        optional=True,
+    )
+
+
 def isas_of_this_machine():
     machine = platform.machine().lower()
     return [isa for isa in ISAS if not isa.machines or machine in isa.machines]
@@ -118,6 +135,25 @@ class BuildExtensions(build_ext):
                 self.extensions = [e for e in self.extensions if e.name != name]
         super().build_extensions()
 
+    def build_extension(self, extension):
+        if extension.name == NATIVE_OPERATION:
+            extension.extra_link_args += ["-Wl,--no-as-needed", self.stub_of_tensorflow()]
+        super().build_extension(extension)
+
+    def stub_of_tensorflow(self):
+        """An empty library of the name under which TensorFlow has its C interface, so that the
+        loader looks for that interface there."""
+        name = "libtensorflow_framework.so.2"
+        folder = Path(self.build_temp, "stub")
+        folder.mkdir(parents=True, exist_ok=True)
+        source, library = folder / "empty.c", folder / name
+        source.write_text("")
+        objects = self.compiler.compile([str(source)], output_dir=str(folder))
+        self.compiler.link_shared_object(
+            objects, str(library), extra_postargs=[f"-Wl,-soname,{name}"]
+        )
+        return str(library)
+
     def compiles(self, flags, source=""):
         """Whether the compiler takes these flags and this source."""
         with tempfile.TemporaryDirectory() as folder:
@@ -143,6 +179,7 @@ setup(
         [
             *(kernel_extension(isa) for isa in isas_of_this_machine()),
             *(module_extension(name) for name in MODULES),
+            *([native_operation()] if sys.platform == "linux" else []),
         ],
         compiler_directives=DIRECTIVES,
         nthreads=0,

@@ -1,6 +1,7 @@
 """Owns what a tensor framework needs: dropout of arrays that are not to be changed, into aligned
 memory that is used again, with all that the gradient needs in one array of bytes."""
-from libc.stdint cimport uint8_t
+from cpython.pycapsule cimport PyCapsule_New
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
 cimport numpy as np
@@ -8,8 +9,10 @@ cimport numpy as np
 from fastdrop._arguments cimport (
     default_scale, kind_of, noise_entries_of, noise_shape_of, rate_of, shown, size_of,
 )
-from fastdrop._kernels.table cimport stream_key
-from fastdrop._layout cimport apply_bits, draw_apply_straight, draw_bits, is_straight
+from fastdrop._kernels.table cimport KIND_F32, KIND_F64, stream_key
+from fastdrop._layout cimport (
+    apply_bits, apply_strided, draw_apply_flat, draw_apply_straight, draw_bits, is_straight,
+)
 from fastdrop._memory cimport Buffer, array_over, new_pooled_buffer
 from fastdrop._stream cimport Draw, derive_key
 
@@ -21,11 +24,21 @@ cdef extern from "thread_state.h":
     int prepare_thread_states()
     void keep_c_thread_state "keep_thread_state"()
 
-cdef object UINT8 = numpy.dtype(numpy.uint8)
+cdef extern from "tensor_table.h" nogil:
+    enum:
+        TENSOR_MAX_DIMS
+        SCALE_BYTES "RESIDUAL_SCALE_BYTES"
 
-# The scale, a float64 in native order, follows the bits.
-cdef enum:
-    SCALE_BYTES = 8
+    ctypedef struct tensor_table:
+        void (*forward)(int kind, int ndim, const int64_t *shape, const int64_t *noise_shape,
+                        const uint64_t *seed, double rate, void *y, const void *x,
+                        uint8_t *residual) noexcept nogil
+        void (*backward)(int kind, int ndim, const int64_t *shape, const int64_t *noise_shape,
+                         void *dx, const void *dy, const uint8_t *residual) noexcept nogil
+
+    const char *TENSOR_TABLE_CAPSULE
+
+cdef object UINT8 = numpy.dtype(numpy.uint8)
 
 
 def keep_thread_state():
@@ -137,6 +150,73 @@ def backward(np.ndarray dy not None, np.ndarray residual not None, noise_shape):
     apply_bits(kind, dx, dy, noise, bits, scale)
     return dx
 
+
+# ---- Without Python ----
+
+cdef struct Tensor:
+    int ndim
+    int itemsize
+    int64_t size
+    int64_t bits                    # of the noise shape
+    bint shared                     # whether elements share bits
+    np.npy_intp shape[TENSOR_MAX_DIMS]
+    np.npy_intp noise_shape[TENSOR_MAX_DIMS]
+    np.npy_intp strides[TENSOR_MAX_DIMS]
+
+
+cdef void describe(Tensor *tensor, int kind, int ndim, const int64_t *shape,
+                   const int64_t *noise_shape) noexcept nogil:
+    cdef int i
+    tensor.ndim = ndim
+    tensor.itemsize = 8 if kind == KIND_F64 else 4 if kind == KIND_F32 else 2
+    tensor.size = tensor.bits = 1
+    tensor.shared = False
+    for i in range(ndim - 1, -1, -1):
+        tensor.shape[i], tensor.noise_shape[i] = shape[i], noise_shape[i]
+        tensor.strides[i] = tensor.size * tensor.itemsize
+        tensor.size *= shape[i]
+        tensor.bits *= noise_shape[i]
+        tensor.shared |= shape[i] != noise_shape[i]
+
+
+cdef void use_residual(int kind, const Tensor *tensor, void *to, const void *from_,
+                       const uint8_t *bits, double scale) noexcept nogil:
+    if tensor.size:
+        apply_strided(kind, tensor.itemsize, True, tensor.ndim, tensor.shape, to, tensor.strides,
+                      from_, tensor.strides, tensor.noise_shape, bits, scale)
+
+
+cdef void tensor_forward(int kind, int ndim, const int64_t *shape, const int64_t *noise_shape,
+                         const uint64_t *seed, double rate, void *y, const void *x,
+                         uint8_t *residual) noexcept nogil:
+    cdef Tensor tensor
+    cdef stream_key key
+    cdef Draw draw
+    cdef double scale = default_scale(rate)
+    describe(&tensor, kind, ndim, shape, noise_shape)
+    draw.low, draw.high, draw.step = seed[0], seed[1], seed[2]
+    derive_key(&key, &draw, rate)
+    if tensor.shared:
+        draw_bits(&key, 0, tensor.bits, residual)
+        use_residual(kind, &tensor, y, x, residual, scale)
+    else:
+        draw_apply_flat(kind, tensor.itemsize, &key, tensor.size, y, x, residual, scale)
+    memcpy(residual + (tensor.bits + 7) // 8, &scale, SCALE_BYTES)
+
+
+cdef void tensor_backward(int kind, int ndim, const int64_t *shape, const int64_t *noise_shape,
+                          void *dx, const void *dy, const uint8_t *residual) noexcept nogil:
+    cdef Tensor tensor
+    cdef double scale
+    describe(&tensor, kind, ndim, shape, noise_shape)
+    memcpy(&scale, residual + (tensor.bits + 7) // 8, SCALE_BYTES)
+    use_residual(kind, &tensor, dx, dy, residual, scale)
+
+
+cdef tensor_table functions
+functions.forward = tensor_forward
+functions.backward = tensor_backward
+table = PyCapsule_New(&functions, TENSOR_TABLE_CAPSULE, NULL)
 
 if prepare_thread_states() != 0:
     raise MemoryError("no key left for what belongs to a thread")

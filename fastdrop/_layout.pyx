@@ -159,21 +159,30 @@ cdef bint is_straight(np.ndarray to, np.ndarray from_, tuple noise_shape):
     return is_plain(to) and is_plain(from_) and noise_shape == (<object>to).shape
 
 
-cdef void draw_apply_straight(int kind, const stream_key *key, np.ndarray to, np.ndarray from_,
-                              uint8_t *bits, double scale):
+cdef void draw_apply_flat(int kind, int itemsize, const stream_key *key, uint64_t size, void *to,
+                          const void *from_, uint8_t *bits, double scale) noexcept nogil:
     """Draws and applies in one pass; bits is NULL where they are not wanted."""
     cdef DrawTask task
-    cdef int64_t blocks
-    task.key, task.first, task.size = key, 0, np.PyArray_SIZE(to)
+    cdef int64_t blocks = (size + BLOCK - 1) // BLOCK
+    task.key, task.first, task.size, task.itemsize = key, 0, size, itemsize
     task.bits, task.scale, task.kind = bits, scale, scaling_kind(kind, scale)
-    task.to, task.from_ = <char *>np.PyArray_DATA(to), <const char *>np.PyArray_DATA(from_)
-    task.itemsize = np.PyArray_ITEMSIZE(to)
-    blocks = (task.size + BLOCK - 1) // BLOCK
-    if blocks == 1:  # releasing the GIL costs more than a small call may
-        draw_apply_blocks(&task, 0, 1)
-    elif blocks > 1:
+    task.to, task.from_ = <char *>to, <const char *>from_
+    if blocks:
+        run(draw_apply_blocks, &task, blocks, grains(blocks, size))
+
+
+cdef void draw_apply_straight(int kind, const stream_key *key, np.ndarray to, np.ndarray from_,
+                              uint8_t *bits, double scale):
+    """The same for arrays that are straight."""
+    cdef uint64_t size = np.PyArray_SIZE(to)
+    cdef int itemsize = np.PyArray_ITEMSIZE(to)
+    cdef void *to_data = np.PyArray_DATA(to)
+    cdef const void *from_data = np.PyArray_DATA(from_)
+    if size <= BLOCK:  # releasing the GIL costs more than a small call may
+        draw_apply_flat(kind, itemsize, key, size, to_data, from_data, bits, scale)
+    else:
         with nogil:
-            run(draw_apply_blocks, &task, blocks, grains(blocks, task.size))
+            draw_apply_flat(kind, itemsize, key, size, to_data, from_data, bits, scale)
 
 
 # ---- Planning ----
@@ -320,7 +329,7 @@ cdef void choose_run(Plan *plan, bint aligned) noexcept nogil:
 
 cdef void plan_dims(Plan *plan, int ndim, const np.npy_intp *shape,
                     const np.npy_intp *to_strides, const np.npy_intp *from_strides,
-                    tuple noise_shape):
+                    const np.npy_intp *noise_shape) noexcept nogil:
     """Dimensions in the order of memory, joined; there is at least one element."""
     cdef int i
     cdef int64_t bit_stride = 1
@@ -793,32 +802,53 @@ cdef void apply_pieces(void *context, int64_t begin, int64_t end) noexcept nogil
             i -= 1
 
 
-cdef apply_bits(int kind, np.ndarray to, np.ndarray from_, tuple noise_shape, const uint8_t *bits,
-                double scale):
-    """Applies a mask of that shape to arrays of one shape and any strides."""
+cdef void apply_strided(int kind, int itemsize, bint aligned, int ndim, const np.npy_intp *shape,
+                        void *to, const np.npy_intp *to_strides, const void *from_,
+                        const np.npy_intp *from_strides, const np.npy_intp *noise_shape,
+                        const uint8_t *bits, double scale) noexcept nogil:
+    """Applies a mask of the noise shape; there is at least one element."""
     cdef Plan plan
     cdef int64_t pieces
-    cdef int64_t size = np.PyArray_SIZE(to)
+    cdef int64_t size = 1
     cdef int i
-    if size == 0:
-        return
     plan.kind = scaling_kind(kind, scale)
-    plan.scale = scale
-    plan.itemsize = np.PyArray_ITEMSIZE(to)
-    plan.to = <char *>np.PyArray_DATA(to)
-    plan.from_ = <const char *>np.PyArray_DATA(from_)
-    plan.bits = bits
-    plan_dims(&plan, np.PyArray_NDIM(to), np.PyArray_DIMS(to), np.PyArray_STRIDES(to),
-              np.PyArray_STRIDES(from_), noise_shape)
-    choose_run(&plan, PyArray_ISALIGNED(to) and PyArray_ISALIGNED(from_))
+    plan.scale, plan.itemsize, plan.bits = scale, itemsize, bits
+    plan.to, plan.from_ = <char *>to, <const char *>from_
+    plan_dims(&plan, ndim, shape, to_strides, from_strides, noise_shape)
+    choose_run(&plan, aligned)
     pieces = plan.pieces
     for i in range(plan.outer):
         pieces *= plan.dims[i].size
+    for i in range(ndim):
+        size *= shape[i]
+    run(apply_pieces, &plan, pieces, grains(pieces, size))
+
+
+cdef apply_bits(int kind, np.ndarray to, np.ndarray from_, tuple noise_shape, const uint8_t *bits,
+                double scale):
+    """The same for arrays of one shape and any strides."""
+    cdef np.npy_intp noise[MAX_DIMS]
+    cdef int64_t size = np.PyArray_SIZE(to)
+    cdef int itemsize = np.PyArray_ITEMSIZE(to)
+    cdef int ndim = np.PyArray_NDIM(to)
+    cdef bint aligned = PyArray_ISALIGNED(to) and PyArray_ISALIGNED(from_)
+    cdef void *to_data = np.PyArray_DATA(to)
+    cdef const void *from_data = np.PyArray_DATA(from_)
+    cdef const np.npy_intp *shape = np.PyArray_DIMS(to)
+    cdef const np.npy_intp *to_strides = np.PyArray_STRIDES(to)
+    cdef const np.npy_intp *from_strides = np.PyArray_STRIDES(from_)
+    cdef int i
+    for i in range(ndim):
+        noise[i] = noise_shape[i]
+    if size == 0:
+        return
     if size <= BLOCK:  # releasing the GIL costs more than a small call may
-        apply_pieces(&plan, 0, pieces)
+        apply_strided(kind, itemsize, aligned, ndim, shape, to_data, to_strides, from_data,
+                      from_strides, noise, bits, scale)
     else:
         with nogil:
-            run(apply_pieces, &plan, pieces, grains(pieces, size))
+            apply_strided(kind, itemsize, aligned, ndim, shape, to_data, to_strides, from_data,
+                          from_strides, noise, bits, scale)
 
 
 cdef void spread_bits(uint8_t *to, const uint8_t *bits, tuple shape, tuple noise_shape):
@@ -827,19 +857,20 @@ cdef void spread_bits(uint8_t *to, const uint8_t *bits, tuple shape, tuple noise
     cdef BitWriter writer = writer_to(to)
     cdef np.npy_intp sizes[MAX_DIMS]
     cdef np.npy_intp strides[MAX_DIMS]
+    cdef np.npy_intp noise[MAX_DIMS]
     cdef int64_t index[MAX_DIMS]
     cdef int ndim = len(shape)
     cdef int64_t size = 1
     cdef const Dim *dim
     cdef int i
     for i in range(ndim - 1, -1, -1):
-        sizes[i], strides[i] = shape[i], size
+        sizes[i], strides[i], noise[i] = shape[i], size, noise_shape[i]
         size *= sizes[i]
     if size == 0:
         return
     plan.itemsize = 1
     plan.to, plan.from_, plan.bits = <char *>to, <const char *>to, bits
-    plan_dims(&plan, ndim, sizes, strides, strides, noise_shape)
+    plan_dims(&plan, ndim, sizes, strides, strides, noise)
     dim = &plan.dims[plan.ndim - 1]
     for i in range(plan.ndim):
         index[i] = 0

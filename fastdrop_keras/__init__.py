@@ -10,6 +10,7 @@ from fastdrop_keras import _requirements
 _requirements.check()
 
 from fastdrop import __version__  # noqa: E402 - the check explains what would fail from here on
+from fastdrop_keras.bridge import get_bridge, set_bridge, show_config  # noqa: E402
 from fastdrop_keras.conversion import convert, to_keras  # noqa: E402
 from fastdrop_keras.layers import (  # noqa: E402
     Dropout,
@@ -29,7 +30,10 @@ __all__ = [
     "__version__",
     "convert",
     "cosine_ramp",
+    "get_bridge",
     "linear_ramp",
     "mc_predict",
+    "set_bridge",
+    "show_config",
     "to_keras",
 ]

@@ -6,46 +6,113 @@
                    │
         dy ──> backward ──> dx    linear in dy, so its own gradient is the same backward again
 
-While a graph is traced, `forward` and `backward` become one `tf.numpy_function` each; eager calls
-reach the kernels directly. Where TensorFlow computes the forward pass again for a gradient, it is
-`backward` that does it, from the same residual.
+Two bridges lead from TensorFlow to the kernels, which do the same: native operations, and Python
+functions where those cannot be had. Where TensorFlow computes the forward pass again for a
+gradient, it is `backward` that does it, from the same residual.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-import uuid
-from collections.abc import Callable, Sequence
+import os
 
-import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import record
 
-from fastdrop import _bridge
+import fastdrop
+from fastdrop_keras import native_bridge, native_library, python_bridge
+from fastdrop_keras.dial import Dial
+from fastdrop_keras.noise_shape import NoiseShape, fitted, residual_shape
 
 SUPPORTED_DTYPES = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
-_SCALE_BYTES = 8
-
-NoiseShape = tuple[int | None, ...]
-LinearFunction = Callable[[tf.Tensor], tf.Tensor]
+VARIABLE = "FASTDROP_KERAS_BRIDGE"
+BRIDGES = {"native": native_bridge, "numpy_function": python_bridge}
 
 
-class Dial:
-    """A drop rate that can be turned while graphs use it: they read it each time they run.
+def _checked_bridge(name: str, argument: str) -> str:
+    """Return the name of a bridge that can be used."""
+    if name not in BRIDGES:
+        raise ValueError(
+            f"Invalid value received for argument `{argument}`. Expected 'native' or "
+            f"'numpy_function'. Received: {argument}={name!r}"
+        )
+    if name == "native" and native_library.OPERATIONS is None:
+        raise ValueError(
+            f"Invalid value received for argument `{argument}`. The native bridge cannot be used: "
+            f"{native_library.WHY_NOT}. Received: {argument}={name!r}"
+        )
+    return name
 
-    TensorFlow keeps the Python functions of every graph for good, and with them all that they
-    refer to. So they refer to this and not to the layer.
+
+def _first_bridge() -> str:
+    name = os.environ.get(VARIABLE)
+    if name:
+        try:
+            return _checked_bridge(name, VARIABLE)
+        except ValueError as error:
+            raise ImportError(str(error)) from error
+    return "numpy_function" if native_library.OPERATIONS is None else "native"
+
+
+_name = _first_bridge()
+
+
+def get_bridge() -> str:
+    """Returns which way the layers take from TensorFlow to the kernels.
+
+    Returns:
+        `"native"` or `"numpy_function"`: what `set_bridge` was given; at first what the
+        environment variable `FASTDROP_KERAS_BRIDGE` says; without it, `"native"` where the native
+        operations could be built and loaded, which `fastdrop_keras.show_config` tells.
+
+    Example:
+
+    >>> from fastdrop_keras import get_bridge
+    >>> get_bridge() in ("native", "numpy_function")
+    True
+    """
+    return _name
+
+
+def set_bridge(name: str) -> None:
+    """Sets which way the layers take from TensorFlow to the kernels.
+
+    Both give the same bits. Functions that are traced already stay as they are.
 
     Args:
-        rate: Float between 0 and 1.
+        name: `"native"` for operations in C, or `"numpy_function"` for Python functions in
+            `tf.numpy_function`, which every TensorFlow can run and which cost more.
+
+    Raises:
+        ValueError: If `name` is neither, or if the native operations could not be loaded here.
+
+    Example:
+
+    >>> from fastdrop_keras import get_bridge, set_bridge
+    >>> before = get_bridge()
+    >>> set_bridge("numpy_function")
+    >>> get_bridge()
+    'numpy_function'
+    >>> set_bridge(before)
     """
+    global _name
+    _name = _checked_bridge(name, "name")
 
-    __slots__ = ("rate",)
 
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
+def show_config() -> None:
+    """Prints what is installed and in use, for bug reports.
+
+    What `fastdrop.show_config` prints, and the bridge, with the reason if it is not the native one.
+
+    Example:
+
+    >>> import fastdrop_keras
+    >>> fastdrop_keras.show_config()  # doctest: +ELLIPSIS
+    fastdrop ...
+      bridge to TensorFlow ...
+    """
+    fastdrop.show_config()
+    why = f" (native not loaded: {native_library.WHY_NOT})" if native_library.WHY_NOT else ""
+    print(f"  bridge to TensorFlow {tf.__version__}: {_name}{why}")
 
 
 def dropout(
@@ -74,22 +141,11 @@ def dropout(
             know is an `InvalidArgumentError` there.
     """
     x = _checked(x)
-    # Not to be had from x later: the gradient functions would keep it alive.
-    shape = x.shape
-    noise_shape = _fitted(noise_shape, shape)
-
-    # In a graph, TensorFlow gives arrays without dimensions as NumPy's scalars.
-    def forward(x: np.ndarray | np.generic, seed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x = np.asarray(x)
-        fitted = noise_shape if shape.rank is not None else _fitted(noise_shape, x.shape)
-        return _bridge.forward(x, seed, dial.rate, fitted)
-
-    (y, residual), _ = _run(
-        forward, [x, seed], [x.dtype, tf.uint8], "fastdrop_forward", noise_shape
-    )
-    y.set_shape(shape)
-    residual.set_shape(_residual_shape(noise_shape, shape))
-    return _linear(x, y, _product(residual, noise_shape, shape)), residual
+    noise_shape = fitted(noise_shape, x.shape)
+    y, residual = BRIDGES[_name].drop(x, seed, dial, noise_shape)
+    if not tf.executing_eagerly():
+        residual.set_shape(residual_shape(noise_shape, x.shape))
+    return y, residual
 
 
 def dropout_again(
@@ -111,7 +167,7 @@ def dropout_again(
             know is an `InvalidArgumentError` there.
     """
     x = _checked(x)
-    return _product(residual, _fitted(noise_shape, x.shape), x.shape, "fastdrop_again")(x)
+    return BRIDGES[_name].drop_again(x, residual, fitted(noise_shape, x.shape))
 
 
 def _checked(x: tf.Tensor | tf.Variable) -> tf.Tensor:
@@ -123,152 +179,3 @@ def _checked(x: tf.Tensor | tf.Variable) -> tf.Tensor:
             f"Received: {type(x).__name__} of dtype {tf.as_dtype(x.dtype).name}"
         )
     return tf.convert_to_tensor(x)
-
-
-def _product(
-    residual: tf.Tensor,
-    noise_shape: NoiseShape | None,
-    shape: tf.TensorShape,
-    name: str = "fastdrop_backward",
-) -> LinearFunction:
-    """Return the multiplication with what `residual` holds, as a differentiable function."""
-
-    def multiply(x: np.ndarray | np.generic, residual: np.ndarray) -> np.ndarray:
-        x = np.asarray(x)
-        fitted = noise_shape if shape.rank is not None else _fitted(noise_shape, x.shape)
-        return _bridge.backward(x, residual, fitted)
-
-    def product(x: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
-        # The gradient of `tf.gather` is sparse, and a kernel wants an array.
-        x = tf.convert_to_tensor(x)
-        (y,), (_, residual_here) = _run(multiply, [x, residual], [x.dtype], name, noise_shape)
-        y.set_shape(shape)
-        # The gradient of this may be built where the forward pass's residual is out of reach,
-        # but not what has come of it into this graph.
-        return _linear(x, y, _product(residual_here, noise_shape, shape))
-
-    return product
-
-
-@functools.cache
-def _gradient_name(noise_shape: NoiseShape | None) -> str:
-    """Return the name under which TensorFlow finds an operation's gradient.
-
-    `tf.vectorized_map` copies the operations of a graph without what `tf.custom_gradient` has
-    said about them. Their copies have this gradient.
-    """
-    name = f"fastdrop-{uuid.uuid4()}"
-
-    @tf.RegisterGradient(name)
-    def gradient(
-        op: tf.Operation | None, dy: tf.Tensor, *_: object
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        if op is None:
-            # `tf.saved_model.save` asks for a gradient without an operation.
-            problem = "The gradient of tf.vectorized_map over dropout is not in a SavedModel."
-            with tf.control_dependencies([tf.debugging.Assert(False, [problem])]):
-                return tf.identity(dy), None
-        residual = op.outputs[1] if len(op.outputs) == 2 else op.inputs[1]
-        return _product(residual, noise_shape, op.inputs[0].shape)(dy), None
-
-    return name
-
-
-def _linear(x: tf.Tensor, y: tf.Tensor, transposed: LinearFunction) -> tf.Tensor:
-    """Return `y` as a linear function of `x`, differentiable in reverse and forward mode."""
-
-    @tf.custom_gradient
-    def function(x: tf.Tensor) -> tuple[tf.Tensor, LinearFunction]:
-        return y, transposed
-
-    if not tf.executing_eagerly():
-        # In a graph, `tf.custom_gradient` leaves forward mode to the operations that made y, and
-        # a Python function has no derivative: the tangent would be zero, without a word.
-        record.record_operation_forwardprop_only(
-            "fastdrop", [y], [x], lambda dy: [transposed(dy)], None
-        )
-    return function(x)
-
-
-def _run(
-    function: Callable[..., object],
-    inputs: list[tf.Tensor],
-    dtypes: list[tf.DType],
-    name: str,
-    noise_shape: NoiseShape | None,
-) -> tuple[Sequence[tf.Tensor], Sequence[tf.Tensor]]:
-    """Call `function` on arrays: now if TensorFlow is eager, else at each run of the graph.
-
-    Returns:
-        The outputs, and the inputs as the graph of the outputs knows them.
-    """
-    if not tf.executing_eagerly():
-        # Stateless: the result depends on the inputs and the dial alone. Stateful functions run
-        # one after the other, even in branches that could run at once.
-        def callback(*arrays: np.ndarray | np.generic) -> object:
-            _bridge.keep_thread_state()
-            return function(*arrays)
-
-        graph = tf.compat.v1.get_default_graph()
-        # What tapes and accumulators have to know, `_linear` tells them.
-        with (
-            record.stop_recording(),
-            graph.gradient_override_map({"PyFuncStateless": _gradient_name(noise_shape)}),
-        ):
-            results = tf.numpy_function(callback, inputs, dtypes, stateful=False, name=name)
-        return results, results[0].op.inputs
-    # Eager numpy_function copies what goes in, and what comes out into pages that are new.
-    outputs = function(*[_as_array(tensor) for tensor in inputs])
-    if not isinstance(outputs, tuple):
-        outputs = (outputs,)
-    results = [_as_tensor(array, dtype) for array, dtype in zip(outputs, dtypes, strict=True)]
-    return results, inputs
-
-
-def _as_array(tensor: tf.Tensor) -> np.ndarray | np.generic:
-    """Look at a tensor as an array, without a copy."""
-    return np.asarray(tensor) if tensor.shape.rank else tensor.numpy()
-
-
-def _as_tensor(array: np.ndarray, dtype: tf.DType) -> tf.Tensor:
-    """Hand an aligned array over to TensorFlow without a copy."""
-    if dtype == tf.bfloat16:
-        # NumPy exports its own dtypes only.
-        return tf.bitcast(_as_tensor(array.view(np.uint16), tf.uint16), tf.bfloat16)
-    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
-
-
-def _fitted(
-    noise_shape: NoiseShape | None, shape: tf.TensorShape | tuple[int, ...]
-) -> NoiseShape | None:
-    """Extend `noise_shape` to the rank of the input, and refuse what cannot broadcast."""
-    shape = tf.TensorShape(shape)
-    if noise_shape is None or shape.rank is None:
-        return noise_shape
-    fitted = noise_shape
-    if None not in noise_shape:
-        # As in any broadcast, a shape of fewer dimensions counts from the last one. A `None` in
-        # it would be a guess: Keras counts those from the first.
-        fitted = (1,) * (shape.rank - len(noise_shape)) + noise_shape
-    if len(fitted) != shape.rank or not all(
-        entry in (None, 1) or size in (None, entry)
-        for entry, size in zip(fitted, shape, strict=True)
-    ):
-        raise ValueError(
-            "Invalid value received for argument `noise_shape`. Expected as many entries as the "
-            "input has dimensions, each None, 1 or the input's size there. "
-            f"Received: noise_shape={noise_shape} for an input of shape {tuple(shape)}"
-        )
-    return fitted
-
-
-def _residual_shape(noise_shape: NoiseShape | None, shape: tf.TensorShape) -> list[int | None]:
-    """Return the residual's static shape."""
-    if not shape.is_fully_defined():
-        return [None]
-    sizes = shape.as_list()
-    if noise_shape is not None:
-        sizes = [
-            size if entry is None else entry for entry, size in zip(noise_shape, sizes, strict=True)
-        ]
-    return [math.ceil(math.prod(sizes) / 8) + _SCALE_BYTES]

@@ -106,10 +106,14 @@ class BaseDropout(keras.layers.Layer):
 
     def _next_seed(self, around: surroundings.Surroundings | None) -> tf.Tensor:
         """Return the next (low word of the seed, step), and a high word if several draw at once."""
-        # The next of the generator as its `next` gives it, in three operations instead of five.
+        # The next of the generator as its `next` gives it, in two operations instead of five.
         state = self.seed_generator.state
         seed = tf.convert_to_tensor(state)
-        state.assign(seed + tf.constant([0, 1], seed.dtype))
+        step = tf.constant([0, 1], seed.dtype)
+        if isinstance(state.value, tf.Variable):
+            state.value.assign_add(step, read_value=False)
+        else:  # in `keras.StatelessScope`
+            state.assign(seed + step)
         numbers = list(around.iterations) if around is not None else []
         if tf.distribute.has_strategy():
             replica = tf.distribute.get_replica_context()

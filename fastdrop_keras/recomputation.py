@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from fastdrop_keras import surroundings
-from fastdrop_keras.bridge import Dial
+from fastdrop_keras.dial import Dial
 from fastdrop_keras.surroundings import Surroundings
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 
 # Before TensorFlow is imported: its greetings would be the better part of a failure's output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -12,10 +13,25 @@ import pytest
 import reference
 import tensorflow as tf
 
+import fastdrop_keras
+
 # Two replicas need two devices, which can be made only before TensorFlow starts.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+
+# Where the native operations should be there, it is a failure that they are not.
+BRIDGES = ["native", "numpy_function"] if sys.platform == "linux" else ["numpy_function"]
+
+
+@pytest.fixture(autouse=True, params=BRIDGES)
+def bridge(request):
+    """Every test runs once with each way from TensorFlow to the kernels."""
+    before = fastdrop_keras.get_bridge()
+    fastdrop_keras.set_bridge(request.param)
+    yield request.param
+    fastdrop_keras.set_bridge(before)
 
 
 @pytest.fixture(autouse=True)

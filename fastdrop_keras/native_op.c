@@ -1,0 +1,487 @@
+/* Owns dropout as two operations of TensorFlow, in C against its stable C interface.
+
+   The few declarations of that interface that are used stand here, so that neither TensorFlow nor
+   its headers are needed to build this: they have been the same since TensorFlow 2.5. The kernels
+   are those of the package fastdrop, which hands a table of them over. */
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "table.h"
+#include "tensor_table.h"
+
+#define EXPORTED __attribute__((visibility("default")))
+
+/* ---- TensorFlow's C interface: tensorflow/c/{ops,kernels,tf_tensor,tf_status,tf_datatype}.h ---- */
+
+typedef struct TF_Status TF_Status;
+typedef struct TF_Tensor TF_Tensor;
+typedef struct TF_OpDefinitionBuilder TF_OpDefinitionBuilder;
+typedef struct TF_ShapeInferenceContext TF_ShapeInferenceContext;
+typedef struct TF_ShapeHandle TF_ShapeHandle;
+typedef struct TF_KernelBuilder TF_KernelBuilder;
+typedef struct TF_OpKernelConstruction TF_OpKernelConstruction;
+typedef struct TF_OpKernelContext TF_OpKernelContext;
+typedef int TF_DataType;
+typedef int TF_Code;
+
+enum { TF_FLOAT = 1, TF_DOUBLE = 2, TF_UINT8 = 4, TF_BFLOAT16 = 14, TF_HALF = 19 };
+enum { TF_OK = 0, TF_INVALID_ARGUMENT = 3, TF_FAILED_PRECONDITION = 9 };
+
+TF_Status *TF_NewStatus(void);
+void TF_DeleteStatus(TF_Status *);
+void TF_SetStatus(TF_Status *, TF_Code, const char *message);
+TF_Code TF_GetCode(const TF_Status *);
+const char *TF_Message(const TF_Status *);
+
+void TF_DeleteTensor(TF_Tensor *);
+int TF_NumDims(const TF_Tensor *);
+int64_t TF_Dim(const TF_Tensor *, int);
+size_t TF_TensorByteSize(const TF_Tensor *);
+void *TF_TensorData(const TF_Tensor *);
+
+TF_OpDefinitionBuilder *TF_NewOpDefinitionBuilder(const char *name);
+void TF_OpDefinitionBuilderAddAttr(TF_OpDefinitionBuilder *, const char *);
+void TF_OpDefinitionBuilderAddInput(TF_OpDefinitionBuilder *, const char *);
+void TF_OpDefinitionBuilderAddOutput(TF_OpDefinitionBuilder *, const char *);
+void TF_OpDefinitionBuilderSetShapeInferenceFunction(
+    TF_OpDefinitionBuilder *, void (*)(TF_ShapeInferenceContext *, TF_Status *));
+void TF_RegisterOpDefinition(TF_OpDefinitionBuilder *, TF_Status *);
+
+TF_ShapeHandle *TF_NewShapeHandle(void);
+void TF_DeleteShapeHandle(TF_ShapeHandle *);
+void TF_ShapeInferenceContextGetInput(TF_ShapeInferenceContext *, int, TF_ShapeHandle *,
+                                      TF_Status *);
+void TF_ShapeInferenceContextWithRank(TF_ShapeInferenceContext *, TF_ShapeHandle *, int64_t rank,
+                                      TF_ShapeHandle *result, TF_Status *);
+void TF_ShapeInferenceContextSetOutput(TF_ShapeInferenceContext *, int, TF_ShapeHandle *,
+                                       TF_Status *);
+void TF_ShapeInferenceContextSetUnknownShape(TF_ShapeInferenceContext *, TF_Status *);
+
+TF_KernelBuilder *TF_NewKernelBuilder(const char *op, const char *device,
+                                      void *(*create)(TF_OpKernelConstruction *),
+                                      void (*compute)(void *, TF_OpKernelContext *),
+                                      void (*destroy)(void *));
+void TF_KernelBuilder_TypeConstraint(TF_KernelBuilder *, const char *attr, TF_DataType,
+                                     TF_Status *);
+void TF_RegisterKernelBuilder(const char *name, TF_KernelBuilder *, TF_Status *);
+
+void TF_OpKernelConstruction_Failure(TF_OpKernelConstruction *, TF_Status *);
+void TF_OpKernelConstruction_GetAttrType(TF_OpKernelConstruction *, const char *, TF_DataType *,
+                                         TF_Status *);
+void TF_OpKernelConstruction_GetAttrInt64(TF_OpKernelConstruction *, const char *, int64_t *,
+                                          TF_Status *);
+void TF_OpKernelConstruction_GetAttrSize(TF_OpKernelConstruction *, const char *, int32_t *list,
+                                         int32_t *total, TF_Status *);
+void TF_OpKernelConstruction_GetAttrInt64List(TF_OpKernelConstruction *, const char *, int64_t *,
+                                              int most, TF_Status *);
+
+void TF_OpKernelContext_Failure(TF_OpKernelContext *, TF_Status *);
+void TF_GetInput(TF_OpKernelContext *, int, TF_Tensor **, TF_Status *);
+TF_Tensor *TF_AllocateOutput(TF_OpKernelContext *, int index, TF_DataType, const int64_t *dims,
+                             int ndims, size_t bytes, TF_Status *);
+TF_Tensor *TF_ForwardInputOrAllocateOutput(TF_OpKernelContext *, const int *inputs, int count,
+                                           int output, const int64_t *dims, int ndims,
+                                           int *forwarded, TF_Status *);
+
+/* ---- What Python hands over ---- */
+
+static _Atomic(const tensor_table *) kernels;
+
+EXPORTED void fastdrop_use(const tensor_table *table) {
+    atomic_store(&kernels, table);
+}
+
+/* A drop rate that can be turned while graphs use it. They know it by its number, which no other
+   process has: a graph that was saved in another one finds none, and uses the rate of its making.
+   Dials stay for good, as TensorFlow keeps the graphs. */
+typedef struct dial {
+    int64_t number;
+    _Atomic double rate;
+    struct dial *next;
+} dial;
+
+static dial *dials;
+static pthread_mutex_t dials_guard = PTHREAD_MUTEX_INITIALIZER;
+
+EXPORTED dial *fastdrop_new_dial(int64_t number, double rate) {
+    dial *made = malloc(sizeof *made);
+    if (made) {
+        made->number = number;
+        atomic_init(&made->rate, rate);
+        pthread_mutex_lock(&dials_guard);
+        made->next = dials;
+        dials = made;
+        pthread_mutex_unlock(&dials_guard);
+    }
+    return made;
+}
+
+EXPORTED void fastdrop_turn_dial(dial *turned, double rate) {
+    atomic_store(&turned->rate, rate);
+}
+
+static dial *dial_of_number(int64_t number) {
+    dial *found;
+    pthread_mutex_lock(&dials_guard);
+    for (found = dials; found && found->number != number; found = found->next)
+        ;
+    pthread_mutex_unlock(&dials_guard);
+    return found;
+}
+
+/* ---- Kernels ---- */
+
+typedef struct {
+    int kind;
+    TF_DataType dtype;
+    dial *dial;          /* of the forward operation; NULL where there is none of this number */
+    double rate;         /* which it has then */
+    int64_t rank;        /* of the noise shape, -1 without one */
+    int64_t noise_shape[TENSOR_MAX_DIMS]; /* -1 for the input's size */
+} operation;
+
+static void invalid(TF_Status *status, const char *format, ...) {
+    char message[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    TF_SetStatus(status, TF_INVALID_ARGUMENT, message);
+}
+
+static bool failed(const TF_Status *status) {
+    return TF_GetCode(status) != TF_OK;
+}
+
+static int kind_of(TF_DataType dtype) {
+    return dtype == TF_HALF ? KIND_F16
+        : dtype == TF_BFLOAT16 ? KIND_BF16
+        : dtype == TF_FLOAT ? KIND_F32 : KIND_F64;
+}
+
+static void read_attributes(operation *op, TF_OpKernelConstruction *construction, bool forward,
+                            TF_Status *status) {
+    int32_t count = 0, total = 0;
+    int64_t number, bits;
+    TF_OpKernelConstruction_GetAttrType(construction, "T", &op->dtype, status);
+    if (failed(status))
+        return;
+    op->kind = kind_of(op->dtype);
+    TF_OpKernelConstruction_GetAttrInt64(construction, "noise_rank", &op->rank, status);
+    if (failed(status))
+        return;
+    TF_OpKernelConstruction_GetAttrSize(construction, "noise_shape", &count, &total, status);
+    if (failed(status))
+        return;
+    if (count > TENSOR_MAX_DIMS || (op->rank != -1 && op->rank != count)) {
+        invalid(status, "`noise_shape` must have `noise_rank` entries, at most %d. Received: %d "
+                "entries and noise_rank=%" PRId64, TENSOR_MAX_DIMS, count, op->rank);
+        return;
+    }
+    if (count)
+        TF_OpKernelConstruction_GetAttrInt64List(construction, "noise_shape", op->noise_shape,
+                                                 count, status);
+    if (failed(status) || !forward)
+        return;
+    TF_OpKernelConstruction_GetAttrInt64(construction, "rate_bits", &bits, status);
+    if (failed(status))
+        return;
+    memcpy(&op->rate, &bits, sizeof op->rate);
+    if (!(op->rate >= 0 && op->rate <= 1)) {
+        invalid(status, "`rate_bits` must be those of a float64 from 0 to 1. Received: %" PRId64
+                ", those of %g", bits, op->rate);
+        return;
+    }
+    TF_OpKernelConstruction_GetAttrInt64(construction, "dial", &number, status);
+    if (!failed(status))
+        op->dial = dial_of_number(number);
+}
+
+static void *create(TF_OpKernelConstruction *construction, bool forward) {
+    TF_Status *status = TF_NewStatus();
+    operation *op = calloc(1, sizeof *op);
+    if (op)
+        read_attributes(op, construction, forward, status);
+    else
+        invalid(status, "no memory for an operation");
+    if (failed(status))
+        TF_OpKernelConstruction_Failure(construction, status);
+    TF_DeleteStatus(status);
+    return op;
+}
+
+static void *create_forward(TF_OpKernelConstruction *construction) {
+    return create(construction, true);
+}
+
+static void *create_backward(TF_OpKernelConstruction *construction) {
+    return create(construction, false);
+}
+
+static void destroy(void *op) {
+    free(op);
+}
+
+/* A tensor's shape and that of the mask for it. */
+typedef struct {
+    int ndim;
+    int64_t shape[TENSOR_MAX_DIMS];
+    int64_t noise_shape[TENSOR_MAX_DIMS];
+    int64_t residual_bytes;
+} shapes;
+
+static void text_of_shape(char *text, size_t room, const int64_t *shape, int64_t count) {
+    size_t used = (size_t)snprintf(text, room, "(");
+    for (int64_t i = 0; i < count && used < room; i++) {
+        if (shape[i] < 0)
+            used += (size_t)snprintf(text + used, room - used, "%sNone", i ? ", " : "");
+        else
+            used += (size_t)snprintf(text + used, room - used, "%s%" PRId64, i ? ", " : "",
+                                     shape[i]);
+    }
+    if (used < room)
+        snprintf(text + used, room - used, count == 1 ? ",)" : ")");
+}
+
+/* The noise shape's entries for the tensor, as the layer's: fewer of them than dimensions, without
+   a None among them, count from the last one. */
+static bool fit_noise_shape(const operation *op, shapes *of) {
+    int missing;
+    memcpy(of->noise_shape, of->shape, sizeof of->shape);
+    if (op->rank < 0)
+        return true;
+    missing = of->ndim - (int)op->rank;
+    if (missing < 0)
+        return false;
+    for (int i = 0; i < of->ndim; i++) {
+        int64_t entry = i < missing ? 1 : op->noise_shape[i - missing];
+        if ((missing && entry < 0) || (entry >= 0 && entry != 1 && entry != of->shape[i]))
+            return false;
+        if (entry == 1)
+            of->noise_shape[i] = 1;
+    }
+    return true;
+}
+
+static void read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of,
+                        TF_Status *status) {
+    int64_t bits = 1;
+    of->ndim = TF_NumDims(tensor);
+    if (of->ndim > TENSOR_MAX_DIMS) {
+        invalid(status, "Dropout expects at most %d dimensions. Received: %d", TENSOR_MAX_DIMS,
+                of->ndim);
+        return;
+    }
+    for (int i = 0; i < of->ndim; i++)
+        of->shape[i] = TF_Dim(tensor, i);
+    if (!fit_noise_shape(op, of)) {
+        char noise[200], shape[200];
+        text_of_shape(noise, sizeof noise, op->noise_shape, op->rank);
+        text_of_shape(shape, sizeof shape, of->shape, of->ndim);
+        invalid(status,
+                "Invalid value received for argument `noise_shape`. Expected as many entries as "
+                "the input has dimensions, each None, 1 or the input's size there. Received: "
+                "noise_shape=%s for an input of shape %s", noise, shape);
+        return;
+    }
+    for (int i = 0; i < of->ndim; i++)
+        bits *= of->noise_shape[i];
+    of->residual_bytes = (bits + 7) / 8 + RESIDUAL_SCALE_BYTES;
+}
+
+static const tensor_table *table_or_failure(TF_Status *status) {
+    const tensor_table *table = atomic_load(&kernels);
+    if (!table)
+        TF_SetStatus(status, TF_FAILED_PRECONDITION,
+                     "Dropout's operations need the package fastdrop_keras to be imported");
+    return table;
+}
+
+/* Where the result of an input goes: over it where TensorFlow allows that, which it does only while
+   nobody has a handle of it. The input's memory stays where it is until the kernel returns. */
+static TF_Tensor *output_over(TF_OpKernelContext *context, TF_Tensor **input, const shapes *of,
+                              TF_Status *status) {
+    int forwarded, candidate = 0;
+    TF_DeleteTensor(*input);
+    *input = NULL;
+    return TF_ForwardInputOrAllocateOutput(context, &candidate, 1, 0, of->shape, of->ndim,
+                                           &forwarded, status);
+}
+
+static void read_seed(const TF_Tensor *tensor, uint64_t seed[3], TF_Status *status) {
+    size_t count = TF_TensorByteSize(tensor) / sizeof(int64_t);
+    int64_t words[3] = {0, 0, 0};
+    if (TF_NumDims(tensor) != 1 || (count != 2 && count != 3)) {
+        invalid(status, "`seed` must hold 2 or 3 integers: the low word, the step and, if there, "
+                "the high word. Received: %zu of rank %d", count, TF_NumDims(tensor));
+        return;
+    }
+    memcpy(words, TF_TensorData(tensor), count * sizeof(int64_t));
+    seed[0] = (uint64_t)words[0];
+    seed[1] = (uint64_t)words[2];
+    seed[2] = (uint64_t)words[1];
+}
+
+static void forward(const operation *op, TF_OpKernelContext *context, TF_Tensor *tensors[4],
+                    TF_Status *status) {
+    const tensor_table *table = table_or_failure(status);
+    const void *x;
+    uint64_t seed[3];
+    shapes of;
+    if (failed(status))
+        return;
+    TF_GetInput(context, 0, &tensors[0], status);
+    if (failed(status))
+        return;
+    TF_GetInput(context, 1, &tensors[1], status);
+    if (failed(status))
+        return;
+    read_shapes(op, tensors[0], &of, status);
+    if (failed(status))
+        return;
+    read_seed(tensors[1], seed, status);
+    if (failed(status))
+        return;
+    x = TF_TensorData(tensors[0]);
+    tensors[2] = output_over(context, &tensors[0], &of, status);
+    if (failed(status))
+        return;
+    tensors[3] = TF_AllocateOutput(context, 1, TF_UINT8, &of.residual_bytes, 1,
+                                   (size_t)of.residual_bytes, status);
+    if (failed(status))
+        return;
+    table->forward(op->kind, of.ndim, of.shape, of.noise_shape, seed,
+                   op->dial ? atomic_load(&op->dial->rate) : op->rate, TF_TensorData(tensors[2]),
+                   x, TF_TensorData(tensors[3]));
+}
+
+static void backward(const operation *op, TF_OpKernelContext *context, TF_Tensor *tensors[4],
+                     TF_Status *status) {
+    const tensor_table *table = table_or_failure(status);
+    const void *dy;
+    shapes of;
+    if (failed(status))
+        return;
+    TF_GetInput(context, 0, &tensors[0], status);
+    if (failed(status))
+        return;
+    TF_GetInput(context, 1, &tensors[1], status);
+    if (failed(status))
+        return;
+    read_shapes(op, tensors[0], &of, status);
+    if (failed(status))
+        return;
+    if (TF_NumDims(tensors[1]) != 1 || TF_Dim(tensors[1], 0) != of.residual_bytes) {
+        char shape[200];
+        text_of_shape(shape, sizeof shape, of.shape, of.ndim);
+        invalid(status, "`residual` must be %" PRId64 " bytes for `dy` of shape %s. Received: %zu "
+                "of rank %d", of.residual_bytes, shape, TF_TensorByteSize(tensors[1]),
+                TF_NumDims(tensors[1]));
+        return;
+    }
+    dy = TF_TensorData(tensors[0]);
+    tensors[2] = output_over(context, &tensors[0], &of, status);
+    if (failed(status))
+        return;
+    table->backward(op->kind, of.ndim, of.shape, of.noise_shape, TF_TensorData(tensors[2]), dy,
+                    TF_TensorData(tensors[1]));
+}
+
+static void compute(const operation *op, TF_OpKernelContext *context,
+                    void (*with)(const operation *, TF_OpKernelContext *, TF_Tensor *[4],
+                                 TF_Status *)) {
+    TF_Status *status = TF_NewStatus();
+    TF_Tensor *tensors[4] = {NULL, NULL, NULL, NULL};
+    with(op, context, tensors, status);
+    for (int i = 0; i < 4; i++)
+        if (tensors[i])
+            TF_DeleteTensor(tensors[i]);
+    if (failed(status))
+        TF_OpKernelContext_Failure(context, status);
+    TF_DeleteStatus(status);
+}
+
+static void compute_forward(void *op, TF_OpKernelContext *context) {
+    compute(op, context, forward);
+}
+
+static void compute_backward(void *op, TF_OpKernelContext *context) {
+    compute(op, context, backward);
+}
+
+/* ---- Registration ---- */
+
+static void infer_shapes(TF_ShapeInferenceContext *context, TF_Status *status) {
+    TF_ShapeHandle *handle = TF_NewShapeHandle();
+    TF_ShapeHandle *vector = TF_NewShapeHandle();
+    TF_ShapeInferenceContextSetUnknownShape(context, status);
+    if (!failed(status))
+        TF_ShapeInferenceContextGetInput(context, 1, handle, status);
+    if (!failed(status)) /* the seed, or the residual */
+        TF_ShapeInferenceContextWithRank(context, handle, 1, vector, status);
+    if (!failed(status))
+        TF_ShapeInferenceContextGetInput(context, 0, handle, status);
+    if (!failed(status))
+        TF_ShapeInferenceContextSetOutput(context, 0, handle, status);
+    TF_DeleteShapeHandle(handle);
+    TF_DeleteShapeHandle(vector);
+}
+
+static void report(const char *name, const TF_Status *status) {
+    if (failed(status))
+        fprintf(stderr, "fastdrop: TensorFlow did not register %s: %s\n", name,
+                TF_Message(status));
+}
+
+static void register_operation(const char *name, const char *const *inputs,
+                               const char *const *outputs, const char *const *attributes) {
+    TF_Status *status = TF_NewStatus();
+    TF_OpDefinitionBuilder *builder = TF_NewOpDefinitionBuilder(name);
+    for (; *attributes; attributes++)
+        TF_OpDefinitionBuilderAddAttr(builder, *attributes);
+    for (; *inputs; inputs++)
+        TF_OpDefinitionBuilderAddInput(builder, *inputs);
+    for (; *outputs; outputs++)
+        TF_OpDefinitionBuilderAddOutput(builder, *outputs);
+    TF_OpDefinitionBuilderSetShapeInferenceFunction(builder, infer_shapes);
+    TF_RegisterOpDefinition(builder, status);
+    report(name, status);
+    TF_DeleteStatus(status);
+}
+
+static void register_kernels(const char *name, void *(*make)(TF_OpKernelConstruction *),
+                             void (*run)(void *, TF_OpKernelContext *)) {
+    static const TF_DataType dtypes[] = {TF_HALF, TF_BFLOAT16, TF_FLOAT, TF_DOUBLE};
+    TF_Status *status = TF_NewStatus();
+    for (int i = 0; i < 4; i++) {
+        TF_KernelBuilder *builder = TF_NewKernelBuilder(name, "CPU", make, run, destroy);
+        TF_KernelBuilder_TypeConstraint(builder, "T", dtypes[i], status);
+        if (!failed(status))
+            TF_RegisterKernelBuilder(name, builder, status);
+        report(name, status);
+    }
+    TF_DeleteStatus(status);
+}
+
+#define TYPES "T: {half, bfloat16, float, double}"
+#define NOISE_SHAPE "noise_shape: list(int) = []", "noise_rank: int = -1"
+
+__attribute__((constructor)) static void register_all(void) {
+    register_operation("FastdropForward", (const char *[]){"x: T", "seed: int64", NULL},
+                       (const char *[]){"y: T", "residual: uint8", NULL},
+                       (const char *[]){TYPES, NOISE_SHAPE, "rate_bits: int", "dial: int = 0",
+                                        NULL});
+    register_operation("FastdropBackward", (const char *[]){"dy: T", "residual: uint8", NULL},
+                       (const char *[]){"dx: T", NULL}, (const char *[]){TYPES, NOISE_SHAPE, NULL});
+    register_kernels("FastdropForward", create_forward, compute_forward);
+    register_kernels("FastdropBackward", create_backward, compute_backward);
+}

@@ -1,0 +1,309 @@
+"""The two ways from TensorFlow to the kernels: the choice of one, and the native operations."""
+
+import importlib
+import struct
+import sys
+
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from reference import assert_same_bits
+
+import fastdrop_keras
+from fastdrop_keras import Dropout, get_bridge, native_bridge, native_library, set_bridge
+from fastdrop_keras.bridge import dropout, dropout_again
+from fastdrop_keras.dial import Dial
+
+native_only = pytest.mark.skipif(sys.platform != "linux", reason="native operations are for Linux")
+
+SHAPE = (5, 33)
+SEED = (7, 3)
+
+
+def rate_bits(rate):
+    return struct.unpack("<q", struct.pack("<d", rate))[0]
+
+
+# The choice.
+
+
+@pytest.mark.parametrize("name", ["", "Native", "python", None, 1])
+def test_unknown_bridge(name):
+    before = get_bridge()
+    with pytest.raises(ValueError, match=r"argument `name`.*Received: name="):
+        set_bridge(name)
+    assert get_bridge() == before
+
+
+def test_choice_is_for_functions_traced_later(bridge):
+    layer = Dropout(0.5, seed=1)
+    graph = tf.function(lambda x: layer(x, training=True))
+    before = graph.get_concrete_function(tf.ones(SHAPE))
+    set_bridge("numpy_function")
+    assert graph.get_concrete_function(tf.ones(SHAPE)) is before
+
+
+@pytest.mark.parametrize("name", ["native", "numpy_function"])
+def test_environment_variable(run_python, name):
+    if name == "native" and sys.platform != "linux":
+        pytest.skip("native operations are for Linux")
+    done = run_python(
+        "import fastdrop_keras as f; print(f.get_bridge())", FASTDROP_KERAS_BRIDGE=name
+    )
+    assert done.stdout.split() == [name], done.stderr
+
+
+def test_environment_variable_that_names_no_bridge(run_python):
+    done = run_python("import fastdrop_keras", FASTDROP_KERAS_BRIDGE="fast")
+    assert done.returncode != 0
+    assert "ImportError" in done.stderr
+    assert "FASTDROP_KERAS_BRIDGE='fast'" in done.stderr
+
+
+WITHOUT_LIBRARY = """
+import sysconfig
+real = sysconfig.get_config_var
+# Nobody else asks for this suffix.
+sysconfig.get_config_var = lambda name: ".not.there" if name == "EXT_SUFFIX" else real(name)
+import fastdrop, tensorflow
+import fastdrop_keras
+sysconfig.get_config_var = real
+"""
+
+
+def test_without_the_library_the_layer_works_and_says_why(run_python):
+    done = run_python(
+        WITHOUT_LIBRARY
+        + """
+import tensorflow as tf
+y = fastdrop_keras.Dropout(0.5, seed=42)(tf.ones((2, 8)), training=True)
+assert y.numpy().tolist() == [[2, 0, 0, 0, 0, 0, 0, 2], [0, 2, 0, 0, 0, 0, 2, 0]]
+fastdrop_keras.show_config()
+try:
+    fastdrop_keras.set_bridge("native")
+except ValueError as error:
+    print(error)
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert "numpy_function (native not loaded: it was not built)" in done.stdout
+    assert "The native bridge cannot be used: it was not built" in done.stdout
+
+
+def test_the_environment_cannot_choose_what_is_not_there(run_python):
+    done = run_python(WITHOUT_LIBRARY, FASTDROP_KERAS_BRIDGE="native")
+    assert done.returncode != 0
+    assert "ImportError" in done.stderr
+    assert "it was not built" in done.stderr
+
+
+def test_show_config(bridge, capsys):
+    fastdrop_keras.show_config()
+    shown = capsys.readouterr().out
+    assert f"bridge to TensorFlow {tf.__version__}: {bridge}\n" in shown
+    assert "stream version" in shown
+
+
+# Both.
+
+
+@pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, None), (1, 1), (33,), (1,), ()])
+@pytest.mark.parametrize("known", [SHAPE, (None, 33), (None, None), None], ids=str)
+def test_noise_shapes_that_the_run_fits(expected, noise_shape, known):
+    @tf.function(input_signature=[tf.TensorSpec(known)])
+    def drop(x):
+        return dropout(x, tf.constant(SEED, tf.int64), Dial(0.5), noise_shape)
+
+    y, residual = drop(tf.ones(SHAPE))
+    shape = None if noise_shape is None else (1,) * (2 - len(noise_shape)) + noise_shape
+    np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, *SEED, shape))
+    again = tf.function(lambda x, r: dropout_again(x, r, noise_shape))
+    np.testing.assert_array_equal(again(3 * tf.ones(SHAPE), residual), 3 * y)
+
+
+def test_high_word_of_a_seed(expected, run):
+    drop = run(lambda x, seed: dropout(x, seed, Dial(0.5))[0])
+    y = drop(tf.ones(SHAPE), tf.constant((7, 3, 9), tf.int64))
+    np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, (9 << 64) | 7, 3))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_large_tensors(expected, run, dtype):
+    x = tf.cast(tf.random.normal((513, 1027)), dtype)
+    y, residual = run(lambda x: dropout(x, tf.constant(SEED, tf.int64), Dial(0.2)))(x)
+    assert_same_bits(y.numpy(), expected.output(x.numpy(), 0.2, *SEED))
+    bits = reference.pack_bits(expected.mask(x.shape, 0.2, *SEED))
+    np.testing.assert_array_equal(residual[:-8], bits)
+    assert struct.unpack("<d", residual[-8:].numpy().tobytes()) == (1.25,)
+
+
+def test_two_branches_of_a_graph(expected):
+    layers = [Dropout(0.5, seed=seed) for seed in range(8)]
+
+    @tf.function
+    def branches(x):
+        return [layer(x, training=True) for layer in layers]
+
+    shape = (300, 1000)
+    for step in range(3):
+        for seed, y in enumerate(branches(tf.ones(shape))):
+            np.testing.assert_array_equal(y, expected.factors(shape, 0.5, seed, step))
+
+
+def test_a_copy_of_a_dial_is_turned_on_its_own(run):
+    import copy
+
+    dial = Dial(0.5)
+    other = copy.deepcopy(dial)
+    other.rate = 0.0
+    assert dial.rate == 0.5
+    drop = run(lambda x, d: dropout(x, tf.constant(SEED, tf.int64), d)[0])
+    assert not np.all(drop(tf.ones(SHAPE), dial))
+    assert np.all(drop(tf.ones(SHAPE), other))
+
+
+# The native operations, as they are.
+
+
+@pytest.fixture
+def operations():
+    if sys.platform != "linux":
+        pytest.skip("native operations are for Linux")
+    return native_library.OPERATIONS
+
+
+def forward(operations, x, seed=SEED, rate=0.5, **options):
+    return operations.fastdrop_forward(
+        x=x, seed=tf.constant(seed, tf.int64), rate_bits=rate_bits(rate), **options
+    )
+
+
+def test_without_a_dial_it_has_the_rate_of_its_making(operations, expected, run):
+    y, _ = run(lambda x: forward(operations, x, rate=0.2, dial=12345))(tf.ones(SHAPE))
+    np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.2, *SEED))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan"), float("inf")])
+def test_bad_rate(operations, rate):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"`rate_bits`.*from 0 to 1"):
+        forward(operations, tf.ones(SHAPE), rate=rate)
+
+
+@pytest.mark.parametrize("seed", [(), (1,), (1, 2, 3, 4), ((1, 2),), 5], ids=str)
+def test_bad_seed(operations, run, seed):
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=r"seed|rank"):
+        run(lambda x: forward(operations, x, seed))(tf.ones(SHAPE))
+
+
+@pytest.mark.parametrize("noise_shape", [(5,), (2, 33), (-1,), (1, 1, 1), (0, 33)], ids=str)
+def test_bad_noise_shape(operations, noise_shape):
+    options = {"noise_shape": list(noise_shape), "noise_rank": len(noise_shape)}
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"`noise_shape`.*shape \(5, 33\)"):
+        forward(operations, tf.ones(SHAPE), **options)
+    residual = tf.zeros([29], tf.uint8)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"`noise_shape`.*shape \(5, 33\)"):
+        operations.fastdrop_backward(dy=tf.ones(SHAPE), residual=residual, **options)
+
+
+def test_noise_rank_that_is_not_its_rank(operations):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="noise_rank=1"):
+        forward(operations, tf.ones(SHAPE), noise_shape=[1, 1], noise_rank=1)
+
+
+@pytest.mark.parametrize("size", [0, 8, 28, 30, 1000])
+def test_bad_residual(operations, size):
+    residual = tf.zeros([size], tf.uint8)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"29 bytes.*Received: {size} "):
+        operations.fastdrop_backward(dy=tf.ones(SHAPE), residual=residual)
+
+
+def test_shapes_are_inferred(operations):
+    @tf.function(input_signature=[tf.TensorSpec((None, 33)), tf.TensorSpec(None)])
+    def shapes(x, y):
+        shapes.found = [forward(operations, z)[0].shape for z in (x, y)]
+        return x
+
+    shapes.get_concrete_function()
+    assert shapes.found[0].as_list() == [None, 33]
+    assert shapes.found[1].rank is None
+
+
+def test_an_input_that_nobody_else_uses_is_written_over(operations):
+    """A chain on a large tensor needs one buffer, and not one for each link."""
+
+    @tf.function
+    def chain(x):
+        start = y = x + 1
+        pointers = []
+        for _ in range(3):
+            y, _ = forward(operations, y, rate=0.0)
+            pointers.append(address(y))
+        return address(start), pointers
+
+    # Asking for an address is a use, so the first link cannot write over its input, and the others
+    # neither: this is what shows that the address is that of the buffer.
+    start, pointers = chain(tf.ones([1000]))
+    assert len({int(start), *map(int, pointers)}) == 4
+
+    @tf.function
+    def last(x):
+        y = x + 1
+        for _ in range(50):
+            y, _ = forward(operations, y, rate=0.0)
+        return y
+
+    before = peak_of_process()
+    last(tf.ones([2**22]))
+    # 16 MiB each: 50 of them if nothing were written over or given back.
+    assert peak_of_process() - before < 200 * 2**20
+
+
+def address(tensor):
+    """Where a tensor's memory is, asked of a Python function that gets an alias of it."""
+    return tf.numpy_function(lambda a: np.int64(a.ctypes.data), [tensor], tf.int64)
+
+
+def peak_of_process():
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_loading_twice_is_harmless(operations):
+    assert tf.load_op_library(str(native_library._PATH)).fastdrop_forward
+    importlib.reload(native_bridge)
+    x = tf.ones(SHAPE)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y, _ = forward(native_library.OPERATIONS, x)
+    np.testing.assert_array_equal(tape.gradient(y, x), y)
+
+
+SERVE = """
+import numpy as np, tensorflow as tf
+{first}
+module = tf.saved_model.load({path!r})
+print(module.drop(tf.ones((5, 33))).numpy().tolist())
+"""
+
+
+def test_a_graph_that_drops_runs_where_the_operations_are(bridge, expected, tmp_path, run_python):
+    if bridge != "native":
+        pytest.skip("Python functions cannot be saved")
+    layer = Dropout(0.5, seed=4)
+    module = tf.Module()
+    module.state = layer.seed_generator.state.value
+    module.drop = tf.function(
+        lambda x: layer(x, training=True), input_signature=[tf.TensorSpec(SHAPE)]
+    )
+    layer.rate = 0.2
+    tf.saved_model.save(module, tmp_path)
+    layer.rate = 0.9
+    done = run_python(SERVE.format(first="import fastdrop_keras", path=str(tmp_path)))
+    assert done.returncode == 0, done.stderr
+    y = np.array(eval(done.stdout), np.float32)
+    np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.2, 4))
+    done = run_python(SERVE.format(first="", path=str(tmp_path)))
+    assert done.returncode != 0
+    assert "FastdropForward" in done.stderr
