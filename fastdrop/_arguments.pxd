@@ -14,6 +14,7 @@ cdef tuple shape_of(object shape)
 cdef object size_of(tuple shape)
 cdef object shown(object value)
 cdef int kind_of(ndarray array, str name) except -1
+cdef ndarray held(ndarray array)
 cdef ndarray input_of(object x, str name)
 cdef ndarray inplace_of(object x, str name)
 cdef ndarray output_of(object out, ndarray x, str name)

@@ -239,6 +239,11 @@ cdef np.ndarray plain(np.ndarray array):
     return PyArray_View(array, NULL, <PyTypeObject *>np.ndarray)
 
 
+cdef np.ndarray held(np.ndarray array):
+    """The same elements under a header of our own, which nobody else can change."""
+    return PyArray_View(array, NULL, <PyTypeObject *>np.ndarray)
+
+
 cdef np.ndarray input_of(object x, str name):
     """An array to read: anything that NumPy makes an array of."""
     if isinstance(x, numpy.ndarray):

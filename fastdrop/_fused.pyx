@@ -6,7 +6,7 @@ from libc.string cimport memset
 cimport numpy as np
 
 from fastdrop._arguments cimport (
-    input_of, kind_of, noise_entries_of, noise_shape_of, output_of, rate_of, scale_of, shown,
+    held, input_of, kind_of, noise_entries_of, noise_shape_of, output_of, rate_of, scale_of, shown,
 )
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport BLOCK, KIND_F64, stream_key
@@ -19,6 +19,12 @@ from fastdrop._threads cimport run
 import numpy
 
 np.import_array()
+
+cdef extern from "simd/float_state.h" nogil:
+    ctypedef struct float_state:
+        pass
+    float_state float_state_enter()
+    void float_state_leave(float_state saved)
 
 cdef enum:
     STEP = 32                       # what a kernel takes at a time
@@ -64,7 +70,9 @@ cdef void use_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
 
 cdef run_pass(Pass *work):
     cdef int64_t blocks = (work.size + BLOCK - 1) // BLOCK
-    if blocks:
+    if blocks == 1:  # releasing the GIL costs more than a small call may
+        use_blocks(work, 0, 1)
+    elif blocks > 1:
         with nogil:
             run(use_blocks, work, blocks, grains(blocks, work.size))
 
@@ -119,14 +127,16 @@ def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     """Dropout of ReLU: ``dropout(maximum(x, 0), rate)`` in one pass over memory.
 
     The elements that the dropout of the same arguments keeps are multiplied by the scale where
-    they are not <= 0 (NaN is not, and passes through); all others become ``+0.0``. The mask tells
-    which are left, and is all that the gradient needs.
+    they are not <= 0 (NaN is not, and passes through, quiet); all others become ``+0.0``. The mask
+    tells which are left, and is all that the gradient needs.
+
+    Arrays in C order without gaps are read and written once. Others are copied in and out, which
+    can take far longer than the operation.
 
     Parameters
     ----------
     x : array_like
-        Of any shape and strides (arrays in C order without gaps are not copied); dtype float16,
-        float32, float64 or bfloat16 (ml_dtypes).
+        Of any shape and strides; dtype float16, float32, float64 or bfloat16 (ml_dtypes).
     rate : float
         The probability of dropping an element, in [0, 1]; exact to 2**-48.
     seed, noise_shape, scale
@@ -166,7 +176,7 @@ def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     cdef double checked_scale = scale_of(scale, checked_rate)
     cdef tuple noise_entries = noise_entries_of(noise_shape)
     cdef Seed checked_seed = seed_of(seed)
-    cdef np.ndarray from_ = input_of(x, "x")
+    cdef np.ndarray from_ = held(input_of(x, "x"))
     cdef tuple shape = (<object>from_).shape
     cdef Pass work
     cdef Mask mask
@@ -174,7 +184,7 @@ def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     memset(&work, 0, sizeof(work))
     work.kind = kind_of(from_, "x")
     mask = new_mask(shape, noise_shape_of(noise_entries, shape), checked_rate, checked_scale, True)
-    to = numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x")
+    to = numpy.empty_like(from_, subok=False) if out is None else held(output_of(out, from_, "x"))
     finish(&work, from_, to, mask, checked_seed)
     return to if out is None else out, mask
 
@@ -220,30 +230,41 @@ def relu_dropout_grad(dy, mask, *, out=None):
 
 # ---- Bias and residual ----
 
-cdef np.ndarray companion_of(object value, np.ndarray x, tuple shape, str name, str which):
-    """The argument of that name: None, or an array of x's dtype and of the shape."""
-    cdef np.ndarray array
-    if value is None:
-        return None
-    array = input_of(value, name)
+cdef check_companion(np.ndarray array, np.ndarray x, tuple shape, str name, str which):
+    if array is None:
+        return
     if (<object>array).dtype != (<object>x).dtype or (<object>array).shape != shape:
         raise ValueError(f"`{name}` must be None or have the dtype {(<object>x).dtype} of `x` and "
                          f"{which}, {shape}, got {shown(array)}")
-    return array
+
+
+# What changes no number when it is added, in place of a bias and of a residual.
+cdef dict minus_zeros = {}
+
+
+cdef np.ndarray minus_zeros_of(object dtype):
+    cdef np.ndarray numbers = minus_zeros.get(dtype)
+    if numbers is None:
+        numbers = minus_zeros[dtype] = numpy.full(2 * STEP, -0.0, dtype)
+    return numbers
 
 
 cdef np.ndarray repeated(np.ndarray bias, np.ndarray x, uint64_t *period):
     """The bias in the precision of the sums, as the kernel reads it: for at least a step of it,
-    and a step beyond its end. Without one, minus zero, which changes no number when it is added.
-    """
+    and a step beyond its end."""
     cdef object dtype = numpy.float64 if (<object>x).dtype == numpy.float64 else numpy.float32
-    cdef int64_t columns
+    cdef uint64_t columns, there = 0
     if bias is None or np.PyArray_SIZE(bias) == 0:
         period[0] = STEP
-        return numpy.full(2 * STEP, -0.0, dtype)
+        return minus_zeros_of(dtype)
     columns = np.PyArray_SIZE(bias)
     period[0] = columns * ((STEP + columns - 1) // columns)
-    return numpy.resize((<object>bias).astype(dtype), period[0] + STEP)
+    numbers = numpy.empty(period[0] + STEP, dtype)
+    while there < period[0] + STEP:
+        some = min(columns, period[0] + STEP - there)
+        numbers[there:there + some] = bias[:some]
+        there += some
+    return numbers
 
 
 def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, scale=None, out=None,
@@ -252,13 +273,16 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
 
     Elements that the dropout of the same arguments keeps become ``residual + (x + bias) * scale``,
     the others ``residual + 0``. Each operation is rounded to the dtype; in float16 and bfloat16 all
-    is computed in float32 and rounded to nearest even at the end.
+    is computed in float32 and rounded to nearest even at the end. Which NaN results where two meet,
+    or where an infinity meets its negative, is up to the CPU.
+
+    Arrays in C order without gaps are read and written once. Others are copied in and out, which
+    can take far longer than the operation.
 
     Parameters
     ----------
     x : array_like
-        Of any shape and strides (arrays in C order without gaps are not copied); dtype float16,
-        float32, float64 or bfloat16 (ml_dtypes).
+        Of any shape and strides; dtype float16, float32, float64 or bfloat16 (ml_dtypes).
     bias : array_like or None
         Of x's dtype and the shape ``x.shape[-1:]``.
     residual : array_like or None
@@ -270,6 +294,7 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
         ``(None, 1, 1)`` this is the stochastic depth of residual networks [1]_.
     out : numpy.ndarray, optional
         Where to write the result: of x's shape and dtype; x or residual itself, or apart from them.
+        It may share memory with bias.
 
     Returns
     -------
@@ -308,31 +333,38 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
     cdef double checked_scale = scale_of(scale, checked_rate)
     cdef tuple noise_entries = noise_entries_of(noise_shape)
     cdef Seed checked_seed = seed_of(seed)
+    # All that may run a user's code comes first: then nobody else has these headers.
     cdef np.ndarray from_ = input_of(x, "x")
-    cdef tuple shape = (<object>from_).shape
+    cdef np.ndarray checked_bias = None if bias is None else input_of(bias, "bias")
+    cdef np.ndarray checked_residual = None if residual is None else input_of(residual, "residual")
+    cdef tuple shape
     cdef Pass work
     cdef Mask mask
-    cdef np.ndarray to, checked_bias, checked_residual, numbers
+    cdef np.ndarray to, numbers
+    from_ = held(from_)
+    checked_bias = None if checked_bias is None else held(checked_bias)
+    checked_residual = None if checked_residual is None else held(checked_residual)
+    shape = (<object>from_).shape
     memset(&work, 0, sizeof(work))
     work.kind = kind_of(from_, "x")
     if not shape and bias is not None:
         raise ValueError(f"`bias` must be None for an `x` without axes, got {shown(bias)}")
-    checked_bias = companion_of(bias, from_, shape[len(shape) - 1:], "bias",
-                                "the shape of its last axis")
-    checked_residual = companion_of(residual, from_, shape, "residual", "its shape")
+    check_companion(checked_bias, from_, shape[len(shape) - 1:], "bias",
+                    "the shape of its last axis")
+    check_companion(checked_residual, from_, shape, "residual", "its shape")
     mask = new_mask(shape, noise_shape_of(noise_entries, shape), checked_rate, checked_scale,
                     store_mask)
     if out is None:
         to = numpy.empty_like(from_, subok=False)
     else:
-        to = output_of(out, from_, "x")
+        to = held(output_of(out, from_, "x"))
         if checked_residual is not None:
-            output_of(out, checked_residual, "residual")
+            output_of(to, checked_residual, "residual")
     numbers = repeated(checked_bias, from_, &work.period)
     work.bias = np.PyArray_DATA(numbers)
     work.advance = checked_residual is not None
     checked_residual = (
-        numpy.full(STEP, -0.0, (<object>from_).dtype) if checked_residual is None
+        minus_zeros_of((<object>from_).dtype) if checked_residual is None
         else plain(checked_residual))
     work.residual = <const char *>np.PyArray_DATA(checked_residual)
     finish(&work, from_, to, mask, checked_seed)
@@ -370,6 +402,7 @@ cdef void sum_groups(void *context, int64_t begin, int64_t end) noexcept nogil:
 
 cdef void add_up(const Sums *work, int64_t groups, double *totals, uint64_t columns) noexcept nogil:
     """The sums of all groups, in their order."""
+    cdef float_state saved = float_state_enter()
     cdef uint64_t i, column = 0
     for i in range(<uint64_t>groups * work.row):
         if work.kind == KIND_F64:
@@ -379,22 +412,34 @@ cdef void add_up(const Sums *work, int64_t groups, double *totals, uint64_t colu
         column += 1
         if column == columns:
             column = 0
+    float_state_leave(saved)
+
+
+cdef round_to(np.ndarray result, np.ndarray numbers):
+    """Writes numbers into an array of another dtype, whatever the caller's modes are."""
+    cdef float_state saved
+    with numpy.errstate(all="ignore"):
+        saved = float_state_enter()
+        try:
+            numpy.copyto(result, numbers, casting="unsafe")
+        finally:
+            float_state_leave(saved)
 
 
 def bias_dropout_add_grad(dy, mask, *, out=None):
     """The gradients of `bias_dropout_add` with respect to x, bias and residual, in one pass.
 
-    dx is dy times the mask's scale where an element was kept and ``+0.0`` elsewhere; dbias is its
-    sum over all axes but the last; dresidual is dy. The sums are the same on every instruction set
-    and number of threads: up to 128 rows are added up in float32 (in float64 for float64), and
-    those sums in float64.
+    dx is dy times the mask's scale where an element was kept and ``+0.0`` elsewhere; dbias is the
+    sum of these products over all axes but the last; dresidual is dy. The products are added up
+    before they are rounded to half precision, in an order that is the same on every instruction set
+    and number of threads: up to 128 at a time in float32 (in float64 for float64), and those sums
+    in float64.
 
     Parameters
     ----------
     dy : array_like
         The gradient with respect to the output: of the mask's shape, which has at least one axis;
-        dtype float16, float32, float64 or bfloat16 (ml_dtypes); of any strides (arrays in C order
-        without gaps are not copied).
+        dtype float16, float32, float64 or bfloat16 (ml_dtypes); of any strides.
     mask : Mask
         What `bias_dropout_add` returned.
     out : numpy.ndarray, optional
@@ -428,10 +473,10 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
     (array([[2., 4.],
            [0., 8.]]), array([ 2., 12.]))
     """
-    cdef np.ndarray array = input_of(dy, "dy")
+    cdef np.ndarray array = held(input_of(dy, "dy"))
     cdef int kind = kind_of(array, "dy")
     cdef Mask checked = mask_of(mask, array, "dy")
-    cdef np.ndarray to, from_, result, totals
+    cdef np.ndarray to, from_, result, totals, dbias
     cdef Buffer bits, spread
     cdef Sums work
     cdef char *block
@@ -443,7 +488,7 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
     if out is None:
         to = numpy.empty_like(array, subok=False)
     else:
-        to = output_of(out, array, "dy")
+        to = held(output_of(out, array, "dy"))
         if np.PyArray_DATA(to) == np.PyArray_DATA(array) and np.PyArray_SIZE(array):
             raise ValueError("`out` must be apart from `dy`, which is the gradient of the residual "
                              "(dropout_grad_ gives that of x alone, in place), got `dy`")
@@ -451,6 +496,7 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
     result = to if is_plain(to) else plain_like(to)
     columns = np.PyArray_DIM(array, np.PyArray_NDIM(array) - 1)
     totals = numpy.zeros(columns)
+    dbias = numpy.empty(columns, (<object>array).dtype)
     if np.PyArray_SIZE(array):
         bits = checked.stored_bits()
         if checked.noise_shape != checked.shape:
@@ -470,14 +516,15 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
         block = <char *>calloc(size, 1)
         if block == NULL:
             raise MemoryError(f"unable to allocate {size} bytes")
-        # As far into a line as the elements, so that both have their vectors in whole lines.
-        work.sums = block + (<uintptr_t>work.to - <uintptr_t>block) % LINE
+        work.sums = block
+        if work.sum_size == work.itemsize:
+            # As far into a line as the elements, so that both have their vectors in whole lines.
+            work.sums += (<uintptr_t>work.to - <uintptr_t>block) % LINE
         with nogil:
             run(sum_groups, &work, groups, grains(groups, work.size))
             add_up(&work, groups, <double *>np.PyArray_DATA(totals), columns)
         free(block)
     if result is not to:
         numpy.copyto(to, result)
-    with numpy.errstate(over="ignore", invalid="ignore"):
-        dbias = (<object>totals).astype((<object>array).dtype)
+    round_to(dbias, totals)
     return to if out is None else out, dbias, array if not isinstance(dy, numpy.ndarray) else dy

@@ -222,6 +222,11 @@ cdef void join(Plan *plan) noexcept nogil:
     plan.ndim = last + 1
 
 
+cdef inline Dim *outer_dim(const Plan *plan) noexcept nogil:
+    """The dimension around the innermost one; that itself where there is no other."""
+    return <Dim *>&plan.dims[max(plan.ndim - 2, 0)]
+
+
 cdef inline int64_t parts(int64_t whole, int64_t part) noexcept nogil:
     return (whole + part - 1) // part
 
@@ -270,7 +275,7 @@ cdef void use_transposed(Plan *plan, int unit) noexcept nogil:
 cdef bint rows_together(const Plan *plan) noexcept nogil:
     """Whether several of the innermost rows make a better run than one."""
     cdef const Dim *inner = &plan.dims[plan.ndim - 1]
-    cdef const Dim *outer = &plan.dims[plan.ndim - 2]
+    cdef const Dim *outer = outer_dim(plan)
     if plan.ndim == 1:
         return False
     if plan.row <= SHORT_ROW:
@@ -285,7 +290,7 @@ cdef bint rows_together(const Plan *plan) noexcept nogil:
 cdef void choose_run(Plan *plan, bint aligned) noexcept nogil:
     """How bits and elements meet in the innermost dimensions."""
     cdef Dim *inner = &plan.dims[plan.ndim - 1]
-    cdef Dim *outer = &plan.dims[plan.ndim - 2]  # looked at only where it is
+    cdef Dim *outer = outer_dim(plan)
     cdef int unit = -1
     cdef int64_t most
     plan.contiguous = (
@@ -423,6 +428,18 @@ cdef inline void append_row(BitWriter *writer, const Plan *plan, int64_t first,
         append_bits(writer, bits_at(plan, first, some), some)
         first += some
         count -= some
+
+
+cdef void append_window(BitWriter *writer, const uint8_t *window, int64_t count) noexcept nogil:
+    cdef uint64_t word = 0
+    while count >= 64:
+        memcpy(&word, window, 8)
+        append_bits(writer, word, 64)
+        window += 8
+        count -= 64
+    if count:
+        memcpy(&word, window, (count + 7) // 8)
+        append_bits(writer, word & low_bits(<int>count), <int>count)
 
 
 cdef inline void append_same(BitWriter *writer, bint bit, int64_t count) noexcept nogil:
@@ -662,7 +679,7 @@ cdef void apply_rows(const Plan *plan, char *to, const char *from_, int64_t rows
     """Whole rows, which their bits follow without gaps; the elements fit where they are gathered
     unless each row goes on where the one before it ends."""
     cdef const Dim *inner = &plan.dims[plan.ndim - 1]
-    cdef const Dim *outer = &plan.dims[plan.ndim - 2]
+    cdef const Dim *outer = outer_dim(plan)
     cdef uint64_t items[GATHERED]
     cdef int64_t row_bytes = plan.row * plan.itemsize
     cdef int64_t i
@@ -684,7 +701,7 @@ cdef void apply_transposed(const Plan *plan, char *to, const char *from_, int64_
                            int64_t rows, int64_t count) noexcept nogil:
     """Some elements, at most as many as a window has bits for, of up to 64 rows whose bits are
     neighbours."""
-    cdef const Dim *outer = &plan.dims[plan.ndim - 2]
+    cdef const Dim *outer = outer_dim(plan)
     cdef uint64_t window[TILE * TILE_WORDS]
     cdef uint64_t words[TILE]
     cdef BitWriter writer
@@ -715,7 +732,7 @@ cdef void apply_piece(const Plan *plan, char *to, const char *from_, int64_t bit
                       int64_t piece) noexcept nogil:
     """One piece of a run that starts at these places."""
     cdef const Dim *inner = &plan.dims[plan.ndim - 1]
-    cdef const Dim *outer = &plan.dims[plan.ndim - 2]
+    cdef const Dim *outer = outer_dim(plan)
     cdef uint8_t window[PIECE_BYTES + 8]
     cdef int64_t across = parts(plan.row, plan.piece_row)
     cdef int64_t along = parts(plan.folds, plan.piece_folds)
@@ -854,14 +871,11 @@ cdef apply_bits(int kind, np.ndarray to, np.ndarray from_, tuple noise_shape, co
 cdef void spread_bits(uint8_t *to, const uint8_t *bits, tuple shape, tuple noise_shape):
     """The bits of a mask of the noise shape, for each element of the shape, in C order."""
     cdef Plan plan
-    cdef BitWriter writer = writer_to(to)
     cdef np.npy_intp sizes[MAX_DIMS]
     cdef np.npy_intp strides[MAX_DIMS]
     cdef np.npy_intp noise[MAX_DIMS]
-    cdef int64_t index[MAX_DIMS]
     cdef int ndim = len(shape)
     cdef int64_t size = 1
-    cdef const Dim *dim
     cdef int i
     for i in range(ndim - 1, -1, -1):
         sizes[i], strides[i], noise[i] = shape[i], size, noise_shape[i]
@@ -871,21 +885,46 @@ cdef void spread_bits(uint8_t *to, const uint8_t *bits, tuple shape, tuple noise
     plan.itemsize = 1
     plan.to, plan.from_, plan.bits = <char *>to, <const char *>to, bits
     plan_dims(&plan, ndim, sizes, strides, strides, noise)
-    dim = &plan.dims[plan.ndim - 1]
+    with nogil:
+        choose_run(&plan, True)
+        spread_runs(&plan, to)
+
+
+cdef void spread_runs(const Plan *plan, uint8_t *to) noexcept nogil:
+    """All runs, one after the other: in C order, each row goes on where the one before it ends."""
+    cdef BitWriter writer = writer_to(to)
+    cdef uint8_t window[PIECE_BYTES + 8]
+    cdef int64_t index[MAX_DIMS]
+    cdef int64_t bit = plan.bit
+    cdef int64_t row, rows
+    cdef int i
     for i in range(plan.ndim):
         index[i] = 0
     while True:
-        if dim.bit_stride == 0:
-            append_same(&writer, bit_at(bits, plan.bit), dim.size)
-        else:
-            append_row(&writer, &plan, plan.bit, dim.size)
-        i = plan.ndim - 2
+        row = 0
+        while row < plan.rows:
+            rows = min(plan.rows - row, plan.piece_rows)
+            if plan.how == ROWS_AGAIN:
+                repeat_row(window, plan, bit, rows)
+                append_window(&writer, window, rows * plan.row)
+            elif plan.how == ROWS_WIDENED:
+                widen_bits(window, plan, bit + row * outer_dim(plan).bit_stride, rows)
+                append_window(&writer, window, rows * plan.row)
+            elif plan.how == ROWS_TOGETHER:
+                join_rows(window, plan, bit + row * outer_dim(plan).bit_stride, rows)
+                append_window(&writer, window, rows * plan.row)
+            elif plan.how == ONE:
+                append_same(&writer, bit_at(plan.bits, bit), plan.row)
+            else:
+                append_row(&writer, plan, bit + row * plan.row, rows * plan.row)
+            row += rows
+        i = plan.outer - 1
         while i >= 0:
-            plan.bit += plan.dims[i].bit_stride
+            bit += plan.dims[i].bit_stride
             index[i] += 1
             if index[i] < plan.dims[i].size:
                 break
-            plan.bit -= plan.dims[i].size * plan.dims[i].bit_stride
+            bit -= plan.dims[i].size * plan.dims[i].bit_stride
             index[i] = 0
             i -= 1
         if i < 0:

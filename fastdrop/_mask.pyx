@@ -29,7 +29,7 @@ LARGEST_OFFSET = 2**63
 cdef class Mask:
     """Which elements a dropout keeps: a packed bit for each, and the factor of those kept.
 
-    Masks come from `dropout`, `dropout_`, `draw_mask` and `Mask.pack`. They never change.
+    Masks come from `dropout` and its relatives, `draw_mask` and `Mask.pack`. They never change.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ cdef class Mask:
     scale : float
         What kept elements are multiplied by.
     seed, step : int or None
-        What the bits were drawn from; None if they were packed.
+        What the bits were drawn from; None if they were packed, or are ReLU's too.
     size : int
         The number of bits, ``prod(noise_shape)``.
     bits : numpy.ndarray or None

@@ -12,6 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from fastdrop_keras import bridge, recomputation, sampling, seed_state, surroundings
+from fastdrop_keras.dial import Dial
+from fastdrop_keras.noise_shape import NoiseShape
 
 
 class BaseDropout(keras.layers.Layer):
@@ -25,7 +27,7 @@ class BaseDropout(keras.layers.Layer):
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._dial = bridge.Dial(checked_rate(rate))
+        self._dial = Dial(checked_rate(rate))
         self.seed = checked_seed(seed)
         # At rate 0 too: the rate can be raised later.
         self.seed_generator = keras.random.SeedGenerator(self.seed)
@@ -100,7 +102,7 @@ class BaseDropout(keras.layers.Layer):
         """
         return layer_call
 
-    def _mask_shape(self) -> bridge.NoiseShape | None:
+    def _mask_shape(self) -> NoiseShape | None:
         """Return the mask's shape, with `None` where it is the input's."""
         raise NotImplementedError
 
@@ -208,7 +210,7 @@ class Dropout(BaseDropout):
         super().__init__(rate, seed=seed, **kwargs)
         self.noise_shape = _checked_noise_shape(noise_shape)
 
-    def _mask_shape(self) -> bridge.NoiseShape | None:
+    def _mask_shape(self) -> NoiseShape | None:
         return self.noise_shape
 
     def get_config(self) -> dict[str, Any]:
@@ -272,7 +274,7 @@ class SpatialDropout1D(BaseDropout):
         super().__init__(rate, seed=seed, name=name, dtype=dtype, **kwargs)
         self.input_spec = keras.layers.InputSpec(ndim=3)
 
-    def _mask_shape(self) -> bridge.NoiseShape:
+    def _mask_shape(self) -> NoiseShape:
         return (None, 1, None)
 
 
@@ -303,7 +305,7 @@ class BaseSpatialDropout(BaseDropout):
         self.data_format = _checked_data_format(data_format)
         self.input_spec = keras.layers.InputSpec(ndim=self._spatial_dimensions + 2)
 
-    def _mask_shape(self) -> bridge.NoiseShape:
+    def _mask_shape(self) -> NoiseShape:
         ones = (1,) * self._spatial_dimensions
         if self.data_format == "channels_first":
             return (None, None, *ones)
@@ -452,7 +454,7 @@ def checked_seed(seed: Any) -> int | None:
     return number
 
 
-def _checked_noise_shape(noise_shape: Any) -> bridge.NoiseShape | None:
+def _checked_noise_shape(noise_shape: Any) -> NoiseShape | None:
     """Return `noise_shape` as a tuple of positive integers and `None`s."""
     if noise_shape is None:
         return None

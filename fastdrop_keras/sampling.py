@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from fastdrop_keras import bridge
+from fastdrop_keras.noise_shape import NoiseShape
 
 # Of the thread that traces or runs the model: others are not concerned.
 _CURRENT: contextvars.ContextVar[Sampler | None] = contextvars.ContextVar("sampler", default=None)
@@ -61,8 +61,8 @@ class Sampler:
             _CURRENT.reset(token)
 
     def draw(
-        self, layer: keras.Layer, inputs: tf.Tensor, mask_shape: bridge.NoiseShape | None
-    ) -> tuple[tf.Tensor, bridge.NoiseShape | None]:
+        self, layer: keras.Layer, inputs: tf.Tensor, mask_shape: NoiseShape | None
+    ) -> tuple[tf.Tensor, NoiseShape | None]:
         """Return the next seed for `layer`, and the shape of the mask."""
         if id(layer) not in self._positions:
             raise ValueError(

@@ -198,6 +198,53 @@ def test_special_values_in_a_residual_and_a_bias(isa, dtype):
     assert_same_bits(y, bias_dropout_add(x, bias, residual, keep(shape, 0.5, 1), 2.0))
 
 
+@pytest.mark.parametrize("store_mask", [True, False])
+@pytest.mark.parametrize("rate", [0, 0.3, 1])
+@pytest.mark.parametrize("scale", [None, 1.0, -0.5])
+def test_scale_and_rate_with_and_without_stored_bits(isa, rate, scale, store_mask):
+    x, residual = finite(np.float32, (130, 70), 1), finite(np.float32, (130, 70), 2)
+    bias = finite(np.float32, (70,), 3)
+    y, mask = fastdrop.bias_dropout_add(
+        x, bias, residual, rate, seed=4, scale=scale, store_mask=store_mask
+    )
+    used = reference.default_scale(rate) if scale is None else scale
+    kept = keep(x.shape, rate, 4)
+    assert_same_bits(y, bias_dropout_add(x, bias, residual, kept, used))
+    assert mask.scale == used
+    dx, _, _ = fastdrop.bias_dropout_add_grad(x, mask)
+    assert_same_bits(dx, reference.dropout(x, kept, used))
+
+
+def test_out_may_be_x_and_residual_and_hold_the_bias(isa):
+    x, other = finite(np.float32, (130, 70), 1), finite(np.float32, (70,), 3)
+    kept = keep(x.shape, 0.3, 4)
+    expected = bias_dropout_add(x, other, x, kept, 1 / 0.7)
+    y = x.copy()
+    fastdrop.bias_dropout_add(y, other, y, 0.3, seed=4, out=y)
+    assert_same_bits(y, expected)
+    y = x.copy()
+    fastdrop.bias_dropout_add(y, y[3], None, 0.3, seed=4, out=y)
+    assert_same_bits(y, bias_dropout_add(x, x[3], None, kept, 1 / 0.7))
+
+
+@pytest.mark.parametrize("noise_shape", NOISE_SHAPES, ids=str)
+def test_large_noise_shapes_on_any_number_of_threads(isa, noise_shape):
+    shape = (65, 66, 129)
+    x, residual = finite(np.float32, shape, 1), finite(np.float32, shape, 2)
+    kept = keep(shape, 0.4, 9, noise_shape)
+    expected = bias_dropout_add(x, None, residual, kept, 1 / 0.6)
+    for threads in (1, 3):
+        with fastdrop.num_threads(threads):
+            y, mask = fastdrop.bias_dropout_add(
+                x, None, residual, 0.4, seed=9, noise_shape=noise_shape
+            )
+            assert_same_bits(y, expected)
+            dx, _, _ = fastdrop.bias_dropout_add_grad(x, mask)
+            assert_same_bits(dx, reference.dropout(x, kept, 1 / 0.6))
+            y, _ = fastdrop.relu_dropout(x, 0.4, seed=9, noise_shape=noise_shape)
+            assert_same_bits(y, relu_dropout(x, 0.4, 9, noise_shape)[0])
+
+
 def test_without_bias_and_residual_it_is_dropout(isa):
     x = values(np.dtype(np.float32), (50, 41), seed=2)
     y, mask = fastdrop.bias_dropout_add(x, None, None, 0.3, seed=2)
@@ -281,6 +328,34 @@ def test_bias_gradient(isa, dtype, columns):
     bound = 130 * precision * np.abs(summands).sum(0, dtype=np.float64)
     bound += float(ml_dtypes.finfo(dtype).eps) * np.abs(exact_sums(summands))
     assert (np.abs(dbias.astype(np.float64) - exact_sums(summands)) <= bound + 1e-300).all()
+
+
+@pytest.mark.parametrize("shape", [(300_000, 1), (9000, 33), (1000, 1025), (3, 100_003)], ids=str)
+def test_sums_of_many_groups_of_rows(isa, shape):
+    """Of whole numbers below 2^24, so that every sum is exact."""
+    dy = np.random.default_rng(0).integers(-40, 40, shape).astype(np.float32)
+    mask = fastdrop.draw_mask(shape, 0.5, seed=3)
+    for threads in (1, 2):
+        with fastdrop.num_threads(threads):
+            dx, dbias, _ = fastdrop.bias_dropout_add_grad(dy, mask)
+        expected = np.where(keep(shape, 0.5, 3), 2 * dy, 0).astype(np.int64)
+        np.testing.assert_array_equal(dx, expected)
+        np.testing.assert_array_equal(dbias, expected.sum(0))
+
+
+@each_dtype
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_sums_of_what_is_not_finite(isa, dtype, value):
+    dy = finite(dtype, (300, 40), 1)
+    dy[7, 3] = dy[8, 5] = value
+    mask = fastdrop.draw_mask(dy.shape, 0.0, seed=3)
+    _, dbias, _ = fastdrop.bias_dropout_add_grad(dy, mask)
+    for column in range(40):
+        found = float(dbias[column])
+        if column in (3, 5):
+            np.testing.assert_equal(found, value)
+        else:
+            assert math.isfinite(found)
 
 
 @each_dtype

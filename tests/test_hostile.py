@@ -5,6 +5,7 @@ import ctypes.util
 import pickle
 import platform
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -171,3 +172,66 @@ def test_the_callers_rounding_mode_does_not_matter(isa, mode):
     finally:
         libm.fesetround(0)
     np.testing.assert_array_equal(results, expected)
+
+
+class Meddler:
+    """An array that does something else when it is asked for."""
+
+    def __init__(self, array, action):
+        self.array, self.action = array, action
+
+    def __array__(self, dtype=None, copy=None):
+        self.action()
+        return self.array
+
+
+@pytest.mark.parametrize("name", ["bias", "residual"])
+@pytest.mark.parametrize("noise_shape", [None, (None, 1)])
+def test_an_array_reshaped_while_its_companions_are_read(name, noise_shape):
+    x = np.ones((64, 64), np.float32)
+    companion = np.zeros(64 if name == "bias" else (64, 64), np.float32)
+    arguments = {
+        "bias": None,
+        "residual": None,
+        name: Meddler(companion, lambda: x.resize(4096, refcheck=False)),
+    }
+    with pytest.raises(ValueError, match=f"`{name}`|`noise_shape`"):
+        fastdrop.bias_dropout_add(x, **arguments, rate=0.5, noise_shape=noise_shape)
+
+
+def test_a_bias_whose_dtype_changes_while_the_residual_is_read():
+    x = np.ones((64, 64), np.float32)
+    bias = np.zeros(64, np.float32)
+
+    def other_dtype():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # newer NumPy advises against it
+            bias.dtype = np.int8
+
+    with pytest.raises(ValueError, match="`bias`"):
+        fastdrop.bias_dropout_add(x, bias, Meddler(x, other_dtype), 0.5)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the modes' numbers are x86's")
+@pytest.mark.parametrize("mode", [0x400, 0x800, 0xC00], ids=["down", "up", "to zero"])
+def test_the_callers_rounding_mode_does_not_matter_to_sums(isa, mode):
+    dy = np.random.default_rng(0).normal(size=(5000, 33)).astype(np.float32)
+    mask = fastdrop.draw_mask(dy.shape, 0.2, seed=1)
+    expected = fastdrop.bias_dropout_add_grad(dy, mask)
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    assert libm.fesetround(mode) == 0
+    try:
+        found = fastdrop.bias_dropout_add_grad(dy, mask)
+    finally:
+        libm.fesetround(0)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("how", ["raise", "warn"])
+def test_the_callers_error_state_does_not_matter_to_sums(how):
+    mask = fastdrop.draw_mask((1, 8), 0.3, seed=1)
+    for value in (6e-8, 65504, -65504):
+        dy = np.full((1, 8), value, np.float16)
+        with np.errstate(all=how):
+            fastdrop.bias_dropout_add_grad(dy, mask)
