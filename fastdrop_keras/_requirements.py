@@ -2,6 +2,9 @@
 
 import os
 
+# From here on, Keras saves what is in a layer besides its variables: the state of the seeds.
+_OLDEST_KERAS = (3, 11)
+
 _OTHER_BACKENDS = frozenset({"jax", "torch", "openvino"})
 
 
@@ -24,6 +27,12 @@ def check() -> None:
         raise _missing("Keras") from error
     if keras.config.backend() != "tensorflow":
         raise _wrong_backend(keras.config.backend())
+    version = tuple(int(number) for number in keras.__version__.split(".")[:2])
+    if version < _OLDEST_KERAS:
+        raise ImportError(
+            f"fastdrop_keras needs Keras {'.'.join(map(str, _OLDEST_KERAS))} or newer, and this is "
+            f'Keras {keras.__version__}. Update it with: pip install --upgrade "fastdrop[keras]"'
+        )
 
 
 def _missing(package: str) -> ImportError:

@@ -52,6 +52,19 @@ sys.modules["keras"] = types.SimpleNamespace(config=config, __spec__=None)
     assert_says_what_to_do(error_of(run_python("import tensorflow" + loads + IMPORT)), "jax")
 
 
+def test_older_keras(run_python):
+    older = """
+import sys, types
+config = types.SimpleNamespace(backend=lambda: "tensorflow")
+sys.modules["keras"] = types.SimpleNamespace(config=config, __version__="3.9.2", __spec__=None)
+"""
+    error = error_of(run_python("import tensorflow" + older + IMPORT))
+    assert error.startswith("ImportError: ")
+    assert "needs Keras 3.11 or newer" in error
+    assert "Keras 3.9.2" in error
+    assert "pip install --upgrade" in error
+
+
 def test_the_public_names(run_python):
     code = (
         "import fastdrop, fastdrop_keras as fk\n"
