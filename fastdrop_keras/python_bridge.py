@@ -98,17 +98,20 @@ def _gradient_name(noise_shape: NoiseShape | None) -> str:
 
 def _linear(x: tf.Tensor, y: tf.Tensor, transposed: LinearFunction) -> tf.Tensor:
     """Return `y` as a linear function of `x`, differentiable in reverse and forward mode."""
+    if tf.executing_eagerly():
+        # As `tf.custom_gradient` does it, but that keeps y as long as the tape.
+        record.record_operation("fastdrop", [y], [x], lambda dy: [transposed(dy)])
+        return y
 
     @tf.custom_gradient
     def function(x: tf.Tensor) -> tuple[tf.Tensor, LinearFunction]:
         return y, transposed
 
-    if not tf.executing_eagerly():
-        # In a graph, `tf.custom_gradient` leaves forward mode to the operations that made y, and
-        # a Python function has no derivative: the tangent would be zero, without a word.
-        record.record_operation_forwardprop_only(
-            "fastdrop", [y], [x], lambda dy: [transposed(dy)], None
-        )
+    # In a graph, `tf.custom_gradient` leaves forward mode to the operations that made y, and a
+    # Python function has no derivative: the tangent would be zero, without a word.
+    record.record_operation_forwardprop_only(
+        "fastdrop", [y], [x], lambda dy: [transposed(dy)], None
+    )
     return function(x)
 
 
