@@ -132,13 +132,94 @@ def test_eager_and_graph_training_end_in_the_same_weights():
         np.testing.assert_allclose(eager, graph, rtol=1e-5, atol=1e-6)
 
 
-def test_jit_compile_falls_back():
-    x, y = data()
+def test_the_mask_of_an_embedding_reaches_the_layers_behind():
+    tokens = keras.Input((None,), dtype="int32")
+    h = keras.layers.Embedding(9, 6, mask_zero=True)(tokens)
+    h = fastdrop_keras.SpatialDropout1D(0.2)(h)
+    h = Dropout(0.2, noise_shape=(None, None, 1))(h)
+    model = keras.Model(tokens, keras.layers.SimpleRNN(3)(Dropout(0.2)(h)))
+    model.compile("adam", "mse")
+    rng = np.random.default_rng(0)
+    # Batches and times of any size, one after the other.
+    for shape in [(8, 5), (3, 7), (8, 1)]:
+        x = rng.integers(1, 9, shape)
+        assert np.isfinite(model.train_on_batch(x, np.ones((shape[0], 3))))
+        padded = np.pad(x, [(0, 0), (0, 4)])
+        np.testing.assert_allclose(
+            model.predict_on_batch(padded), model.predict_on_batch(x), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_time_distributed_calls_at_each_time_step(expected, run):
+    layer = Dropout(0.5, seed=3)
+    x = keras.Input((4, 33))
+    model = keras.Model(x, keras.layers.TimeDistributed(layer)(x))
+    y = run(lambda x: model(x, training=True))(tf.ones((5, 4, 33)))
+    wanted = [expected.factors((5, 33), 0.5, 3, step) for step in range(4)]
+    np.testing.assert_array_equal(y, np.stack(wanted, axis=1))
+
+
+@keras.saving.register_keras_serializable("tests")
+class DroppingCell(keras.layers.Layer):
+    """A recurrent cell with a dropout layer, which adds up what it lets through."""
+
+    state_size = 6
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dropout = Dropout(0.5, seed=3)
+
+    def call(self, inputs, states, training=False):
+        total = states[0] + self.dropout(inputs, training=training)
+        return total, [total]
+
+
+def test_bidirectional(expected, run):
+    """Each direction has a cell of its own, made from the configuration of the one given."""
+    layer = keras.layers.Bidirectional(
+        keras.layers.RNN(DroppingCell(), unroll=True), merge_mode="concat"
+    )
+    layer.build((5, 4, 6))
+    x = np.random.default_rng(0).normal(size=(5, 4, 6)).astype(np.float32)
+    y = run(lambda x: layer(x, training=True))(tf.constant(x))
+    factors = [expected.factors((5, 6), 0.5, 3, step) for step in range(4)]
+    there = sum(x[:, step] * factors[step] for step in range(4))
+    back = sum(x[:, 3 - step] * factors[step] for step in range(4))
+    np.testing.assert_allclose(y, np.concatenate([there, back], axis=1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_empty_batches(run_eagerly):
     model = sequential()
+    model.compile("sgd", "mse", run_eagerly=run_eagerly)
+    weights = model.get_weights()
+    model.train_on_batch(np.ones((0, 6)), np.ones((0, 1)))
+    assert model.predict_on_batch(np.ones((0, 6))).shape == (0, 1)
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    model.fit(*data(), verbose=0)
+
+
+class Listed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.all = [keras.layers.Dense(16), Dropout(0.2), keras.layers.Dense(1)]
+
+    def call(self, x, training=False):
+        dense, dropout, out = self.all
+        return out(dropout(dense(x), training=training))
+
+
+@pytest.mark.parametrize("make", [sequential, nested, Listed])
+def test_jit_compile_falls_back(make):
+    x, y = data()
+    model = make()
+    # Keras finds the layers of a subclassed model when it is built.
     with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
         model.compile("sgd", "binary_crossentropy", jit_compile=True)
     model.fit(x, y, verbose=0)
     model.predict(x, verbose=0)
+    assert not model.jit_compile
 
 
 def test_steps_per_execution():
