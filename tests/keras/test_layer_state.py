@@ -1,14 +1,18 @@
 """The state of a layer: its seed, what saves and restores it, replicas, and a rate that changes."""
 
 import copy
+import json
+import pathlib
 import pickle
 import textwrap
+import zipfile
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import fastdrop
 import fastdrop_keras
 from fastdrop_keras import Dropout
 
@@ -17,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 SHAPE = (5, 33)
 ONES = np.ones(SHAPE, np.float32)
+DATA = pathlib.Path(__file__).parents[1] / "data"
 
 
 def model(layer=Dropout, seed=None):
@@ -84,6 +89,50 @@ def test_a_large_seed_and_a_large_step(expected, run):
     layer.seed_generator.state.assign([2**63 - 1, 2**40])
     y = run(lambda x: layer(x, training=True))(ONES)
     np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, 2**63 - 1, 2**40))
+
+
+# What decides the masks of a training run.
+
+
+@pytest.mark.parametrize("by", ["set_random_seed", "seed"])
+def test_a_run_on_a_dataset_is_repeated_exactly(by):
+    x = np.random.default_rng(0).normal(size=(64, 33)).astype(np.float32)
+
+    def run(threads):
+        keras.utils.set_random_seed(5)
+        run = model(seed=6 if by == "seed" else None)
+        if by == "seed":
+            # No other seed matters from here on, but for the order of the data.
+            keras.utils.set_random_seed(threads)
+            tf.random.set_seed(5)
+        run.compile("adam", "mse")
+        data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).shuffle(64, seed=3)
+        data = data.map(lambda x, y: (x * 2, y), num_parallel_calls=4).batch(24).prefetch(2)
+        with fastdrop.num_threads(threads):
+            run.fit(data, epochs=3, shuffle=False, verbose=0)
+        return run.get_weights()
+
+    for first, second in zip(run(threads=1), run(threads=3), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_layer_in_a_parallel_map_is_repeated_exactly_where_tensorflow_is_told_to(run_python):
+    done = run_python(
+        """
+import keras, numpy as np, tensorflow as tf, fastdrop, fastdrop_keras
+keras.utils.set_random_seed(1)
+tf.config.experimental.enable_op_determinism()
+layer = fastdrop_keras.Dropout(0.5, seed=3)
+data = tf.data.Dataset.from_tensors(tf.ones((64,))).repeat(100)
+data = data.map(lambda x: layer(x, training=True), num_parallel_calls=8)
+stream = fastdrop.Stream(3)
+for y in data:
+    want, _ = fastdrop.dropout(np.ones(64, "f4"), 0.5, seed=stream)
+    assert np.array_equal(y, want), stream.state
+assert stream.state["step"] == 100
+"""
+    )
+    assert done.returncode == 0, done.stderr
 
 
 # Saving.
@@ -201,31 +250,145 @@ def test_copies_continue_the_stream(used, duplicate):
     np.testing.assert_array_equal(duplicate(layer)(ONES, training=True), layer(ONES, training=True))
 
 
-def test_an_interrupted_and_resumed_fit_ends_in_the_same_weights(tmp_path):
+class Interrupt(keras.callbacks.Callback):
+    """Ends a training run with an error, in the middle of its third epoch."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.model.optimizer.iterations == 10:
+            raise InterruptedError("in the third epoch")
+
+
+def fit(model, *callbacks, **options):
     x = np.random.default_rng(0).normal(size=(64, 33)).astype(np.float32)
-    y = x[:, :1]
+    model.fit(
+        x, x[:, :1], batch_size=16, shuffle=False, verbose=0, callbacks=list(callbacks), **options
+    )
 
-    def fit(model, epochs):
-        model.fit(x, y, batch_size=16, epochs=epochs, shuffle=False, verbose=0)
 
-    def fresh():
-        keras.utils.set_random_seed(5)
-        fresh = model()
-        fresh.compile("adam", "mse")
-        return fresh
+def fresh():
+    """A model whose weights and seeds are those of any other one of these."""
+    keras.utils.set_random_seed(5)
+    fresh = model()
+    fresh.compile("adam", "mse")
+    return fresh
 
+
+def other():
+    """One that has other weights and other seeds."""
+    keras.utils.set_random_seed(6)
+    other = model()
+    other.compile("adam", "mse")
+    return other
+
+
+def assert_same(first, second):
+    assert states(first) == states(second)
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def uninterrupted():
+    """A model that was trained for four epochs."""
     uninterrupted = fresh()
-    fit(uninterrupted, 4)
+    fit(uninterrupted, epochs=4)
+    return uninterrupted
 
+
+def test_an_interrupted_and_resumed_fit_ends_in_the_same_weights(uninterrupted, tmp_path):
     interrupted = fresh()
-    fit(interrupted, 2)
+    fit(interrupted, epochs=2)
     interrupted.save(tmp_path / "model.keras")
     resumed = keras.models.load_model(tmp_path / "model.keras")
-    fit(resumed, 2)
+    fit(resumed, epochs=2)
+    assert_same(resumed, uninterrupted)
 
-    for a, b in zip(uninterrupted.get_weights(), resumed.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert states(resumed) == states(uninterrupted)
+
+def test_backup_and_restore_ends_in_the_same_weights(uninterrupted, tmp_path):
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    with pytest.raises(InterruptedError):
+        fit(fresh(), backup(), Interrupt(), epochs=4)
+    resumed = other()
+    fit(resumed, backup(), epochs=4)
+    assert_same(resumed, uninterrupted)
+
+
+def test_a_checkpoint_of_tensorflow_ends_in_the_same_weights(uninterrupted, tmp_path):
+    def checkpoint(model):
+        return tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+
+    interrupted = fresh()
+    fit(interrupted, epochs=2)
+    path = checkpoint(interrupted).save(tmp_path / "checkpoint")
+    resumed = other()
+    resumed.optimizer.build(resumed.trainable_variables)
+    checkpoint(resumed).restore(path).assert_consumed()
+    fit(resumed, epochs=4, initial_epoch=2)
+    assert_same(resumed, uninterrupted)
+
+
+# Files of other versions, and of Keras.
+
+
+def saved_by_0_1(expected):
+    """What the layers of the files in `data` do next: name, layer's input and output."""
+    for name, rate, seed, shape, noise_shape in [
+        ("first", 0.125, 8, (5, 4, 3), (None, 1, None)),
+        ("second", 0.25, 7, (5, 2, 2, 3), (None, None, 1, 1)),
+        ("third", 0.5, 7, (5, 2, 2, 3, 1), (None, None, 1, 1, 1)),
+        ("plain", 0.75, 9, (5, 4, 3), (None, 1, 3)),
+    ]:
+        yield name, tf.ones(shape), expected.factors(shape, rate, seed, 3, noise_shape)
+
+
+def test_a_keras_file_of_version_0_1(expected):
+    loaded = keras.models.load_model(DATA / "saved_by_0_1.keras")
+    for name, x, y in saved_by_0_1(expected):
+        np.testing.assert_array_equal(loaded.get_layer(name)(x, training=True), y)
+
+
+def test_a_weights_file_of_version_0_1(expected):
+    model = keras.models.clone_model(keras.models.load_model(DATA / "saved_by_0_1.keras"))
+    assert model.get_layer("plain").seed_generator.state.numpy().tolist() == [9, 0]
+    model.load_weights(DATA / "saved_by_0_1.weights.h5")
+    np.testing.assert_array_equal(model.get_layer("dense").kernel, np.ones((3, 1)))
+    for name, x, y in saved_by_0_1(expected):
+        np.testing.assert_array_equal(model.get_layer(name)(x, training=True), y)
+
+
+def test_a_keras_file_with_fewer_entries_and_without_state(used, tmp_path):
+    """As of a version that had neither: what is not there is as by default."""
+    used.save(tmp_path / "new.keras")
+    weights = tmp_path / "stateless.weights.h5"
+    model(keras.layers.Dropout).save_weights(weights)
+    with (
+        zipfile.ZipFile(tmp_path / "new.keras") as new,
+        zipfile.ZipFile(tmp_path / "old.keras", "w") as old,
+    ):
+        config = json.loads(new.read("config.json"))
+        dropout = config["config"]["layers"][1]["config"]
+        for entry in set(dropout) - {"rate", "name"}:
+            del dropout[entry]
+        old.writestr("metadata.json", new.read("metadata.json"))
+        old.writestr("config.json", json.dumps(config))
+        old.writestr("model.weights.h5", weights.read_bytes())
+    loaded = keras.models.load_model(tmp_path / "old.keras")
+    layer = loaded.layers[0]
+    assert (layer.rate, layer.seed, layer.noise_shape) == (0.5, None, None)
+    assert [step for _, step in states(loaded)] == [0, 0]
+    assert np.isfinite(loaded(ONES, training=True)).all()
+
+
+def test_a_keras_file_with_the_layers_of_keras_loads_beside_ours(tmp_path):
+    theirs = model(keras.layers.Dropout, seed=7)
+    theirs.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded.layers[0]) is keras.layers.Dropout
+    converted = fastdrop_keras.convert(loaded, verbose=False)
+    assert type(converted.layers[0]) is Dropout
+    np.testing.assert_allclose(converted(ONES), theirs(ONES), rtol=1e-6)
 
 
 def test_an_exported_model_serves_where_the_library_is_not_installed(used, tmp_path, run_python):
@@ -317,10 +480,13 @@ def test_one_replica_draws_what_no_strategy_draws(expected):
         np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, 7, step))
 
 
-def test_fit_under_a_strategy(two_replicas):
-    with two_replicas.scope():
-        mirrored = model()
-        mirrored.compile("sgd", "mse")
-    x = np.ones((32, 33), np.float32)
-    history = mirrored.fit(x, x[:, :1], batch_size=8, epochs=2, verbose=0).history
-    assert np.isfinite(history["loss"]).all()
+def test_a_fit_under_a_strategy_is_repeated_exactly(two_replicas):
+    def trained():
+        with two_replicas.scope():
+            mirrored = fresh()
+        fit(mirrored, epochs=2)
+        return mirrored
+
+    first = trained()
+    assert all(np.isfinite(weights).all() for weights in first.get_weights())
+    assert_same(first, trained())
