@@ -1,10 +1,14 @@
 """Compares our Dropout with Keras's in a TensorFlow graph, per operation in a chain of ten.
 
 Each figure is a ratio of medians over rounds in turns. A chain, since the call of a graph costs
-as much as several operations in it. The threads of both are as they are by default.
+as much as several operations in it. The threads of both are as they are by default. And what of an
+operation is our own: the Python of a callback, without TensorFlow's way there.
 """
 
+import functools
 import os
+import statistics
+import time
 
 # Before TensorFlow is imported, which greets at length.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -115,3 +119,59 @@ def test_fit(benchmark, report):
             ms=f"{value * 1e3:.2f}",
             **{"over no dropout": f"{value / seconds['no dropout']:.3f}"},
         )
+
+
+CALLBACK_SIZE = 1024
+CALLBACK_RUNS = 2000
+
+
+@pytest.fixture
+def timed_callbacks(monkeypatch):
+    """How long each Python function of a graph takes from its first line to its last, by name."""
+    seconds = {}
+    numpy_function = tf.numpy_function
+
+    def numpy_function_timed(function, inputs, dtypes, *, name, **options):
+        figures = seconds.setdefault(name, [])
+
+        def timed(*arrays):
+            start = time.perf_counter()
+            result = function(*arrays)
+            figures.append(time.perf_counter() - start)
+            return result
+
+        return numpy_function(timed, inputs, dtypes, name=name, **options)
+
+    monkeypatch.setattr(tf, "numpy_function", numpy_function_timed)
+    return seconds
+
+
+def test_callback(report, timed_callbacks):
+    """Our Python functions in a graph, beside one that only multiplies."""
+    layer = fastdrop_keras.Dropout(RATE)
+    # Not written into `step`, whose functions TensorFlow rewrites.
+    multiply = functools.partial(np.multiply, np.float32(1 / (1 - RATE)))
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+        dx = tape.gradient(y, x)
+        # After the others and not beside them, where it would wait for the interpreter's lock.
+        return tf.numpy_function(multiply, [dx], x.dtype, stateful=False, name="numpy.multiply")
+
+    x = tf.ones([CALLBACK_SIZE])
+    for _ in range(CALLBACK_RUNS):
+        step(x)
+    medians = {name: statistics.median(figures) for name, figures in timed_callbacks.items()}
+    peer = medians["numpy.multiply"]
+    assert set(medians) == {"fastdrop_forward", "fastdrop_backward", "numpy.multiply"}
+    for name, value in medians.items():
+        report.add(
+            f"the Python function itself, in a graph ({CALLBACK_SIZE:,} elements, float32)",
+            name,
+            **{"µs": f"{value * 1e6:.1f}", "over numpy.multiply": f"{value / peer:.1f}"},
+        )
+    for name in ("fastdrop_forward", "fastdrop_backward"):
+        report.ask("callback at 1,024 elements, µs", "≤ 10", name, medians[name] * 1e6)
