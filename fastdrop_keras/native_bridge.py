@@ -7,6 +7,7 @@ import struct
 
 import tensorflow as tf
 
+from fastdrop_keras import eager_tape
 from fastdrop_keras.dial import Dial
 from fastdrop_keras.native_library import OPERATIONS
 from fastdrop_keras.noise_shape import NoiseShape
@@ -16,20 +17,29 @@ def drop(
     x: tf.Tensor, seed: tf.Tensor, dial: Dial, noise_shape: NoiseShape | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Drop elements of `x`: see `fastdrop_keras.bridge.dropout`."""
-    y, residual = OPERATIONS.fastdrop_forward(
-        x=x,
-        seed=tf.cast(seed, tf.int64),
-        **_attributes(noise_shape),
-        # For a graph that is loaded where there is no such dial.
-        rate_bits=struct.unpack("<q", struct.pack("<d", dial.rate))[0],
-        dial=dial.number,
-    )
+    with eager_tape.unseen() if tf.executing_eagerly() else contextlib.nullcontext():
+        y, residual = OPERATIONS.fastdrop_forward(
+            x=x,
+            seed=tf.cast(seed, tf.int64),
+            **_attributes(noise_shape),
+            # For a graph that is loaded where there is no such dial.
+            rate_bits=struct.unpack("<q", struct.pack("<d", dial.rate))[0],
+            dial=dial.number,
+        )
+    if tf.executing_eagerly():
+        eager_tape.linear(x, y, lambda dy: drop_again(dy, residual, noise_shape))
     return y, residual
 
 
 def drop_again(x: tf.Tensor, residual: tf.Tensor, noise_shape: NoiseShape | None) -> tf.Tensor:
     """Drop what was dropped: see `fastdrop_keras.bridge.dropout_again`."""
-    return OPERATIONS.fastdrop_backward(dy=x, residual=residual, **_attributes(noise_shape))
+    # The gradient of `tf.gather` is sparse, and a kernel wants a tensor.
+    x = tf.convert_to_tensor(x)
+    with eager_tape.unseen() if tf.executing_eagerly() else contextlib.nullcontext():
+        y = OPERATIONS.fastdrop_backward(dy=x, residual=residual, **_attributes(noise_shape))
+    if tf.executing_eagerly():
+        eager_tape.linear(x, y, lambda dy: drop_again(dy, residual, noise_shape))
+    return y
 
 
 def _attributes(noise_shape: NoiseShape | None) -> dict[str, object]:

@@ -15,11 +15,11 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from fastdrop import _bridge
+from fastdrop_keras import eager_tape
 from fastdrop_keras.dial import Dial
+from fastdrop_keras.eager_tape import LinearFunction
 from fastdrop_keras.noise_shape import NoiseShape
 from fastdrop_keras.noise_shape import fitted as fitted_to
-
-LinearFunction = Callable[[tf.Tensor], tf.Tensor]
 
 
 def drop(
@@ -99,9 +99,7 @@ def _gradient_name(noise_shape: NoiseShape | None) -> str:
 def _linear(x: tf.Tensor, y: tf.Tensor, transposed: LinearFunction) -> tf.Tensor:
     """Return `y` as a linear function of `x`, differentiable in reverse and forward mode."""
     if tf.executing_eagerly():
-        # As `tf.custom_gradient` does it, but that keeps y as long as the tape.
-        record.record_operation("fastdrop", [y], [x], lambda dy: [transposed(dy)])
-        return y
+        return eager_tape.linear(x, y, transposed)
 
     @tf.custom_gradient
     def function(x: tf.Tensor) -> tuple[tf.Tensor, LinearFunction]:

@@ -28,6 +28,10 @@ each_fault = pytest.mark.parametrize(
 )
 
 
+# The native operations cannot be broken from here; `test_bridges.py` has what they refuse.
+through_python = pytest.mark.parametrize("bridge", ["numpy_function"], indirect=True)
+
+
 @pytest.fixture
 def broken(monkeypatch):
     """Make a kernel raise an error: `broken(name, error)`."""
@@ -55,6 +59,7 @@ def gradient():
     return gradient
 
 
+@through_python
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 @each_fault
 def test_an_error_is_itself_in_eager_mode(broken, gradient, kernel, fault, in_a_graph):
@@ -63,6 +68,7 @@ def test_an_error_is_itself_in_eager_mode(broken, gradient, kernel, fault, in_a_
         gradient(tf.constant(ONES))
 
 
+@through_python
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 @each_fault
 def test_an_error_in_a_graph_is_told_with_its_type_and_place(
@@ -78,6 +84,7 @@ def test_an_error_in_a_graph_is_told_with_its_type_and_place(
     assert f"fastdrop_{kernel}" in message
 
 
+@through_python
 def test_a_graph_runs_again_after_an_error(broken, monkeypatch, expected):
     layer = Dropout(0.5, seed=3)
     f = tf.function(lambda x: layer(x, training=True))
@@ -96,7 +103,7 @@ def test_a_graph_runs_again_after_an_error(broken, monkeypatch, expected):
 
 
 @needs_fork
-def test_a_fork_draws_what_its_parent_would(run_python):
+def test_a_fork_draws_what_its_parent_would(run_python, bridge):
     done = run_python(
         """
 import os, sys, warnings
@@ -117,12 +124,13 @@ if child == 0:
     os._exit(42)
 status = os.waitpid(child, 0)[1]
 assert os.WEXITSTATUS(status) == 42, status
-"""
+""",
+        FASTDROP_KERAS_BRIDGE=bridge,
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_the_interpreter_ends_while_the_layer_works(run_python):
+def test_the_interpreter_ends_while_the_layer_works(run_python, bridge):
     done = run_python(
         """
 import itertools, threading, time
@@ -150,7 +158,8 @@ for event in begun:
     event.wait()
 time.sleep(0.2)
 print("end", flush=True)
-"""
+""",
+        FASTDROP_KERAS_BRIDGE=bridge,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "end"), done.stderr
 
@@ -160,7 +169,7 @@ print("end", flush=True)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "steps"), [("graph", 100_000), ("eager", 20_000)])
-def test_memory_stays_the_same(run_python, mode, steps):
+def test_memory_stays_the_same(run_python, bridge, mode, steps):
     done = run_python(
         f"""
 import gc, threading
@@ -189,7 +198,8 @@ on_two_threads({steps} // 5)
 before = resident()
 on_two_threads({steps})
 print((resident() - before) / {steps})
-"""
+""",
+        FASTDROP_KERAS_BRIDGE=bridge,
     )
     assert done.returncode == 0, done.stderr
     # Bytes a step: the smallest thing that could be leaked, a reference, would be eight.

@@ -116,7 +116,9 @@ def test_a_run_on_a_dataset_is_repeated_exactly(by):
         np.testing.assert_array_equal(first, second)
 
 
-def test_a_layer_in_a_parallel_map_is_repeated_exactly_where_tensorflow_is_told_to(run_python):
+def test_a_layer_in_a_parallel_map_is_repeated_exactly_where_tensorflow_is_told_to(
+    run_python, bridge
+):
     done = run_python(
         """
 import keras, numpy as np, tensorflow as tf, fastdrop, fastdrop_keras
@@ -130,7 +132,8 @@ for y in data:
     want, _ = fastdrop.dropout(np.ones(64, "f4"), 0.5, seed=stream)
     assert np.array_equal(y, want), stream.state
 assert stream.state["step"] == 100
-"""
+""",
+        FASTDROP_KERAS_BRIDGE=bridge,
     )
     assert done.returncode == 0, done.stderr
 

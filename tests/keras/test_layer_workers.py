@@ -44,7 +44,7 @@ def free_ports(count):
     return ports
 
 
-def train(directory, workers=2):
+def train(directory, bridge, workers=2):
     """What each worker drew, step by step."""
     addresses = [f"localhost:{port}" for port in free_ports(workers)]
     processes = []
@@ -53,7 +53,8 @@ def train(directory, workers=2):
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-c", WORKER, str(directory / f"{index}.npy")],
-                env=os.environ | {"TF_CONFIG": json.dumps(cluster)},
+                env=os.environ
+                | {"TF_CONFIG": json.dumps(cluster), "FASTDROP_KERAS_BRIDGE": bridge},
                 stderr=subprocess.PIPE,
                 text=True,
             )
@@ -69,8 +70,8 @@ def train(directory, workers=2):
     return [np.load(directory / f"{index}.npy") for index in range(workers)]
 
 
-def test_workers_draw_different_masks_reproducibly(expected, tmp_path):
-    for worker, steps in enumerate(train(tmp_path)):
+def test_workers_draw_different_masks_reproducibly(expected, bridge, tmp_path):
+    for worker, steps in enumerate(train(tmp_path, bridge)):
         for step, y in enumerate(steps):
             want = expected.factors((5, 33), 0.5, (worker << 64) | 7, step)
             np.testing.assert_array_equal(y, want)
