@@ -130,6 +130,7 @@ assert os.WEXITSTATUS(status) == 42, status
     assert done.returncode == 0, done.stderr
 
 
+@through_python
 def test_the_interpreter_ends_while_the_layer_works(run_python, bridge):
     done = run_python(
         """
