@@ -143,7 +143,10 @@ def timed_callbacks(monkeypatch):
         return numpy_function(timed, inputs, dtypes, name=name, **options)
 
     monkeypatch.setattr(tf, "numpy_function", numpy_function_timed)
-    return seconds
+    before = fastdrop_keras.get_bridge()
+    fastdrop_keras.set_bridge("numpy_function")
+    yield seconds
+    fastdrop_keras.set_bridge(before)
 
 
 def test_callback(report, timed_callbacks):
