@@ -32,7 +32,7 @@ cdef enum:
     LEAST_SUMMED_ROWS = 16
     SUMMED_SIZE = 1 << 18           # elements that are added up together, where rows allow it
     LEAST_ROW = 1024                # elements that a call of a kernel is worth
-    LINE = 64                       # bytes
+    PAGE = 4096                     # bytes
 
 
 # ---- One pass over an array ----
@@ -512,14 +512,16 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
                         <uint64_t>SUMMED_ROWS)
         groups = (work.size + work.rows * work.row - 1) // (work.rows * work.row)
         work.sum_size = sizeof(double) if kind == KIND_F64 else sizeof(float)
-        size = groups * work.row * work.sum_size + LINE
+        size = groups * work.row * work.sum_size + PAGE
         block = <char *>calloc(size, 1)
         if block == NULL:
             raise MemoryError(f"unable to allocate {size} bytes")
         work.sums = block
         if work.sum_size == work.itemsize:
-            # As far into a line as the elements, so that both have their vectors in whole lines.
-            work.sums += (<uintptr_t>work.to - <uintptr_t>block) % LINE
+            # As far into a line as the elements, so that both have their vectors in whole lines;
+            # and half a page from them, since a CPU takes a load for that of what it has just
+            # stored where the last twelve bits of the addresses are the same.
+            work.sums += (<uintptr_t>work.to + PAGE // 2 - <uintptr_t>block) % PAGE
         with nogil:
             run(sum_groups, &work, groups, grains(groups, work.size))
             add_up(&work, groups, <double *>np.PyArray_DATA(totals), columns)

@@ -130,6 +130,8 @@ assert os.WEXITSTATUS(status) == 42, status
     assert done.returncode == 0, done.stderr
 
 
+# Only so: any native operation, Keras's own layers too, can end in an abort here, as Python makes a
+# thread that comes back to it exit through TensorFlow's frames.
 @through_python
 def test_the_interpreter_ends_while_the_layer_works(run_python, bridge):
     done = run_python(
