@@ -72,6 +72,15 @@ class TestKerasChecks(testing.TestCase):
         self.check(fastdrop_keras.SpatialDropout3D, kwargs, (2, 3, 4, 4, 5))
 
 
+class TestKerasChecksThroughPython(TestKerasChecks):
+    """The same with Python functions."""
+
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(fastdrop_keras.set_bridge, fastdrop_keras.get_bridge())
+        fastdrop_keras.set_bridge("numpy_function")
+
+
 # Arguments.
 
 
@@ -147,10 +156,10 @@ def test_bad_noise_shape(noise_shape, message):
         fastdrop_keras.Dropout(0.5, noise_shape=noise_shape)
 
 
-@pytest.mark.parametrize(
-    "noise_shape", [(2, 1, None), [2, 1, None], (np.int64(2), 1, None), iter((2, 1, None))]
-)
-def test_noise_shape_is_kept_as_a_tuple(noise_shape):
+@pytest.mark.parametrize("kind", [tuple, list, iter])
+@pytest.mark.parametrize("number", [int, np.int64])
+def test_noise_shape_is_kept_as_a_tuple(kind, number):
+    noise_shape = kind([number(2), 1, None])
     assert fastdrop_keras.Dropout(0.5, noise_shape).noise_shape == (2, 1, None)
 
 
