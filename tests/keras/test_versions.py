@@ -52,6 +52,8 @@ def test_versions(bridge, versions, tmp_path):
     for name in ("fastdrop", "fastdrop_keras"):
         # So that the tests import what was installed.
         shutil.rmtree(project / name)
-    # What newer versions warn of is not looked at here.
+    # What other versions warn of is not looked at here; and the frozen files were made with a Keras
+    # newer than the oldest, whose own layers cannot be loaded there.
     options = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "-m", "not slow"]
+    options += ["-k", "not version_0_1"]
     run("pytest", *options, *(f"tests/keras/{name}.py" for name in TESTS))
