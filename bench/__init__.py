@@ -1,0 +1,1 @@
+"""Owns the measurements: speed against the peers, memory, and counts of instructions."""
