@@ -6,13 +6,14 @@ RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find fastdrop fastdrop_keras -name '*.py[x]' -o -name '*.c' -o -name '*.px[di]' -o -name '*.h' -o -name '_isas.py')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow bench lint format clean
+.PHONY: help demo test test-slow bench bench-quick lint format clean
 
 help:
 	@echo "make demo       train on real digits with and without dropout, and plot it"
 	@echo "make test       everything but the slow tests"
 	@echo "make test-slow  the slow tests"
-	@echo "make bench      speed against the peers, as ratios"
+	@echo "make bench      speed against the peers: a report in results/bench (ten minutes)"
+	@echo "make bench-quick  the same of less, in a minute"
 	@echo "make lint       style, types, stubs"
 	@echo "make format     let ruff lay out the code"
 	@echo "make clean      remove what was built"
@@ -39,7 +40,10 @@ test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -m slow
 
 bench: $(VENV)/installed-bench
-	$(RUN) -m pytest bench -s
+	$(RUN) -m bench run
+
+bench-quick: $(VENV)/installed-bench
+	$(RUN) -m bench run --quick
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

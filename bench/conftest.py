@@ -1,64 +1,123 @@
-"""What every benchmark uses: one thread of NumPy's kind, a table of ratios, the machine's name."""
+"""What every benchmark uses: the fixture `measure`, the length of a run, its progress bar."""
 
-import platform
+import os
+
+# Before TensorFlow is imported, which greets at length.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import sys
 
 import pytest
-import rich.console
-import rich.table
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fastdrop
+from bench import machine, tables
+from bench.turns import Turns
 
 
-class Report:
-    """The ratios of a run, printed when it ends."""
+class Clock:
+    """Stands still but for the seconds of what a benchmark calls ours.
+
+    pytest-benchmark times whole rounds with it, and so keeps the figures of ours for its own
+    statistics, though the peers have their turns in the same rounds.
+    """
 
     def __init__(self):
-        self.tables = {}
-        self.asked = {}
+        self.now = 0.0
 
-    def add(self, title, row, **columns):
-        """Put figures into a row of the table of that title, a column for each name."""
-        self.tables.setdefault(title, {}).setdefault(row, {}).update(columns)
-
-    def ask(self, what, limit, case, ratio):
-        """Hold a ratio to a limit such as "≤ 1.5", for the table of what is reached and where."""
-        self.asked.setdefault((what, limit), {})[case] = ratio
-
-    def show_asked(self, console):
-        """What was asked for: the range of each ratio, and the cases that miss the limit."""
-        table = rich.table.Table("", "asked", "from", "to", "not reached at", title="asked for")
-        for (what, limit), cases in self.asked.items():
-            bound = float(limit.split()[1])
-            missed = [
-                f"{case} ({ratio:.2f})"
-                for case, ratio in cases.items()
-                if (ratio > bound if limit.startswith("≤") else ratio < bound)
-            ]
-            table.add_row(
-                what,
-                limit,
-                f"{min(cases.values()):.2f}",
-                f"{max(cases.values()):.2f}",
-                ", ".join(missed) or "-",
-            )
-        console.print(table)
-
-    def show(self, console):
-        for title, rows in self.tables.items():
-            names = list(dict.fromkeys(name for columns in rows.values() for name in columns))
-            table = rich.table.Table("", *names, title=title, title_justify="left")
-            for row, columns in rows.items():
-                table.add_row(row, *(columns.get(name, "") for name in names))
-            console.print(table)
+    def __call__(self):
+        return self.now
 
 
-_report = Report()
+CLOCK = Clock()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick", action="store_true", help="fewer sizes and rounds: under a minute in all"
+    )
+
+
+def pytest_generate_tests(metafunc):
+    """Give a benchmark its sizes: of `@pytest.mark.sizes(full, quick)`."""
+    mark = metafunc.definition.get_closest_marker("sizes")
+    if mark is not None:
+        full, quick = mark.args
+        sizes = quick if metafunc.config.getoption("--quick") else full
+        metafunc.parametrize("size", sizes, ids=tables.power)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "sizes(full, quick): numbers of elements of the two runs")
+    config.addinivalue_line("markers", "full: left out of a quick run")
+
+
+def pytest_collection_modifyitems(config, items):
+    timed = pytest.mark.benchmark(timer=CLOCK)
+    skipped = pytest.mark.skip(reason="not in a quick run")
+    for item in items:
+        item.add_marker(timed)
+        if config.getoption("--quick") and item.get_closest_marker("full"):
+            item.add_marker(skipped)
 
 
 @pytest.fixture
-def report():
-    """Where a benchmark puts its ratios."""
-    return _report
+def quick(request):
+    """Whether the run is to be short."""
+    return request.config.getoption("--quick")
+
+
+@pytest.fixture
+def measure(benchmark, quick):
+    """Time candidates in turns and keep the figures: ``measure(table, row, candidates, ...)``.
+
+    The first of the candidates is ours; the last is not, and is what two runs are compared by: a
+    limit of the machine, or a peer. `ratios` maps a heading to the names of two candidates, the
+    first over the second. `elements` is what one call works on.
+    """
+
+    def measure(table, row, candidates, *, group="", elements=None, ratios=(), seconds=1.0):
+        turns = Turns(candidates)
+        ours = next(iter(candidates))
+
+        def round_():
+            turns.round()
+            CLOCK.now += turns.seconds[ours][-1]
+
+        fewest, most = (3, 5) if quick else (5, 30)
+        rounds = turns.rounds(0.1 * seconds if quick else seconds, fewest, most)
+        benchmark.pedantic(round_, rounds=rounds)
+        keep(benchmark, table, group, row, ratios, elements=elements, seconds=turns.seconds)
+        return turns.seconds
+
+    return measure
+
+
+@pytest.fixture
+def record(benchmark):
+    """Keep figures that are no times, such as bytes: ``record(table, row, {"ours": 0.13})``."""
+
+    def record(table, row, figures, *, ratios=()):
+        # pytest-benchmark writes only what it has timed.
+        benchmark.pedantic(lambda: None)
+        values = {name: [float(value)] for name, value in figures.items()}
+        keep(benchmark, table, "", row, ratios, values=values)
+
+    return record
+
+
+def keep(benchmark, table, group, row, ratios, elements=None, seconds=None, values=None):
+    """Put one case where the report finds it."""
+    assert table in tables.TABLES, f"bench/tables.py has no table {table!r}"
+    benchmark.extra_info.update(
+        table=table,
+        group=group,
+        row=row,
+        ratios={heading: list(pair) for heading, pair in dict(ratios).items()},
+        elements=elements,
+        **({"seconds": seconds} if seconds is not None else {"values": values}),
+    )
 
 
 @pytest.fixture
@@ -68,23 +127,45 @@ def one_thread():
         yield
 
 
-def pytest_terminal_summary(terminalreporter):
-    if not _report.tables:
-        return
-    terminalreporter.section("ratios")
-    console = rich.console.Console(width=120)
-    _report.show(console)
-    if _report.asked:
-        _report.show_asked(console)
-    console.print(f"{processor()}, Python {platform.python_version()}")
-    fastdrop.show_config()
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["fastdrop"] = machine.describe()
 
 
-def processor():
-    """The processor's name, as its maker gives it where that can be read."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        return f"{len(names)} x {names[0]}"
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()
+class Bar:
+    """A bar on the terminal in place of pytest's dots."""
+
+    def __init__(self, console):
+        self.progress = Progress(
+            TextColumn("{task.description:60.60}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            auto_refresh=False,  # a thread that redraws would be timed along with the benchmarks
+        )
+
+    def pytest_collection_finish(self, session):
+        self.task = self.progress.add_task("", total=len(session.items))
+        self.progress.start()
+
+    def pytest_runtest_logstart(self, nodeid):
+        self.progress.update(self.task, description=nodeid.partition("/")[2], refresh=True)
+
+    def pytest_runtest_logfinish(self):
+        self.progress.update(self.task, advance=1, refresh=True)
+
+    def pytest_sessionfinish(self):
+        self.progress.stop()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report):
+        if report.passed and report.when == "call":
+            return "passed", "", ""
+        return None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session):
+    console = Console(file=sys.__stderr__)
+    if console.is_terminal and session.config.option.verbose < 1:
+        session.config.pluginmanager.register(Bar(console))

@@ -1,223 +1,151 @@
-"""Compares the kernels with NumPy's own operations on the same arrays, on one thread.
-
-Each figure is a ratio of minima over rounds in turns: the minimum is the time that the machine
-needs when nothing disturbs it, and both sides of a ratio come from the same seconds.
-"""
+"""How fast are the kernels on NumPy's arrays, beside the peers and the limits of memory?"""
 
 import ml_dtypes
 import numpy as np
 import pytest
-from interleave import interleaved
 
 import fastdrop
+from bench.peers import PEERS, FastdropInPlace
+from bench.tables import power
+from bench.validity import check_dropout, check_peer
 
 RATE = 0.2
-SIZES = tuple(2**exponent for exponent in range(12, 25, 2))
-ROUNDS = 15
-SCALE = np.float32(1 / (1 - RATE))
+SCALE = 1 / (1 - RATE)
+SIZES = tuple(2**exponent for exponent in range(6, 27, 2))
+FEWER_SIZES = tuple(2**exponent for exponent in range(8, 25, 4))
+QUICK_SIZES = (2**10, 2**16, 2**20)
+DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def minima(candidates, size):
-    """The least seconds per call of each, over rounds of at least a million elements."""
-    figures = interleaved(candidates, rounds=ROUNDS, calls=max(1, 2**20 // size))
-    return {name: min(seconds) for name, seconds in figures.items()}
+def zeros(shape, dtype=np.float32):
+    """Numbers that stay what they are however often they are scaled, and take as long as any.
+
+    Written, since memory that never was is one page of zeros, however large.
+    """
+    return np.full(shape, 0, dtype)
 
 
-def label(size):
-    return f"2^{size.bit_length() - 1}"
+def multiply(x):
+    """NumPy's multiplication in place: the limit of what changes each element of x."""
+    scale = x.dtype.type(SCALE)
+    return lambda: np.multiply(x, scale, out=x)
 
 
-def usual_recipe(x, generator, rate=RATE):
-    """What one writes in NumPy: a uniform number for each element, compared, and two products."""
-    keep = generator.random(x.shape, dtype=np.float32) >= np.float32(rate)
-    return x * keep * np.float32(1 / (1 - rate))
+@pytest.mark.parametrize(
+    "backward",
+    [pytest.param(False, id="forward"), pytest.param(True, marks=pytest.mark.full, id="training")],
+)
+@pytest.mark.sizes(SIZES, QUICK_SIZES)
+def test_arrays(measure, backward, size):
+    """Ours, every peer that is installed, and the limits, on one thread."""
+    candidates = {}
+    # Ours first: it is what the others are compared with.
+    for peer_class in sorted(PEERS, key=lambda peer: peer is not FastdropInPlace):
+        why = peer_class.unavailable()
+        if why is not None:
+            print(f"left out: {why}")
+            continue
+        peer = peer_class(RATE)
+        if peer.has_backward or not backward:
+            peer.set_threads(1)
+            check_peer(peer, size, np.float32)
+            candidates[peer.name] = peer.forward_backward if backward else peer.forward
+    ours, *others = candidates
+    x, y = zeros(size), zeros(size)
+    candidates["numpy.multiply"] = multiply(x)
+    candidates["numpy.copyto"] = lambda: np.copyto(y, x)
+    measure(
+        "arrays",
+        power(size),
+        candidates,
+        group="forward and backward" if backward else "forward",
+        elements=size,
+        ratios={
+            **{f"faster than {name}": (name, ours) for name in others},
+            "x multiply": (ours, "numpy.multiply"),
+            "x copy": (ours, "numpy.copyto"),
+        },
+    )
 
 
-class Buffered:
-    """The same with memory for each step, so that none is taken from the system at each call."""
-
-    def __init__(self, shape):
-        self.uniform, self.result = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        self.keep = np.empty(shape, bool)
-
-    def recipe(self, x, generator, rate=RATE):
-        """The usual recipe into this memory."""
-        generator.random(out=self.uniform, dtype=np.float32)
-        np.greater_equal(self.uniform, np.float32(rate), out=self.keep)
-        np.multiply(x, self.keep, out=self.result)
-        return np.multiply(self.result, np.float32(1 / (1 - rate)), out=self.result)
+def case(dtype, size):
+    """A dtype at a size: in a quick run, float32 at a few."""
+    quick = dtype is np.float32 and size in QUICK_SIZES
+    marks = () if quick else pytest.mark.full
+    return pytest.param(dtype, size, marks=marks, id=f"{np.dtype(dtype)}-{power(size)}")
 
 
-def check(x, y):
-    """That y is a dropout of the ones in x: within six sigma of the rate, and scaled exactly."""
-    kept = y != 0
-    sigma = np.sqrt(RATE * (1 - RATE) / x.size)
-    assert abs(kept.mean() - (1 - RATE)) < 6 * sigma
-    assert (y[kept] == y.dtype.type(1 / (1 - RATE))).all()
+# float32 at every size, the others at fewer.
+CASES = [
+    case(dtype, size)
+    for dtype in DTYPES
+    for size in (SIZES if dtype is np.float32 else FEWER_SIZES)
+]
 
 
-IN_PLACE = {  # of forward / multiply and backward / multiply, from which size on
-    "avx512": ("≤ 1.0", 2**14, "≤ 1.0", 2**12),
-    "avx2": ("≤ 1.4", 2**14, "≤ 1.0", 2**14),
-    "portable": ("≤ 6", 2**14, None, None),
-}
-
-
-@pytest.mark.parametrize("size", SIZES, ids=label)
+@pytest.mark.parametrize(("dtype", "size"), CASES)
 @pytest.mark.parametrize("isa", fastdrop.available_isas())
-def test_in_place(benchmark, report, isa, size):
-    """Dropout and its gradient in place, over NumPy's in-place multiplication and its copy."""
+def test_kernels(measure, isa, dtype, size):
+    """Every way of calling, over NumPy's multiplication and copy of as many bytes."""
     with fastdrop._isa.using(isa):
-        ones = np.ones(size, np.float32)
-        mask = fastdrop.dropout_(ones, RATE, seed=42)
-        check(np.ones(size), ones)
-        assert mask.nbytes * 32 == ones.nbytes
+        ones = np.ones(size, dtype)
+        y, mask = fastdrop.dropout(ones, RATE, seed=42)
+        for name, result in (("forward", y), ("backward", fastdrop.dropout_grad(ones, mask))):
+            check_dropout(result, RATE, SCALE, name=name, dtype=dtype)
+        assert mask.nbytes == -(-size // 8)
 
-        # Zeros stay what they are however often they are scaled, and take as long as any number.
-        x, y, out = (np.full(size, 0, np.float32) for _ in range(3))
+        x, y, out = (zeros(size, dtype) for _ in range(3))
+        # NumPy's own float16 is in software: its float32 is the harder limit.
+        wide = np.dtype(np.float64 if dtype is np.float64 else np.float32)
+        numbers = zeros(-(-size * x.itemsize // wide.itemsize), wide)
         stream = fastdrop.Stream(42)
-        seconds = minima(
+
+        def replay():
+            redrawn = fastdrop.dropout_(x, RATE, seed=stream, store_mask=False)
+            fastdrop.dropout_grad_(x, redrawn)
+
+        measure(
+            "kernels",
+            power(size),
             {
-                "multiply": lambda: np.multiply(x, SCALE, out=x),
-                "copy": lambda: np.copyto(y, x),
-                "forward": lambda: fastdrop.dropout_(x, RATE, seed=stream),
-                "backward": lambda: fastdrop.dropout_grad_(x, mask),
+                "in place": lambda: fastdrop.dropout_(x, RATE, seed=stream),
                 "out of place": lambda: fastdrop.dropout(x, RATE, seed=stream, out=out),
+                "backward": lambda: fastdrop.dropout_grad_(x, mask),
                 "mask only": lambda: fastdrop.draw_mask(size, RATE, seed=stream),
+                "replay": replay,
+                "multiply": multiply(numbers),
+                "copy": lambda: np.copyto(y, x),
             },
-            size,
-        )
-        benchmark.extra_info.update(seconds)
-        benchmark.pedantic(fastdrop.dropout_, (x, RATE), {"seed": stream}, rounds=ROUNDS)
-    ratios = {
-        "forward / multiply": seconds["forward"] / seconds["multiply"],
-        "backward / multiply": seconds["backward"] / seconds["multiply"],
-        "forward / copy": seconds["forward"] / seconds["copy"],
-        "out of place / copy": seconds["out of place"] / seconds["copy"],
-        "mask only / forward": seconds["mask only"] / seconds["forward"],
-    }
-    report.add(
-        f"{isa}: time over NumPy's (float32, rate {RATE}, 1 thread)",
-        label(size),
-        **{name: f"{ratio:.2f}" for name, ratio in ratios.items()},
-        **{
-            "forward, ns an element": f"{seconds['forward'] / size * 1e9:.3f}",
-            "multiply, ns": f"{seconds['multiply'] / size * 1e9:.3f}",
-        },
-    )
-    asked = IN_PLACE.get(isa)
-    if asked and size >= asked[1]:
-        report.ask(
-            f"{isa}: in place / multiply", asked[0], label(size), ratios["forward / multiply"]
-        )
-    if asked and asked[3] and size >= asked[3]:
-        report.ask(
-            f"{isa}: backward / multiply", asked[2], label(size), ratios["backward / multiply"]
-        )
-    if isa != "avx512":
-        return
-    if size == 2**12:
-        report.ask(
-            f"{isa}: in place / multiply at 2^12",
-            "≤ 1.5",
-            label(size),
-            ratios["forward / multiply"],
-        )
-    if size >= 2**16:
-        report.ask(f"{isa}: in place / copy", "≤ 0.7", label(size), ratios["forward / copy"])
-    if size >= 2**18:
-        report.ask(
-            f"{isa}: out of place / copy", "≤ 1.0", label(size), ratios["out of place / copy"]
-        )
-    if size == 2**20:
-        report.ask(
-            f"{isa}: mask only / in place", "≤ 0.7", label(size), ratios["mask only / forward"]
+            group=f"{isa}, {np.dtype(dtype)}",
+            elements=size,
+            ratios={
+                "in place x multiply": ("in place", "multiply"),
+                "out of place x copy": ("out of place", "copy"),
+                "backward x multiply": ("backward", "multiply"),
+                "mask only x in place": ("mask only", "in place"),
+            },
         )
 
 
-@pytest.mark.parametrize("size", SIZES, ids=label)
-def test_usual_recipe(benchmark, report, size):
-    """Dropout in place over NumPy's usual recipe, with NumPy's fastest generator."""
-    x = np.ones(size, np.float32)
-    generator = np.random.Generator(np.random.SFC64(42))
-    buffered = Buffered(size)
-    check(x, usual_recipe(x, generator))
-    check(x, buffered.recipe(x, generator))
+@pytest.mark.sizes(SIZES[3::2], ())
+def test_rates(measure, size):
+    """Rates whose threshold has a low half of zero."""
+    x = zeros(size)
     stream = fastdrop.Stream(42)
-    zeros = np.zeros(size, np.float32)
-    seconds = minima(
+    measure(
+        "rates",
+        power(size),
         {
-            "recipe": lambda: usual_recipe(x, generator),
-            "buffered": lambda: buffered.recipe(x, generator),
-            "forward": lambda: fastdrop.dropout_(zeros, RATE, seed=stream),
+            f"rate {rate}": lambda rate=rate: fastdrop.dropout_(x, rate, seed=stream)
+            for rate in (RATE, 0.25, 0.5, 0.75)
+        }
+        | {"multiply": multiply(x)},
+        elements=size,
+        ratios={
+            f"{rate} over {RATE}": (f"rate {rate}", f"rate {RATE}") for rate in (0.25, 0.5, 0.75)
         },
-        size,
-    )
-    benchmark.extra_info.update(seconds)
-    benchmark.pedantic(fastdrop.dropout_, (zeros, RATE), {"seed": stream}, rounds=ROUNDS)
-    report.add(
-        "NumPy's usual recipe over dropout_ (float32, 1 thread)",
-        label(size),
-        **{
-            "times as fast": f"{seconds['recipe'] / seconds['forward']:.1f}",
-            "than into buffers": f"{seconds['buffered'] / seconds['forward']:.1f}",
-            "recipe, ns an element": f"{seconds['recipe'] / size * 1e9:.2f}",
-        },
-    )
-
-
-@pytest.mark.parametrize("size", SIZES[1:], ids=label)
-def test_rates(benchmark, report, size):
-    """Rates whose threshold has a low half of zero, which need no tie test."""
-    x = np.zeros(size, np.float32)
-    stream = fastdrop.Stream(42)
-    calls = {
-        rate: lambda rate=rate: fastdrop.dropout_(x, rate, seed=stream)
-        for rate in (RATE, 0.25, 0.5, 0.75)
-    }
-    seconds = minima(calls, size)
-    benchmark.pedantic(calls[0.5], rounds=ROUNDS)
-    for rate in (0.25, 0.5, 0.75):
-        ratio = seconds[rate] / seconds[RATE]
-        report.add(f"time over that of rate {RATE}", label(size), **{f"{rate}": f"{ratio:.2f}"})
-        report.ask(f"rates 0.25, 0.5, 0.75 over {RATE}", "≤ 1.0", label(size), ratio)
-
-
-DTYPES = {np.float64: "≤ 1.3", np.float16: "≤ 2.5", ml_dtypes.bfloat16: "≤ 2.5"}
-
-
-@pytest.mark.parametrize("size", SIZES[1:], ids=label)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
-def test_dtypes(benchmark, report, dtype, size):
-    """Other dtypes in place, for each byte, over NumPy's multiplication of float32."""
-    name = np.dtype(dtype).name
-    ones = np.ones(size, dtype)
-    mask = fastdrop.dropout_(ones, RATE, seed=42)
-    check(np.ones(size), ones)
-    numbers, x = np.zeros(size, np.float32), np.zeros(size, dtype)
-    stream = fastdrop.Stream(42)
-    seconds = minima(
-        {
-            "multiply": lambda: np.multiply(numbers, SCALE, out=numbers),
-            "forward": lambda: fastdrop.dropout_(x, RATE, seed=stream),
-            "backward": lambda: fastdrop.dropout_grad_(x, mask),
-        },
-        size,
-    )
-    benchmark.pedantic(fastdrop.dropout_, (x, RATE), {"seed": stream}, rounds=ROUNDS)
-    per_byte = {key: value / x.itemsize for key, value in seconds.items()}
-    per_byte["multiply"] = seconds["multiply"] / 4
-    forward = per_byte["forward"] / per_byte["multiply"]
-    backward = per_byte["backward"] / per_byte["multiply"]
-    report.add(
-        "time a byte over that of NumPy's float32 multiply",
-        label(size),
-        **{name: f"{forward:.2f}", f"{name}, backward": f"{backward:.2f}"},
-    )
-    report.ask(
-        f"{name} in place, a byte, over float32's multiply", DTYPES[dtype], label(size), forward
     )
 
 
@@ -232,182 +160,150 @@ NOISE_SHAPES = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("shape", "noise_shape"), NOISE_SHAPES, ids=str)
-def test_noise_shapes(benchmark, report, shape, noise_shape):
-    """Shared decisions over those of each element's own, on 2^22 elements."""
-    x = np.zeros(shape, np.float32)
+def test_noise_shapes(measure, shape, noise_shape):
+    """Shared decisions over those of each element's own."""
+    x = zeros(shape)
     assert x.size == 2**22
     stream = fastdrop.Stream(42)
-    seconds = minima(
+    measure(
+        "noise shapes",
+        f"{noise_shape} of {shape}",
         {
-            "own": lambda: fastdrop.dropout_(x, RATE, seed=stream),
             "shared": lambda: fastdrop.dropout_(x, RATE, seed=stream, noise_shape=noise_shape),
+            "own": lambda: fastdrop.dropout_(x, RATE, seed=stream),
+            "multiply": multiply(x),
         },
-        x.size,
+        elements=x.size,
+        ratios={"shared over own": ("shared", "own")},
     )
-    benchmark.pedantic(
-        fastdrop.dropout_, (x, RATE), {"seed": stream, "noise_shape": noise_shape}, rounds=ROUNDS
-    )
-    ratio = seconds["shared"] / seconds["own"]
-    report.add(
-        "noise shapes over none, 2^22 elements", f"{noise_shape} of {shape}", ratio=f"{ratio:.2f}"
-    )
-    report.ask("noise shapes over none", "≤ 1.2", f"{noise_shape} of {shape}", ratio)
 
 
 VIEWS = {
     "Fortran, (2048, 2048)": lambda: np.zeros((2048, 2048), np.float32, order="F"),
     "Fortran, (512, 512)": lambda: np.zeros((512, 512), np.float32, order="F"),
     "Fortran, (128, 128, 128)": lambda: np.zeros((128, 128, 128), np.float32, order="F"),
-    "Fortran, (4096, 2048)": lambda: np.zeros((4096, 2048), np.float32, order="F"),
-    "transpose(0, 2, 1)": lambda: np.zeros((64, 128, 512), np.float32).transpose(0, 2, 1),
-    "[::2]": lambda: np.zeros(2**21, np.float32)[::2],
-    "[::2], float64": lambda: np.zeros(2**21)[::2],
-    "[:, ::2]": lambda: np.zeros((2048, 1024), np.float32)[:, ::2],
-    "[:, :1000]": lambda: np.zeros((2048, 1024), np.float32)[:, :1000],
-    "[:, :3]": lambda: np.zeros((2**17, 16), np.float32)[:, :3],
-    "[:, 0]": lambda: np.zeros((2**17, 16), np.float32)[:, 0],
-    "[::-1]": lambda: np.zeros(2**20, np.float32)[::-1],
-    "Fortran [::2, ::2]": lambda: np.zeros((2048, 2048), np.float32, order="F")[::2, ::2],
+    "transpose(0, 2, 1) of (64, 128, 512)": lambda: np.zeros((64, 128, 512), np.float32).transpose(
+        0, 2, 1
+    ),
+    "[::2] of 2^21": lambda: np.zeros(2**21, np.float32)[::2],
+    "[:, ::2] of (2048, 1024)": lambda: np.zeros((2048, 1024), np.float32)[:, ::2],
+    "[:, :1000] of (2048, 1024)": lambda: np.zeros((2048, 1024), np.float32)[:, :1000],
+    "[:, :3] of (2^17, 16)": lambda: np.zeros((2**17, 16), np.float32)[:, :3],
+    "[:, 0] of (2^17, 16)": lambda: np.zeros((2**17, 16), np.float32)[:, 0],
+    "[::-1] of 2^20": lambda: np.zeros(2**20, np.float32)[::-1],
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("view", VIEWS)
-def test_views(benchmark, report, view):
+def test_views(measure, view):
     """Strides and orders, over NumPy's multiplication of the same view."""
     x = VIEWS[view]()
+    x[...] = 0
     mask = fastdrop.draw_mask(x.shape, RATE, seed=42)
     stream = fastdrop.Stream(42)
-    scale = x.dtype.type(SCALE)
-    seconds = minima(
+    measure(
+        "views",
+        view,
         {
-            "multiply": lambda: np.multiply(x, scale, out=x),
             "forward": lambda: fastdrop.dropout_(x, RATE, seed=stream),
             "backward": lambda: fastdrop.dropout_grad_(x, mask),
+            "multiply": multiply(x),
         },
-        x.size,
-    )
-    benchmark.pedantic(fastdrop.dropout_, (x, RATE), {"seed": stream}, rounds=ROUNDS)
-    forward = seconds["forward"] / seconds["multiply"]
-    backward = seconds["backward"] / seconds["multiply"]
-    report.add(
-        "views over numpy.multiply on the same view",
-        view,
-        **{
-            "forward": f"{forward:.2f}",
-            "backward": f"{backward:.2f}",
-            "multiply, ns": f"{seconds['multiply'] / x.size * 1e9:.3f}",
+        elements=x.size,
+        ratios={
+            "forward x multiply": ("forward", "multiply"),
+            "backward x multiply": ("backward", "multiply"),
         },
     )
-    report.ask("views over the same view's multiply", "≤ 2", view, forward)
 
 
 WIDTH = 1024
 
 
-@pytest.mark.parametrize("size", SIZES[4:], ids=label)
-def test_fused(benchmark, report, size):
-    """ReLU, bias and residual with dropout, over NumPy's time for the same traffic of memory, and
-    NumPy's operations one by one; all of it into memory that is there."""
+@pytest.mark.sizes((2**20, 2**22, 2**24), (2**20,))
+@pytest.mark.parametrize("operation", ["relu", "bias", "gradient of bias"])
+def test_fused(measure, operation, size):
+    """ReLU, bias and residual with dropout, beside the same traffic and NumPy's operations."""
     shape = (size // WIDTH, WIDTH)
     generator = np.random.Generator(np.random.SFC64(42))
-    # Written, since memory that never was is one page of zeros, however large.
     x, residual, y = (generator.random(shape, np.float32) - np.float32(0.5) for _ in range(3))
     bias = np.ones(WIDTH, np.float32)
     stream = fastdrop.Stream(42)
     ones, _ = fastdrop.relu_dropout(np.ones(shape, np.float32), RATE, seed=42)
-    check(np.ones(size), ones.ravel())
+    check_dropout(ones, RATE, SCALE, name="relu_dropout")
     _, mask = fastdrop.bias_dropout_add(x, bias, residual, RATE, seed=42)
     kept = mask.unpack()
-
-    buffered = Buffered(shape)
+    uniform, chosen = np.empty(shape, np.float32), np.empty(shape, bool)
     sums = np.empty(WIDTH, np.float32)
+    rate, scale = np.float32(RATE), np.float32(SCALE)
+
+    def drop_in_numpy():
+        generator.random(out=uniform, dtype=np.float32)
+        np.greater_equal(uniform, rate, out=chosen)
+        np.multiply(y, chosen, out=y)
+        np.multiply(y, scale, out=y)
 
     def relu_in_numpy():
         np.maximum(x, 0, out=y)
-        buffered.recipe(y, generator)
+        drop_in_numpy()
 
     def bias_in_numpy():
         np.add(x, bias, out=y)
-        np.add(residual, buffered.recipe(y, generator), out=y)
+        drop_in_numpy()
+        np.add(residual, y, out=y)
 
     def gradient_in_numpy():
         np.multiply(x, kept, out=y)
-        np.multiply(y, SCALE, out=y)
+        np.multiply(y, scale, out=y)
         np.sum(y, axis=0, out=sums)
 
-    seconds = minima(
-        {
-            "copy": lambda: np.copyto(y, x),
-            "add": lambda: np.add(x, residual, out=y),
-            "relu": lambda: fastdrop.relu_dropout(x, RATE, seed=stream, out=y),
-            "relu in NumPy": relu_in_numpy,
-            "bias": lambda: fastdrop.bias_dropout_add(x, bias, residual, RATE, seed=stream, out=y),
-            "bias in NumPy": bias_in_numpy,
-            "gradient": lambda: fastdrop.bias_dropout_add_grad(x, mask, out=y),
-            "gradient in NumPy": gradient_in_numpy,
+    ours, in_numpy, traffic = {
+        "relu": (
+            lambda: fastdrop.relu_dropout(x, RATE, seed=stream, out=y),
+            relu_in_numpy,
+            lambda: np.copyto(y, x),
+        ),
+        "bias": (
+            lambda: fastdrop.bias_dropout_add(x, bias, residual, RATE, seed=stream, out=y),
+            bias_in_numpy,
+            lambda: np.add(x, residual, out=y),
+        ),
+        "gradient of bias": (
+            lambda: fastdrop.bias_dropout_add_grad(x, mask, out=y),
+            gradient_in_numpy,
+            lambda: np.copyto(y, x),
+        ),
+    }[operation]
+    measure(
+        "fused",
+        f"{operation}, {power(size)}",
+        {"fused": ours, "NumPy's operations": in_numpy, "the same traffic": traffic},
+        elements=size,
+        ratios={
+            "faster than NumPy's operations": ("NumPy's operations", "fused"),
+            "time over the same traffic": ("fused", "the same traffic"),
         },
-        size,
     )
-    benchmark.pedantic(
-        fastdrop.bias_dropout_add, (x, bias, residual, RATE), {"seed": stream}, rounds=ROUNDS
-    )
-    traffic = {"relu": "copy", "bias": "add", "gradient": "copy"}
-    names = {
-        "relu": "relu_dropout",
-        "bias": "bias_dropout_add",
-        "gradient": "bias_dropout_add_grad",
-    }
-    for name, peer in traffic.items():
-        over_traffic = seconds[name] / seconds[peer]
-        times = seconds[f"{name} in NumPy"] / seconds[name]
-        report.add(
-            "fused (float32, out=): time over NumPy's traffic, and times as fast as its operations",
-            label(size),
-            **{f"{names[name]} / {peer}": f"{over_traffic:.2f}", f"{name}, times": f"{times:.1f}"},
-        )
-        if size >= 2**20:
-            report.ask(f"{names[name]} over its traffic", "≤ 1.2", label(size), over_traffic)
-            report.ask(f"{names[name]}, times as fast as NumPy's", "≥ 2.5", label(size), times)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=label)
-def test_threads(benchmark, report, size):
-    """All threads over one."""
-    x = np.zeros(size, np.float32)
+def test_small_call(measure):
+    """One call on 16 elements."""
+    x = zeros(16)
+    mask = fastdrop.draw_mask(16, RATE, seed=42)
     stream = fastdrop.Stream(42)
-    threads = fastdrop._threads.allowed_cpus()
-
-    def on(count):
-        with fastdrop.num_threads(count):
-            fastdrop.dropout_(x, RATE, seed=stream)
-
-    seconds = minima({"one": lambda: on(1), "all": lambda: on(threads)}, size)
-    benchmark.extra_info.update(seconds)
-    benchmark.pedantic(on, (threads,), rounds=ROUNDS)
-    times = seconds["one"] / seconds["all"]
-    report.add(
-        "more threads (dropout_, float32)",
-        label(size),
-        **{f"{threads} threads, times as fast": f"{times:.2f}"},
-    )
-    if threads == 2 and 2**18 <= size <= 2**22:
-        report.ask("2 threads, times as fast as 1", "≥ 1.6", label(size), times)
-
-
-def test_small_call(benchmark, report):
-    """One call on 16 elements: what the way to the kernel costs."""
-    x = np.zeros(16, np.float32)
-    stream = fastdrop.Stream(42)
-    seconds = minima(
+    measure(
+        "small call",
+        "16",
         {
-            "multiply": lambda: np.multiply(x, SCALE, out=x),
-            "forward": lambda: fastdrop.dropout_(x, RATE, seed=stream),
+            "dropout_": lambda: fastdrop.dropout_(x, RATE, seed=stream),
+            "dropout_grad_": lambda: fastdrop.dropout_grad_(x, mask),
+            "numpy.multiply": multiply(x),
         },
-        64,
+        ratios={
+            "dropout_ x multiply": ("dropout_", "numpy.multiply"),
+            "dropout_grad_ x multiply": ("dropout_grad_", "numpy.multiply"),
+        },
     )
-    benchmark.extra_info.update(seconds)
-    benchmark(fastdrop.dropout_, x, RATE, seed=stream)
-    ratio = seconds["forward"] / seconds["multiply"]
-    report.add("a call on 16 elements over numpy.multiply", "dropout_", ratio=f"{ratio:.2f}")
-    report.ask("a call on 16 elements over multiply", "≤ 4", "16", ratio)

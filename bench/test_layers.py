@@ -1,41 +1,37 @@
-"""Compares our Dropout with Keras's in a TensorFlow graph, per operation in a chain of ten.
+"""How fast are the layers in TensorFlow, eager, in a graph and beside XLA's?
 
-Each figure is a ratio of medians over rounds in turns. A chain, since the call of a graph costs
-as much as several operations in it. The threads of both are as they are by default. And what of an
-operation is our own: the Python of a callback, without TensorFlow's way there.
+In chains, since the call of a graph can cost more than the operations in it. The threads of all are
+as they are by default: all CPUs.
 """
 
-import functools
-import os
-import statistics
-import time
-
-# Before TensorFlow is imported, which greets at length.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-import keras
-import numpy as np
 import pytest
 import tensorflow as tf
-from interleave import interleaved, medians
 
-import fastdrop
-import fastdrop_keras
+from bench import layer_peers
+from bench.tables import power
+from bench.turns import Candidate, difference, part
+from bench.validity import check_dropout
 
 RATE = 0.5
-CHAIN = 10
-ROUNDS = {2**10: 200, 2**12: 200, 2**13: 150, 2**16: 60, 2**20: 20}
-LAYERS = {"keras": keras.layers.Dropout, "fastdrop": fastdrop_keras.Dropout}
+LENGTH, LONGER = 10, 30
+SIZES = tuple(2**exponent for exponent in range(8, 25, 2))
+FEWER_SIZES = tuple(2**exponent for exponent in range(8, 25, 4))
+# XLA takes most of a second for a million elements.
+XLA_SIZES = tuple(2**exponent for exponent in range(8, 21, 4))
+QUICK_SIZES = (2**12, 2**16, 2**20)
+
+DIRECTIONS = pytest.mark.parametrize(
+    "backward",
+    [pytest.param(False, marks=pytest.mark.full, id="forward"), pytest.param(True, id="training")],
+)
 
 
-def chain(layer_class, size, backward):
-    """A graph of ten layers in a row on `size` elements, and of their gradient if asked for."""
-    layers = [layer_class(RATE, seed=seed) for seed in range(CHAIN)]
-    x = tf.ones([size])
+def step(layers, backward):
+    """The function that calls layers in a row, and takes their gradient if asked for."""
 
     def forward(x):
         for layer in layers:
-            x = layer(x, training=True)
+            x = layer(x)
         return x
 
     def forward_and_backward(x):
@@ -45,156 +41,125 @@ def chain(layer_class, size, backward):
         # Both, as in training: without y, TensorFlow would leave out what only y needs.
         return y, tape.gradient(y, x)
 
-    graph = tf.function(forward_and_backward if backward else forward)
+    return forward_and_backward if backward else forward
+
+
+def chain(peer, length, x, backward, *, xla=False, **options):
+    """A graph of layers in a row, as a call."""
+    peer.before()
+    layers = [peer(RATE, seed, **options) for seed in range(length)]
+    # XLA has no operation of ours: where it is asked for, Keras runs our layers in a plain graph.
+    graph = tf.function(step(layers, backward), jit_compile=xla and peer.xla)
+    graph(x)  # traced while this peer's choices hold
     return lambda: graph(x)
 
 
-def check(result):
-    """That all elements went through the chain: dropped on the way, or scaled ten times."""
-    for tensor in tf.nest.flatten(result):
-        assert set(np.unique(tensor)) <= {0.0, (1 / (1 - RATE)) ** CHAIN}
-        assert not np.all(tensor)
+def check(peer, x, **options):
+    """That a layer of this kind drops as it says, and so does its gradient."""
+    peer.before()
+    for result in step([peer(RATE, 1, **options)], backward=True)(x):
+        # Where a channel is dropped as a whole, one place of it tells.
+        channels = (slice(None),) + (0,) * (len(result.shape) - 2)
+        decisions = result[channels] if "layer" in options else result
+        # Every scale here is a power of two, which all of them have to hit exactly.
+        check_dropout(tf.cast(decisions, tf.float32), RATE, 1 / (1 - RATE), name=peer.name)
 
 
-def chains(size, backward):
-    """The chain of Keras's layers, that of ours through each bridge, and a graph of nothing."""
-    calls = {"keras": chain(keras.layers.Dropout, size, backward)}
-    before = fastdrop_keras.get_bridge()
-    for bridge in ("native", "numpy_function"):
-        try:
-            fastdrop_keras.set_bridge(bridge)
-        except ValueError:
-            continue  # no native operations here
-        calls[bridge] = chain(fastdrop_keras.Dropout, size, backward)
-        check(calls[bridge]())  # traced with this bridge
-    fastdrop_keras.set_bridge(before)
-    check(calls["keras"]())
-    nothing, x = tf.function(tf.identity), tf.ones([size])
-    calls["nothing"] = lambda: nothing(x)
-    return calls
+def faster(candidates):
+    """The time of every peer over that of ours, the first."""
+    ours, *others = candidates
+    return {f"faster than {name}": (name, ours) for name in others}
 
 
-@pytest.mark.parametrize("size", ROUNDS)
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward and backward"])
-def test_chain(benchmark, report, backward, size):
-    """Dropout in a `tf.function` through each bridge, over Keras's."""
-    calls = chains(size, backward)
-    seconds = medians(interleaved(calls, rounds=ROUNDS[size]))
-    benchmark.extra_info.update(seconds)
-    benchmark.pedantic(calls[fastdrop_keras.get_bridge()], rounds=ROUNDS[size])
-    call = seconds.pop("nothing")
-    theirs = seconds.pop("keras")
-    for bridge, ours in seconds.items():
-        report.add(
-            f"{bridge}, in a graph, {'forward and backward' if backward else 'forward'} (float32, "
-            f"rate {RATE})",
-            f"{size:,} elements",
-            **{
-                "times as fast as Keras's": f"{theirs / ours:.1f}",
-                "less the graph's call": f"{(theirs - call) / (ours - call):.1f}",
-                "ours, µs an operation": f"{ours / CHAIN * 1e6:.0f}",
-                "Keras's, µs": f"{theirs / CHAIN * 1e6:.0f}",
-                "the call's share, µs": f"{call / CHAIN * 1e6:.0f}",
-            },
-        )
+def measure_chains(measure, peers, x, backward, row, of="float32", **options):
+    """Chains of all peers, and a graph of nothing."""
+    # Chains of ten of the largest would need gigabytes, and are no faster an operation.
+    length = LENGTH if x.shape.num_elements() <= 2**20 else 3
+    candidates = {}
+    for peer in peers:
+        check(peer, x, **options)
+        candidates[peer.name] = part(chain(peer, length, x, backward, **options), length)
+    ratios = faster(candidates)
+    nothing = tf.function(tf.identity)
+    last = candidates.popitem()
+    candidates |= {"an empty graph": part(lambda: nothing(x), length), last[0]: last[1]}
+    group = f"{'forward and backward' if backward else 'forward'}, {of}"
+    measure("layers", row, candidates, group=group, ratios=ratios, seconds=1.5)
 
 
-def test_fit(benchmark, report):
-    """A training step of a network with three large dropout layers, and our threads beside
-    TensorFlow's own: a pool that kept the CPU busy between calls would show here."""
+@DIRECTIONS
+@pytest.mark.sizes(SIZES, QUICK_SIZES)
+def test_chain(measure, backward, size):
+    """Every peer in a graph."""
+    measure_chains(measure, layer_peers.available(), tf.ones([size]), backward, power(size))
 
-    def model(layer_class):
-        layers = [keras.Input((256,))]
-        for seed in range(3):
-            layers.append(keras.layers.Dense(1024, activation="relu"))
-            if layer_class is not None:
-                layers.append(layer_class(0.2, seed=seed))
-        layers.append(keras.layers.Dense(10, activation="softmax"))
-        model = keras.Sequential(layers)
-        model.compile("sgd", "sparse_categorical_crossentropy")
-        return model
 
-    x, y = tf.random.normal((512, 256)), tf.zeros((512,), tf.int32)
-    without = model(None)
-    models = {name: model(layer_class) for name, layer_class in LAYERS.items()}
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("size", [2**16, 2**20], ids=power)
+def test_mixed_precision(measure, dtype, size):
+    """Layers whose policy is mixed, on what the layer before them gives."""
+    peers = layer_peers.available(layer_peers.LAYERS)
+    x = tf.ones([size], dtype)
+    row = power(size)
+    measure_chains(measure, peers, x, True, row, of=f"mixed_{dtype}", dtype=f"mixed_{dtype}")
 
-    def ours(threads):
-        with fastdrop.num_threads(threads):
-            models["fastdrop"].train_on_batch(x, y)
 
-    threads = fastdrop._threads.allowed_cpus()
-    calls = {
-        "no dropout": lambda: without.train_on_batch(x, y),
-        "keras.layers.Dropout": lambda: models["keras"].train_on_batch(x, y),
-        "ours, 1 thread": lambda: ours(1),
-        f"ours, {threads} threads": lambda: ours(threads),
+SPATIAL = {
+    "SpatialDropout1D": (64, 128, 512),
+    "SpatialDropout2D": (32, 32, 32, 128),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("layer", SPATIAL)
+def test_spatial(measure, layer):
+    """Whole channels."""
+    peers = layer_peers.available(layer_peers.LAYERS)
+    shape = SPATIAL[layer]
+    measure_chains(measure, peers, tf.ones(shape), True, f"{shape}", of=layer, layer=layer)
+
+
+@DIRECTIONS
+@pytest.mark.sizes(SIZES[:7], ())
+def test_further_layer(measure, backward, size):
+    """What one layer more costs: the same chains at two lengths."""
+    x = tf.ones([size])
+    candidates = {}
+    for peer in layer_peers.available():
+        short = chain(peer, LENGTH, x, backward)
+        candidates[peer.name] = difference(chain(peer, LENGTH + LONGER, x, backward), short, LONGER)
+    group = f"{'forward and backward' if backward else 'forward'}, float32"
+    measure(
+        "further layer",
+        power(size),
+        candidates,
+        group=group,
+        ratios=faster(candidates),
+        seconds=1.5,
+    )
+
+
+@DIRECTIONS
+@pytest.mark.sizes(FEWER_SIZES, QUICK_SIZES[1:2])
+def test_eager(measure, backward, size):
+    """One layer without a graph."""
+    x = tf.ones([size])
+    candidates = {}
+    for peer in layer_peers.available():
+        call = step([peer(RATE, 1)], backward)
+        candidates[peer.name] = Candidate(lambda call=call: call(x), before=peer.before)
+    group = f"eager, {'forward and backward' if backward else 'forward'}"
+    measure("one layer", power(size), candidates, group=group, ratios=faster(candidates))
+
+
+@DIRECTIONS
+@pytest.mark.sizes(XLA_SIZES, ())
+def test_xla(measure, backward, size):
+    """One layer where XLA is asked for."""
+    x = tf.ones([size])
+    candidates = {
+        peer.name: chain(peer, 1, x, backward, xla=True) for peer in layer_peers.available()
     }
-    seconds = medians(interleaved(calls, rounds=60))
-    benchmark.extra_info.update(seconds)
-    benchmark.pedantic(ours, (threads,), rounds=10)
-    for name, value in seconds.items():
-        report.add(
-            "a training step with three layers on 2^19 elements each",
-            name,
-            ms=f"{value * 1e3:.2f}",
-            **{"over no dropout": f"{value / seconds['no dropout']:.3f}"},
-        )
-
-
-CALLBACK_SIZE = 1024
-CALLBACK_RUNS = 2000
-
-
-@pytest.fixture
-def timed_callbacks(monkeypatch):
-    """How long each Python function of a graph takes from its first line to its last, by name."""
-    seconds = {}
-    numpy_function = tf.numpy_function
-
-    def numpy_function_timed(function, inputs, dtypes, *, name, **options):
-        figures = seconds.setdefault(name, [])
-
-        def timed(*arrays):
-            start = time.perf_counter()
-            result = function(*arrays)
-            figures.append(time.perf_counter() - start)
-            return result
-
-        return numpy_function(timed, inputs, dtypes, name=name, **options)
-
-    monkeypatch.setattr(tf, "numpy_function", numpy_function_timed)
-    before = fastdrop_keras.get_bridge()
-    fastdrop_keras.set_bridge("numpy_function")
-    yield seconds
-    fastdrop_keras.set_bridge(before)
-
-
-def test_callback(report, timed_callbacks):
-    """Our Python functions in a graph, beside one that only multiplies."""
-    layer = fastdrop_keras.Dropout(RATE)
-    # Not written into `step`, whose functions TensorFlow rewrites.
-    multiply = functools.partial(np.multiply, np.float32(1 / (1 - RATE)))
-
-    @tf.function
-    def step(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x, training=True)
-        dx = tape.gradient(y, x)
-        # After the others and not beside them, where it would wait for the interpreter's lock.
-        return tf.numpy_function(multiply, [dx], x.dtype, stateful=False, name="numpy.multiply")
-
-    x = tf.ones([CALLBACK_SIZE])
-    for _ in range(CALLBACK_RUNS):
-        step(x)
-    medians = {name: statistics.median(figures) for name, figures in timed_callbacks.items()}
-    peer = medians["numpy.multiply"]
-    assert set(medians) == {"fastdrop_forward", "fastdrop_backward", "numpy.multiply"}
-    for name, value in medians.items():
-        report.add(
-            f"the Python function itself, in a graph ({CALLBACK_SIZE:,} elements, float32)",
-            name,
-            **{"µs": f"{value * 1e6:.1f}", "over numpy.multiply": f"{value / peer:.1f}"},
-        )
-    for name in ("fastdrop_forward", "fastdrop_backward"):
-        report.ask("callback at 1,024 elements, µs", "≤ 10", name, medians[name] * 1e6)
+    group = f"XLA asked for, {'forward and backward' if backward else 'forward'}"
+    measure("one layer", power(size), candidates, group=group, ratios=faster(candidates))

@@ -14,6 +14,23 @@ __version__ = version("fastdrop")
 STREAM_VERSION = 1
 
 
+def description() -> dict[str, str]:
+    """What is installed and in use, by name."""
+    rows = {
+        "fastdrop": __version__,
+        "stream version": str(STREAM_VERSION),
+        "instruction set in use": _isa.active_isa(),
+        "instruction sets available": ", ".join(_isa.available_isas()),
+        "threads": str(get_num_threads()),
+        "compiler": _isa.COMPILER,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "numpy": numpy.__version__,
+        "platform": f"{sys.platform} {platform.machine()}",
+    }
+    rows |= {f"{name} kernels not loaded": why for name, why in _isa.failures.items()}
+    return rows
+
+
 def show_config() -> None:
     """Prints what is installed and in use, for bug reports.
 
@@ -26,17 +43,7 @@ def show_config() -> None:
     >>> fastdrop.show_config()  # doctest: +ELLIPSIS
     fastdrop ...
     """
-    rows = [
-        ("stream version", STREAM_VERSION),
-        ("instruction set in use", _isa.active_isa()),
-        ("instruction sets available", ", ".join(_isa.available_isas())),
-        ("threads", get_num_threads()),
-        ("compiler", _isa.COMPILER),
-        ("python", f"{platform.python_implementation()} {platform.python_version()}"),
-        ("numpy", numpy.__version__),
-        ("platform", f"{sys.platform} {platform.machine()}"),
-    ]
-    rows += [(f"{name} kernels not loaded", why) for name, why in _isa.failures.items()]
-    print(f"fastdrop {__version__}")
-    for name, value in rows:
+    rows = description()
+    print(f"fastdrop {rows.pop('fastdrop')}")
+    for name, value in rows.items():
         print(f"  {name}: {value}")
