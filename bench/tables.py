@@ -99,7 +99,8 @@ TABLES = {
         "Layers: each further layer",
         A_LAYER,
         "What one layer more costs in a graph: the difference of chains of two lengths, which "
-        "leaves out what the graph's call costs whatever is in it.",
+        "leaves out what the graph's call costs whatever is in it. Without TensorFlow: the same "
+        "masks and gradients by `dropout_` and `dropout_grad_` on one array, called in a row.",
         in_readme=True,
     ),
     "one layer": Table(
