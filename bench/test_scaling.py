@@ -13,7 +13,8 @@ SIZES = tuple(2**exponent for exponent in range(6, 27, 2))
 
 @pytest.mark.sizes(SIZES, (2**16, 2**20))
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_threads(measure, direction, size):
+@pytest.mark.parametrize("isa", fastdrop.available_isas())
+def test_threads(measure, isa, direction, size):
     """All threads over one."""
     x = np.full(size, 0, np.float32)
     mask = fastdrop.draw_mask(size, RATE, seed=42)
@@ -29,7 +30,8 @@ def test_threads(measure, direction, size):
     def on(count):
         return Candidate(call, before=lambda: fastdrop.set_num_threads(count))
 
-    with fastdrop.num_threads(threads):  # and so again afterwards
+    # Both are as they were again afterwards.
+    with fastdrop._isa.using(isa), fastdrop.num_threads(threads):
         measure(
             "threads",
             power(size),
@@ -39,7 +41,7 @@ def test_threads(measure, direction, size):
                 "1 thread": on(1),
                 "numpy.multiply": lambda: np.multiply(x, scale, out=x),
             },
-            group=direction,
+            group=f"{isa}, {direction}",
             elements=size,
             ratios={
                 f"{threads} threads faster than 1": ("1 thread", f"{threads} threads"),
