@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from bench import plots
 from bench.results import Run
-from bench.tables import TABLES, markdown
+from bench.tables import TABLES, markdown, with_spread
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
@@ -54,6 +54,16 @@ def text(run: Run, level: int, whole: bool = True, only_readme: bool = False) ->
     return "\n".join(parts)
 
 
+def losses(run: Run) -> str:
+    """Where a peer took less time than ours, in Markdown."""
+    lines = [
+        f"- {case.label}: {name} takes less; ours takes {with_spread(ratio, True)} times as long"
+        for case in run.cases
+        for name, ratio in case.faster_than_ours().items()
+    ]
+    return "\n".join(lines) if lines else "Nowhere in this run."
+
+
 def write(run: Run, folder: Path, command: str) -> list[Path]:
     """Write the plots, the tables and the page into a folder, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,11 +77,12 @@ def write(run: Run, folder: Path, command: str) -> list[Path]:
         pictures.append(f"{caption}\n\n![{name}](data:image/png;base64,{data})\n\n")
     top = f"# fastdrop, measured\n\n{heading(run, command)}\n{HOW}\n"
     tables = folder / "report.md"
-    tables.write_text(f"{top}\n{text(run, 2, whole=False)}")
+    slower = f"## Where a peer is faster\n\n{losses(run)}\n\n"
+    tables.write_text(f"{top}\n{slower}{text(run, 2, whole=False)}")
     parser = MarkdownIt("commonmark").enable("table")
     # The images are our own, and in the page itself, which it would not allow to strangers.
     parser.validateLink = lambda url: True
-    body = parser.render(f"{top}\n## Pictures\n\n{''.join(pictures)}\n{text(run, 2)}")
+    body = parser.render(f"{top}\n## Pictures\n\n{''.join(pictures)}\n{slower}{text(run, 2)}")
     page = folder / "report.html"
     page.write_text(
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,22 @@ class Case:
         return [
             a / b for a, b in zip(self.figures[over], self.figures[under], strict=True) if b != 0
         ]
+
+    def faster_than_ours(self) -> dict[str, list[float]]:
+        """The time of ours over that of each peer that takes less, by the peer's name.
+
+        Peers are what a ratio of the kind "faster than" names: limits and parts of ours are not.
+        """
+        peers = [over for heading, (over, _) in self.ratios.items() if "faster than" in heading]
+        ours = self.figures[self.ours]
+        ratios = {
+            name: [a / b for a, b in zip(ours, self.figures[name], strict=True) if b > 0]
+            for name in peers
+            if not name.startswith("fastdrop")
+        }
+        return {
+            name: ratio for name, ratio in ratios.items() if ratio and statistics.median(ratio) > 1
+        }
 
 
 @dataclass(frozen=True)

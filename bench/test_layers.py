@@ -52,7 +52,10 @@ def chain(peer, length, x, backward, *, xla=False, **options):
     layers = [peer(RATE, seed, **options) for seed in range(length)]
     # XLA has no operation of ours: where it is asked for, Keras runs our layers in a plain graph.
     graph = tf.function(step(layers, backward), jit_compile=xla and peer.xla)
-    graph(x)  # traced while this peer's choices hold
+    # Traced while this peer's choices hold. Each layer has dropped or scaled by 2, a power of two.
+    for result in tf.nest.flatten(graph(x)):
+        values = np.unique(tf.cast(result, tf.float32))
+        assert set(values) <= {0.0, (1 / (1 - RATE)) ** length}, f"{peer.name}: {values}"
     return lambda: graph(x)
 
 

@@ -193,6 +193,16 @@ class TestReport:
             if path.suffix == ".png":
                 assert path.read_bytes().startswith(b"\x89PNG")
 
+    def test_where_a_peer_is_faster_is_said(self, tmp_path):
+        run = results.load(save(tmp_path / "run.json", arrays(0.5)))
+        assert report.losses(run) == "Nowhere in this run."
+        run = results.load(save(tmp_path / "run.json", arrays(20)))
+        first, second = report.losses(run).splitlines()
+        assert first.startswith("- arrays · forward · 2^10: peer takes less; ours takes 2.00")
+        assert "2^20" in second
+        # NumPy's multiplication is always faster, and no dropout.
+        assert "multiply" not in report.losses(run)
+
     def test_the_readme_gets_its_tables_and_keeps_the_rest(self, tmp_path):
         run = results.load(save(tmp_path / "run.json", arrays()))
         readme = tmp_path / "README.md"
