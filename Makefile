@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find fastdrop fastdrop_keras -name '*.py[x]' -o -name '*.c' -o -name '*.px[di]' -o -name '*.h' -o -name '_isas.py')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow bench bench-quick lint format clean
+.PHONY: help demo test test-slow bench bench-quick bench-instructions lint format clean
 
 help:
 	@echo "make demo       train on real digits with and without dropout, and plot it"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow  the slow tests"
 	@echo "make bench      speed against the peers: a report in results/bench (ten minutes)"
 	@echo "make bench-quick  the same of less, in a minute"
+	@echo "make bench-instructions  what the kernels execute for an element, against baselines"
 	@echo "make lint       style, types, stubs"
 	@echo "make format     let ruff lay out the code"
 	@echo "make clean      remove what was built"
@@ -44,6 +45,9 @@ bench: $(VENV)/installed-bench
 
 bench-quick: $(VENV)/installed-bench
 	$(RUN) -m bench run --quick
+
+bench-instructions: $(VENV)/installed-dev
+	$(RUN) -m bench.instructions $(INSTRUCTIONS)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
