@@ -208,6 +208,39 @@ def dropout(x, kept, scale):
     return y
 
 
+# Fused with what comes before or after.
+
+
+def positive(x):
+    """Whether max(x, 0) is x: NaN counts, as NumPy's maximum keeps it."""
+    with np.errstate(invalid="ignore"):
+        return ~(x <= x.dtype.type(0))
+
+
+def computed_in(dtype):
+    """The precision that the contract computes a dtype in."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
+def rounded(x32, dtype):
+    if dtype.name == "bfloat16":
+        return round_to_bfloat16(np.ascontiguousarray(x32), dtype)
+    return x32.astype(dtype)
+
+
+def bias_dropout_add(x, bias, residual, kept, scale):
+    """``residual + dropout(x + bias)``, in float32 for the half-precision types."""
+    wide = computed_in(x.dtype)
+    with np.errstate(all="ignore"):
+        total = x.astype(wide)
+        if bias is not None:
+            total = total + bias.astype(wide)
+        total = np.where(kept, total * wide.type(scale), wide.type(0))
+        if residual is not None:
+            total = residual.astype(wide) + total
+        return rounded(total, x.dtype).reshape(x.shape)
+
+
 # Comparing results.
 
 

@@ -33,8 +33,6 @@ SHAPES = [
 ]
 NOISE_SHAPES = [(None, 1, None), (None, None, 1), (1, None, None), (1, 1, 1), (None, 1, 1)]
 
-HALF = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-
 
 def keep(shape, rate, seed, noise_shape=None):
     noise = reference.resolve_noise_shape(shape, noise_shape)
@@ -47,36 +45,11 @@ def finite(dtype, shape, seed=0):
     return np.random.default_rng(seed).normal(0, 2, shape).astype(dtype)
 
 
-def positive(x):
-    """Whether max(x, 0) is x: NaN counts, as NumPy's maximum keeps it."""
-    with np.errstate(invalid="ignore"):
-        return ~(x <= x.dtype.type(0))
-
-
 def relu_dropout(x, rate, seed, noise_shape=None, scale=None):
     """The expected y, and which elements are left."""
     scale = reference.default_scale(rate) if scale is None else scale
-    left = keep(x.shape, rate, seed, noise_shape) & positive(x)
+    left = keep(x.shape, rate, seed, noise_shape) & reference.positive(x)
     return reference.dropout(x, left, scale), left
-
-
-def rounded(x32, dtype):
-    if dtype == ml_dtypes.bfloat16:
-        return reference.round_to_bfloat16(np.ascontiguousarray(x32), dtype)
-    return x32.astype(dtype)
-
-
-def bias_dropout_add(x, bias, residual, kept, scale):
-    """``residual + dropout(x + bias)``, in float32 for the half-precision types."""
-    wide = np.dtype(np.float32) if x.dtype in HALF else x.dtype
-    with np.errstate(all="ignore"):
-        total = x.astype(wide)
-        if bias is not None:
-            total = total + bias.astype(wide)
-        total = np.where(kept, total * wide.type(scale), wide.type(0))
-        if residual is not None:
-            total = residual.astype(wide) + total
-        return rounded(total, x.dtype).reshape(x.shape)
 
 
 # ReLU.
@@ -176,7 +149,7 @@ def test_bias_dropout_add(isa, dtype, rate):
         bias = finite(dtype, shape[-1:], seed=i + 50) if shape else None
         for b, r in itertools.product([bias, None], [residual, None]):
             y, mask = fastdrop.bias_dropout_add(x, b, r, rate, seed=11)
-            assert_same_bits(y, bias_dropout_add(x, b, r, kept, scale))
+            assert_same_bits(y, reference.bias_dropout_add(x, b, r, kept, scale))
             np.testing.assert_array_equal(mask.bits, reference.pack_bits(kept))
             assert (mask.seed, mask.step, mask.rate, mask.scale) == (11, 0, rate, scale)
 
@@ -187,7 +160,7 @@ def test_every_width_of_a_bias(isa, dtype, columns):
     x, residual = finite(dtype, (2, 137, columns), 1), finite(dtype, (2, 137, columns), 2)
     bias = finite(dtype, (columns,), 3)
     y, _ = fastdrop.bias_dropout_add(x, bias, residual, 0.2, seed=1)
-    assert_same_bits(y, bias_dropout_add(x, bias, residual, keep(x.shape, 0.2, 1), 1.25))
+    assert_same_bits(y, reference.bias_dropout_add(x, bias, residual, keep(x.shape, 0.2, 1), 1.25))
 
 
 @each_dtype
@@ -195,7 +168,7 @@ def test_special_values_in_a_residual_and_a_bias(isa, dtype):
     shape = (60, 81)
     x, bias, residual = values(dtype, shape, 1), values(dtype, (81,), 2), values(dtype, shape, 3)
     y, _ = fastdrop.bias_dropout_add(x, bias, residual, 0.5, seed=1)
-    assert_same_bits(y, bias_dropout_add(x, bias, residual, keep(shape, 0.5, 1), 2.0))
+    assert_same_bits(y, reference.bias_dropout_add(x, bias, residual, keep(shape, 0.5, 1), 2.0))
 
 
 @pytest.mark.parametrize("store_mask", [True, False])
@@ -209,7 +182,7 @@ def test_scale_and_rate_with_and_without_stored_bits(isa, rate, scale, store_mas
     )
     used = reference.default_scale(rate) if scale is None else scale
     kept = keep(x.shape, rate, 4)
-    assert_same_bits(y, bias_dropout_add(x, bias, residual, kept, used))
+    assert_same_bits(y, reference.bias_dropout_add(x, bias, residual, kept, used))
     assert mask.scale == used
     dx, _, _ = fastdrop.bias_dropout_add_grad(x, mask)
     assert_same_bits(dx, reference.dropout(x, kept, used))
@@ -218,13 +191,13 @@ def test_scale_and_rate_with_and_without_stored_bits(isa, rate, scale, store_mas
 def test_out_may_be_x_and_residual_and_hold_the_bias(isa):
     x, other = finite(np.float32, (130, 70), 1), finite(np.float32, (70,), 3)
     kept = keep(x.shape, 0.3, 4)
-    expected = bias_dropout_add(x, other, x, kept, 1 / 0.7)
+    expected = reference.bias_dropout_add(x, other, x, kept, 1 / 0.7)
     y = x.copy()
     fastdrop.bias_dropout_add(y, other, y, 0.3, seed=4, out=y)
     assert_same_bits(y, expected)
     y = x.copy()
     fastdrop.bias_dropout_add(y, y[3], None, 0.3, seed=4, out=y)
-    assert_same_bits(y, bias_dropout_add(x, x[3], None, kept, 1 / 0.7))
+    assert_same_bits(y, reference.bias_dropout_add(x, x[3], None, kept, 1 / 0.7))
 
 
 @pytest.mark.parametrize("noise_shape", NOISE_SHAPES, ids=str)
@@ -232,7 +205,7 @@ def test_large_noise_shapes_on_any_number_of_threads(isa, noise_shape):
     shape = (65, 66, 129)
     x, residual = finite(np.float32, shape, 1), finite(np.float32, shape, 2)
     kept = keep(shape, 0.4, 9, noise_shape)
-    expected = bias_dropout_add(x, None, residual, kept, 1 / 0.6)
+    expected = reference.bias_dropout_add(x, None, residual, kept, 1 / 0.6)
     for threads in (1, 3):
         with fastdrop.num_threads(threads):
             y, mask = fastdrop.bias_dropout_add(
@@ -263,7 +236,7 @@ def test_bias_dropout_add_with_a_noise_shape(isa, noise_shape, store_mask):
         y, mask = fastdrop.bias_dropout_add(
             x, bias, residual, 0.4, seed=9, noise_shape=noise_shape, store_mask=store_mask
         )
-        assert_same_bits(y, bias_dropout_add(x, bias, residual, kept, 1 / 0.6))
+        assert_same_bits(y, reference.bias_dropout_add(x, bias, residual, kept, 1 / 0.6))
         noise = reference.resolve_noise_shape(shape, noise_shape)
         assert mask.noise_shape == noise
         assert mask.nbytes == (math.ceil(math.prod(noise) / 8) if store_mask else 0)
@@ -280,7 +253,7 @@ def test_bias_dropout_add_on_every_layout(isa, layout):
     content, residual_content = finite(dtype, shape, 1), finite(dtype, shape, 2)
     bias = finite(dtype, (140,), 3)[::2]
     kept = keep(shape, 0.3, 7)
-    expected = bias_dropout_add(content, bias, residual_content, kept, 1 / 0.7)
+    expected = reference.bias_dropout_add(content, bias, residual_content, kept, 1 / 0.7)
     for out_layout in LAYOUTS.values():
         x = Placed(content, **LAYOUTS[layout](2))
         residual = Placed(residual_content, **out_layout(2))
@@ -322,8 +295,8 @@ def test_bias_gradient(isa, dtype, columns):
     assert dbias.dtype == dtype
     assert dbias.shape == (columns,)
     # The summands, before they are rounded to half precision.
-    wide = np.float32 if dtype in HALF else dtype
-    summands = np.where(kept, dy.astype(wide) * wide(1.25) if wide is np.float32 else dy * 1.25, 0)
+    wide = reference.computed_in(dtype)
+    summands = np.where(kept, dy.astype(wide) * wide.type(1.25), 0)
     precision = 1e-15 if dtype == np.float64 else 2.0**-24
     bound = 130 * precision * np.abs(summands).sum(0, dtype=np.float64)
     bound += float(ml_dtypes.finfo(dtype).eps) * np.abs(exact_sums(summands))
@@ -418,7 +391,7 @@ def test_large_arrays_on_any_number_of_threads(isa, threads, dtype):
             y, mask = fastdrop.bias_dropout_add(
                 x, bias, residual, 0.2, seed=6, store_mask=store_mask
             )
-            assert_same_bits(y, bias_dropout_add(x, bias, residual, kept, 1.25))
+            assert_same_bits(y, reference.bias_dropout_add(x, bias, residual, kept, 1.25))
             assert_same_bits(
                 fastdrop.bias_dropout_add_grad(x, mask)[0], reference.dropout(x, kept, 1.25)
             )
