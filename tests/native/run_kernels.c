@@ -1,0 +1,129 @@
+/* Owns a way to run one instruction set's kernels without Python, on any machine or emulator: calls
+   are read from the standard input, and all the memory that each could have changed is written out.
+
+   KERNELS is the C file that Cython makes of a kernel module, KERNEL(name) the C name of one of its
+   kernels. Python itself is in no function that is called: the linker drops all that needs it. */
+#include KERNELS
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { DRAW, DRAW_APPLY, APPLY, APPLY_ONE, RELU, ADD, APPLY_SUM };
+enum { APART, TO_IS_FROM, TO_IS_RESIDUAL };
+
+/* What begins each call; the bytes of `from`, the bits, the bias, the residual and the sums follow.
+  Counts of zero bytes stand for NULL. */
+typedef struct {
+    int64_t entry, kind, place, kept, advance, has_key, odd_float_modes, alignment;
+    int64_t from_bytes, bits_bytes, bias_bytes, residual_bytes, sums_bytes;
+    uint64_t first, size, bit_offset, period;
+    double scale;
+    stream_key key;
+} call;
+
+enum { GUARD = 64, PATTERN = 0xA5 };
+
+/* Memory between two guards, so many bytes behind an address that 64 divides. */
+typedef struct {
+    unsigned char *block, *at;
+    size_t bytes;
+} memory;
+
+static memory reserve(int64_t bytes, int64_t alignment) {
+    memory m = {NULL, NULL, (size_t)bytes};
+    size_t whole = ((size_t)bytes + 3 * GUARD) / 64 * 64 + 64;
+    m.block = aligned_alloc(64, whole);
+    if (m.block == NULL)
+        abort();
+    memset(m.block, PATTERN, whole);
+    m.at = m.block + GUARD + alignment;
+    return m;
+}
+
+static memory receive(int64_t bytes, int64_t alignment) {
+    memory m = reserve(bytes, alignment);
+    if (fread(m.at, 1, m.bytes, stdin) != m.bytes)
+        abort();
+    return m;
+}
+
+static void *pointer(memory m) { return m.bytes ? m.at : NULL; }
+
+static void send(memory m) {
+    fwrite(m.at - GUARD, 1, m.bytes + 2 * GUARD, stdout);
+}
+
+/* A caller that flushes subnormals and rounds down (and on aarch64 makes all NaNs alike and has no
+   infinities in half precision) must neither change a result nor lose its modes. */
+#if defined(__aarch64__)
+typedef uint64_t float_modes;
+static float_modes modes(void) {
+    float_modes control;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(control) : : "memory");
+    return control;
+}
+static void set_modes(float_modes control) {
+    __asm__ volatile("msr fpcr, %0" : : "r"(control) : "memory");
+}
+#define ODD_FLOAT_MODES ((uint64_t)(1 << 26 | 1 << 25 | 1 << 24 | 2 << 22))
+#else
+#include <xmmintrin.h>
+typedef unsigned float_modes;
+static float_modes modes(void) { return _mm_getcsr() & ~0x3Fu; }
+static void set_modes(float_modes control) { _mm_setcsr(control); }
+#define ODD_FLOAT_MODES 0xBFC0u
+#endif
+
+int main(void) {
+    call c;
+    fprintf(stderr, "%s\n", ISA_NAME);
+    while (fread(&c, sizeof c, 1, stdin) == 1) {
+        memory from = receive(c.from_bytes, c.alignment);
+        memory bits = receive(c.bits_bytes, c.alignment % 8);
+        memory bias = receive(c.bias_bytes, c.alignment);
+        memory residual = receive(c.residual_bytes, c.alignment);
+        memory sums = receive(c.sums_bytes, c.alignment);
+        memory to = reserve(c.from_bytes, c.alignment);
+        const stream_key *key = c.has_key ? &c.key : NULL;
+        void *target = c.place == TO_IS_FROM ? from.at
+                       : c.place == TO_IS_RESIDUAL ? residual.at : to.at;
+        float_modes before = modes(), wanted = c.odd_float_modes ? ODD_FLOAT_MODES : before;
+        int64_t kept_modes;
+        set_modes(wanted);
+        switch (c.entry) {
+        case DRAW:
+            KERNEL(draw)(key, c.first, c.size, bits.at);
+            break;
+        case DRAW_APPLY:
+            KERNEL(draw_apply)((int)c.kind, key, c.first, c.size, target, from.at, pointer(bits),
+                               c.scale);
+            break;
+        case APPLY:
+            KERNEL(apply)((int)c.kind, c.size, target, from.at, bits.at, c.bit_offset, c.scale);
+            break;
+        case APPLY_ONE:
+            KERNEL(apply_one)((int)c.kind, c.size, target, from.at, (int)c.kept, c.scale);
+            break;
+        case RELU:
+            KERNEL(relu)((int)c.kind, key, c.first, c.size, target, from.at, bits.at, c.scale);
+            break;
+        case ADD:
+            KERNEL(add)((int)c.kind, key, c.first, c.size, target, from.at, bias.at, c.period,
+                        residual.at, (int)c.advance, pointer(bits), c.scale);
+            break;
+        case APPLY_SUM:
+            KERNEL(apply_sum)((int)c.kind, c.size, target, from.at, bits.at, c.bit_offset, c.scale,
+                              sums.at);
+            break;
+        default:
+            abort();
+        }
+        kept_modes = modes() == wanted;
+        set_modes(before);
+        fwrite(&kept_modes, sizeof kept_modes, 1, stdout);
+        send(from), send(to), send(bits), send(residual), send(sums);
+        free(from.block), free(to.block), free(bits.block);
+        free(bias.block), free(residual.block), free(sums.block);
+    }
+    return 0;
+}
