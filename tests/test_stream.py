@@ -179,13 +179,19 @@ def test_known_digests(isa, stream_at, seed, step, rate, size, kept, digest):
     assert sha256(mask.bits) == digest
 
 
-def test_frozen_vectors(isa, stream_at):
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("store_mask", [True, False], ids=["stored", "drawn again"])
+def test_frozen_vectors(isa, stream_at, threads, store_mask):
     wrong = []
-    for vector in VECTORS:
-        seed, step, rate, size, offset, kept, digest = vector
-        mask = fastdrop.draw_mask(size, rate, seed=stream_at(seed, step), offset=offset)
-        if mask.count() != kept or sha256(mask.bits) != digest:
-            wrong.append(vector)
+    with fastdrop.num_threads(threads):
+        for vector in VECTORS:
+            seed, step, rate, size, offset, kept, digest = vector
+            mask = fastdrop.draw_mask(
+                size, rate, seed=stream_at(seed, step), offset=offset, store_mask=store_mask
+            )
+            bits = mask.bits if store_mask else reference.pack_bits(mask.unpack())
+            if mask.count() != kept or sha256(bits) != digest:
+                wrong.append(vector)
     assert not wrong
 
 

@@ -1,0 +1,108 @@
+"""Every operation against its frozen results, on each instruction set and number of threads.
+
+The digests in ``data/results.csv`` are the slow reference's, and the program that made them is
+beside them: neither this version of the library nor a later one may give another bit.
+"""
+
+import ast
+import csv
+import functools
+import pathlib
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fastdrop
+
+DATA = pathlib.Path(__file__).parent / "data"
+sys.path.append(str(DATA))
+
+from make_results import COLUMNS, RESULTS, cases, digest, inputs  # noqa: E402
+
+inputs = functools.cache(inputs)
+
+with (DATA / "results.csv").open(newline="") as lines:
+    ROWS = list(csv.DictReader(lines))
+
+
+def case_of(row):
+    dtype = np.dtype(getattr(ml_dtypes, row["dtype"], row["dtype"]))
+    shape, noise_shape, scale = (
+        ast.literal_eval(row[n]) for n in ("shape", "noise_shape", "scale")
+    )
+    return (
+        int(row["seed"], 16),
+        int(row["step"]),
+        float(row["rate"]),
+        dtype,
+        shape,
+        noise_shape,
+        scale,
+    )
+
+
+def test_the_results_are_what_their_program_makes():
+    program = subprocess.run(
+        [sys.executable, DATA / "make_results.py"], capture_output=True, text=True, check=True
+    )
+    assert program.stdout == (DATA / "results.csv").read_text()
+
+
+def test_the_results_cover_what_they_are_a_function_of():
+    assert [case_of(row) for row in ROWS] == list(cases())
+    for name in COLUMNS:
+        assert len({row[name] for row in ROWS}) >= 4, name
+    # An operation that did nothing, or the same at every row, would not go unnoticed.
+    for name in RESULTS:
+        assert len({row[name] for row in ROWS}) > len(ROWS) // 2, name
+
+
+def computed(row, stream_at, *, in_place, store_mask):
+    """Digests of the library's results in one way of calling."""
+    seed, step, rate, dtype, shape, noise_shape, scale = case_of(row)
+    x, dy, residual, bias = inputs(dtype, shape)
+    options = {"noise_shape": noise_shape, "scale": scale}
+
+    def stream():
+        return stream_at(seed, step)
+
+    if in_place:
+        y, gradient = x.copy(), dy.copy()
+        mask = fastdrop.dropout_(y, rate, seed=stream(), store_mask=store_mask, **options)
+        fastdrop.dropout_grad_(gradient, mask)
+        relu, fused = x.copy(), x.copy()
+        fastdrop.relu_dropout(relu, rate, seed=stream(), out=relu, **options)
+        out = {"out": fused}
+    else:
+        y, mask = fastdrop.dropout(x, rate, seed=stream(), store_mask=store_mask, **options)
+        gradient = fastdrop.dropout_grad(dy, mask)
+        relu, _ = fastdrop.relu_dropout(x, rate, seed=stream(), **options)
+        fused, out = x, {}
+    fused, fused_mask = fastdrop.bias_dropout_add(
+        fused, bias, residual, rate, seed=stream(), store_mask=store_mask, **options, **out
+    )
+    assert mask == fused_mask
+    drawn = np.packbits(mask.unpack(), bitorder="little")
+    if store_mask:
+        drawn = mask.bits
+    elif mask.noise_shape != mask.shape:
+        drawn = None
+    made = [None if drawn is None else digest(drawn), *map(digest, (y, gradient, relu, fused))]
+    return dict(zip(RESULTS, made, strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("store_mask", [True, False], ids=["stored", "drawn again"])
+@pytest.mark.parametrize("in_place", [False, True], ids=["new", "in place"])
+def test_every_operation(isa, stream_at, threads, store_mask, in_place):
+    wrong = []
+    with fastdrop.num_threads(threads):
+        for row in ROWS:
+            made = computed(row, stream_at, in_place=in_place, store_mask=store_mask)
+            differing = [n for n in RESULTS if made[n] is not None and made[n] != row[n]]
+            if differing:
+                wrong.append((*case_of(row), *differing))
+    assert not wrong
