@@ -13,18 +13,32 @@ pytestmark = pytest.mark.slow
 PIECE = 2**30
 
 
-@pytest.mark.parametrize("rate", [0.001, 0.005, 0.01, 0.99])
-def test_keep_rate_of_2_to_36_elements(rate):
-    """Here a threshold of 16 bits, rounded as well as can be, would be ten sigma off or more."""
-    size, keep = 2**36, 1 - rate
-    sigma = math.sqrt(size * keep * rate)
-    short = abs(round(keep * 2**16) / 2**16 - keep) * size / sigma
-    assert short > 10, "the size is enough to see what is looked for"
+SIZE = 2**36
+
+
+def keep_rate_score(drawn_at, rate):
+    """How far masks drawn at one rate are from the keep rate of another, in standard deviations."""
     kept = 0
-    for offset in range(0, size, PIECE):
-        mask = fastdrop.draw_mask(PIECE, rate, seed=2024, offset=offset)
-        kept += mask.count()
-    assert abs(kept - size * keep) / sigma < 5
+    for offset in range(0, SIZE, PIECE):
+        kept += fastdrop.draw_mask(PIECE, drawn_at, seed=2024, offset=offset).count()
+    return abs(kept - SIZE * (1 - rate)) / math.sqrt(SIZE * rate * (1 - rate))
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.005, 0.01, 0.1, 0.5, 0.9, 0.99])
+def test_keep_rate_of_2_to_36_elements(rate):
+    assert keep_rate_score(rate, rate) < 5
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.005, 0.01, 0.99])
+def test_a_threshold_of_16_bits_would_show(rate):
+    """Rounded as well as can be: what it keeps is drawn here by a rate that needs no more bits."""
+    short = 1 - round((1 - rate) * 2**16) / 2**16
+    assert keep_rate_score(short, rate) > 5
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_a_rate_off_by_two_in_100_000_would_show(rate):
+    assert keep_rate_score(rate + 2e-5, rate) > 5
 
 
 def test_more_than_2_to_31_elements():

@@ -1,7 +1,7 @@
 """The built modules on x86-64 CPUs that lack what newer modules are built for, under qemu.
 
 An instruction that a module must not have ends such a run with SIGILL. TensorFlow's own wheels need
-AVX: of fastdrop_keras, test_instructions.py reads the native operations instead.
+AVX: of fastdrop_keras, test_instruction_sets.py reads the native operations instead.
 """
 
 import os
