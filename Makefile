@@ -6,12 +6,14 @@ RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find fastdrop fastdrop_keras -name '*.py[x]' -o -name '*.c' -o -name '*.px[di]' -o -name '*.h' -o -name '_isas.py')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow bench bench-quick bench-instructions lint format clean
+.PHONY: help demo test test-slow test-asan test-debug test-tsan bench bench-quick \
+  bench-instructions lint format clean
 
 help:
 	@echo "make demo       train on real digits with and without dropout, and plot it"
 	@echo "make test       everything but the slow tests"
 	@echo "make test-slow  the slow tests"
+	@echo "make test-asan  the NumPy tests with AddressSanitizer and UBSan (also: -debug, -tsan)"
 	@echo "make bench      speed against the peers: a report in results/bench (ten minutes)"
 	@echo "make bench-quick  the same of less, in a minute"
 	@echo "make bench-instructions  what the kernels execute for an element, against baselines"
@@ -39,6 +41,33 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -m slow
+
+# Other builds stay out of the tree, with their own copy of the Python files: `build/NAME/lib`.
+build/%/built: $(VENV)/installed-dev $(SOURCES)
+	FASTDROP_BUILD=$* $(RUN) setup.py --quiet build --build-base build/$* --build-lib build/$*/lib
+	@touch $@
+
+# pytest itself, since `python -m pytest` would find the tree's own modules first. What is mostly
+# TensorFlow is left out.
+WITH_BUILD = PYTHONPATH=$(CURDIR)/build/$(1)/lib FASTDROP_BUILD=$(1) PYTHONMALLOC=malloc
+PYTEST_NUMPY := $(VENV)/bin/pytest -p no:cacheprovider -m "not slow" --ignore tests/keras \
+  --ignore tests/test_examples.py
+LIBRARY = $(shell $(or $(CC),gcc) -print-file-name=$(1))
+
+# No search for leaks: an interpreter leaves thousands of its own objects behind when it ends.
+test-asan: build/asan/built
+	$(call WITH_BUILD,asan) LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=64 \
+	  UBSAN_OPTIONS=print_stacktrace=1 $(PYTEST_NUMPY)
+
+test-debug: build/debug/built
+	$(call WITH_BUILD,debug) PYTHONDEVMODE=1 $(PYTEST_NUMPY)
+
+# ThreadSanitizer has fixed places for its own memory, which random addresses may take.
+test-tsan: build/tsan/built
+	$(call WITH_BUILD,tsan) LD_PRELOAD="$(call LIBRARY,libtsan.so)" \
+	  TSAN_OPTIONS=halt_on_error=1 \
+	  setarch -R $(PYTEST_NUMPY) tests/test_threads.py tests/test_seeds.py
 
 bench: $(VENV)/installed-bench
 	$(RUN) -m bench run

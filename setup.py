@@ -6,7 +6,10 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy
 from Cython.Build import cythonize
@@ -45,6 +48,51 @@ MODULES = (
     "_threads",
 )
 
+
+class Build(NamedTuple):
+    """What a build has on top of, and in place of, the settings of a release."""
+
+    compile_args: tuple[str, ...] = ()  # after the others, so that these win
+    link_args: tuple[str, ...] = ()
+    directives: Mapping[str, bool] = MappingProxyType({})
+
+
+SANITIZED = ("-O1", "-g", "-fno-omit-frame-pointer")
+MEMORY = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+RACES = ("-fsanitize=thread",)
+BUILDS = {
+    "release": Build(),
+    # Alignment is checked too: kernels get elements where C may have them, and whatever reads
+    # elsewhere does so through memcpy or an instruction that is made for it.
+    "asan": Build((*SANITIZED, *MEMORY), MEMORY),
+    "tsan": Build((*SANITIZED, *RACES), RACES),
+    # Asserts are those of Python's, NumPy's and Cython's headers; a signed overflow traps.
+    "debug": Build(
+        ("-O1", "-g", "-UNDEBUG", "-ftrapv"),
+        directives={
+            "boundscheck": True,
+            "wraparound": True,
+            "nonecheck": True,
+            "initializedcheck": True,
+            "cdivision": False,
+        },
+    ),
+}
+
+
+def chosen_build():
+    """The name of the build that is wanted: ``FASTDROP_BUILD``, by default a release."""
+    name = os.environ.get("FASTDROP_BUILD") or "release"
+    if name not in BUILDS:
+        raise SystemExit(
+            f"fastdrop: FASTDROP_BUILD must be one of {', '.join(BUILDS)}, got {name!r}"
+        )
+    return name
+
+
+BUILD_NAME = chosen_build()
+BUILD = BUILDS[BUILD_NAME]
+
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -53,6 +101,7 @@ DIRECTIVES = {
     "embedsignature": True,
     "embedsignature.format": "python",
     "freethreading_compatible": True,
+    **BUILD.directives,
 }
 
 
@@ -68,7 +117,8 @@ def kernel_extension(isa):
         f"fastdrop._kernels.{isa.name}",
         [f"fastdrop/_kernels/{isa.name}.pyx"],
         include_dirs=INCLUDE_DIRS,
-        extra_compile_args=[*COMPILE_ARGS, *isa.flags],
+        extra_compile_args=[*COMPILE_ARGS, *isa.flags, *BUILD.compile_args],
+        extra_link_args=[*BUILD.link_args],
         depends=depends(),
     )
 
@@ -82,9 +132,10 @@ def module_extension(name):
         define_macros=[
             ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
             ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"),
+            ("FASTDROP_BUILD", f'"{BUILD_NAME}"'),
         ],
-        extra_compile_args=[*COMPILE_ARGS, "-pthread"],
-        extra_link_args=["-pthread"],
+        extra_compile_args=[*COMPILE_ARGS, "-pthread", *BUILD.compile_args],
+        extra_link_args=["-pthread", *BUILD.link_args],
         depends=depends(),
     )
 
@@ -98,8 +149,14 @@ def native_operation():
         NATIVE_OPERATION,
         ["fastdrop_keras/native_op.c"],
         include_dirs=INCLUDE_DIRS,
-        extra_compile_args=["-O2", "-std=c11", "-fvisibility=hidden", "-pthread"],
-        extra_link_args=["-pthread"],
+        extra_compile_args=[
+            "-O2",
+            "-std=c11",
+            "-fvisibility=hidden",
+            "-pthread",
+            *BUILD.compile_args,
+        ],
+        extra_link_args=["-pthread", *BUILD.link_args],
         depends=depends(),
         optional=True,
     )
@@ -183,7 +240,8 @@ setup(
         ],
         compiler_directives=DIRECTIVES,
         nthreads=0,
-        build_dir="build",
+        # Other directives make other C: it has a place of its own.
+        build_dir=str(Path("build", "" if BUILD_NAME == "release" else BUILD_NAME)),
     ),
     cmdclass={"build_ext": BuildExtensions},
     options={"build_ext": {"parallel": os.cpu_count()}},

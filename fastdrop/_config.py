@@ -23,6 +23,7 @@ def description() -> dict[str, str]:
         "instruction sets available": ", ".join(_isa.available_isas()),
         "threads": str(get_num_threads()),
         "compiler": _isa.COMPILER,
+        "build": _isa.BUILD,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "numpy": numpy.__version__,
         "platform": f"{sys.platform} {platform.machine()}",
@@ -35,7 +36,7 @@ def show_config() -> None:
     """Prints what is installed and in use, for bug reports.
 
     The version, the version of the random stream, the instruction set in use and those available,
-    the number of threads, the compiler, and the versions of Python and NumPy.
+    the number of threads, the compiler, the kind of build, and the versions of Python and NumPy.
 
     Examples
     --------

@@ -1,5 +1,6 @@
 from contextlib import AbstractContextManager
 
+BUILD: str
 COMPILER: str
 VARIABLE: str
 failures: dict[str, str]

@@ -10,12 +10,16 @@ from fastdrop._kernels.table cimport TABLE_CAPSULE, kernel_table
 
 from fastdrop._isas import ISAS
 
+cdef extern from *:
+    const char *BUILD_NAME "FASTDROP_BUILD"
+
 cdef extern from "simd/cpu.h":
     bint cpu_runs(const char *isa)
     const char *COMPILER_VERSION
 
 VARIABLE = "FASTDROP_ISA"
 COMPILER = (<bytes>COMPILER_VERSION).decode()
+BUILD = (<bytes>BUILD_NAME).decode()
 
 cdef dict modules = {}  # name: the kernel module, of those loaded
 failures = {}  # name: why a module that this CPU could run is not there

@@ -12,6 +12,10 @@ cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **block, size_t alignment, size_t size)
     void free(void *block)
 
+cdef extern from "poison.h" nogil:
+    void poison(void *address, size_t size)
+    void unpoison(void *address, size_t size)
+
 cdef extern from "numpy/arrayobject.h":
     object PyArray_NewFromDescr(PyTypeObject *subtype, np.dtype descr, int nd,
                                 const np.npy_intp *dims, const np.npy_intp *strides, void *data,
@@ -48,8 +52,10 @@ cdef class Buffer:
             index = size_class(self.capacity)
             with idle_guard:
                 if idle_bytes + self.capacity <= IDLE_LIMIT:
+                    unpoison(self.data, sizeof(void *))
                     (<void **>self.data)[0] = idle[index]
                     idle[index] = self.data
+                    poison(self.data, self.capacity)
                     idle_bytes += self.capacity
                     self.data = NULL
         free(self.data)
@@ -68,6 +74,7 @@ cdef Buffer new_buffer(size_t size):
     cdef Buffer buffer = Buffer.__new__(Buffer)
     buffer.capacity = max(<size_t>ALIGNMENT, (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
     buffer.data = <uint8_t *>allocate(buffer.capacity)
+    poison(buffer.data + size, buffer.capacity - size)
     return buffer
 
 
@@ -85,10 +92,12 @@ cdef Buffer new_pooled_buffer(size_t size):
     with idle_guard:
         if idle[index] != NULL:
             buffer.data = <uint8_t *>idle[index]
+            unpoison(buffer.data, buffer.capacity)
             idle[index] = (<void **>buffer.data)[0]
             idle_bytes -= buffer.capacity
     if buffer.data == NULL:
         buffer.data = <uint8_t *>allocate(buffer.capacity)
+    poison(buffer.data + size, buffer.capacity - size)
     return buffer
 
 

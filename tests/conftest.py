@@ -10,8 +10,9 @@ import pytest
 
 import fastdrop
 
-# The tests' own modules, whatever way pytest imports the tests; last, to shadow nothing.
-sys.path.append(str(pathlib.Path(__file__).parent))
+# The tests' own modules and the benchmarks, whatever way pytest imports the tests; last, to shadow nothing.
+TESTS = pathlib.Path(__file__).parent
+sys.path += [str(TESTS), str(TESTS.parent)]
 
 hypothesis.settings.register_profile(
     "local",

@@ -1,0 +1,79 @@
+"""Builds other than a release: that tests run the one they mean to, and that it finds faults."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastdrop import _isa
+
+ROOT = Path(__file__).parent.parent
+
+needs_asan = pytest.mark.skipif(
+    _isa.BUILD != "asan", reason="only `make test-asan` has AddressSanitizer"
+)
+
+CALL_A_KERNEL = """
+import ctypes, importlib
+import fastdrop
+from fastdrop import _isa
+pointer = ctypes.pythonapi.PyCapsule_GetPointer
+pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+table = importlib.import_module(f"fastdrop._kernels.{_isa.active_isa()}").table
+entries = ctypes.cast(pointer(table, b"fastdrop.kernel_table"), ctypes.POINTER(ctypes.c_void_p))
+word, place = ctypes.c_uint64, ctypes.c_void_p
+draw = ctypes.CFUNCTYPE(None, place, word, word, place)(entries[1])
+key = (word * 6)(1, 2, 3, 4, 5, 2**47)
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = place, [ctypes.c_size_t]
+"""
+
+
+def test_the_build_that_is_tested_is_the_one_asked_for():
+    assert os.environ.get("FASTDROP_BUILD", "release") == _isa.BUILD
+
+
+def test_an_unknown_build_is_refused():
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env=os.environ | {"FASTDROP_BUILD": "fast"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "FASTDROP_BUILD must be one of release, asan, tsan, debug, got 'fast'" in done.stderr
+
+
+@needs_asan
+def test_address_sanitizer_sees_a_byte_too_many(run_python):
+    code = CALL_A_KERNEL + "draw(key, 0, SIZE, libc.malloc(100))"
+    assert run_python(code.replace("SIZE", "800")).returncode == 0
+    done = run_python(code.replace("SIZE", "801"))
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+
+
+@needs_asan
+def test_address_sanitizer_knows_the_end_of_a_mask(run_python):
+    """Beyond which there are bytes, up to the next line of 64."""
+    code = """
+import ctypes, fastdrop
+bits = fastdrop.draw_mask(80, 0.5).bits
+ctypes.string_at(bits.ctypes.data, SIZE)
+"""
+    assert run_python(code.replace("SIZE", "10")).returncode == 0
+    done = run_python(code.replace("SIZE", "11"))
+    assert done.returncode != 0
+    assert "AddressSanitizer: use-after-poison" in done.stderr
+
+
+@needs_asan
+def test_undefined_behaviour_sanitizer_sees_a_word_out_of_place(run_python):
+    code = CALL_A_KERNEL + "draw(ctypes.addressof(key) + SHIFT, 0, 32, libc.malloc(4))"
+    assert run_python(code.replace("SHIFT", "0")).returncode == 0
+    done = run_python(code.replace("SHIFT", "1"))
+    assert done.returncode != 0
+    assert "misaligned address" in done.stderr
