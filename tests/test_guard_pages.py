@@ -1,0 +1,522 @@
+"""Arrays and masks that end where memory does: no call reads or writes a byte beside them.
+
+Each array lies right before a page that cannot be touched, or right behind one; results are
+compared with the reference. Kernels are called by themselves too, since the library's own masks
+and sums have room behind them that would hide a byte too many.
+"""
+
+import ctypes
+import faulthandler
+import functools
+import importlib
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+import reference
+from guarded import Guarded, at, survives
+from reference import assert_same_bits
+from test_fused import bias_dropout_add, finite, positive
+from test_values import DTYPES, each_dtype, values
+
+import fastdrop
+from fastdrop import _bridge
+
+SIZES = range(601)
+LARGEST = SIZES[-1]
+PLACES = ["start", "end"]
+RATE = 0.3
+SCALE = reference.default_scale(RATE)
+SEED = 7
+
+
+@functools.cache
+def kept(size):
+    """Whether each element is kept; a smaller size has the first ones of a larger."""
+    mask = reference.keep_mask(SEED, 0, RATE, size)
+    mask.flags.writeable = False
+    return mask
+
+
+def check(actual, expected):
+    """As `assert_same_bits`, and fast where there is nothing to say."""
+    same = actual.dtype == expected.dtype and actual.shape == expected.shape
+    if not same or actual.tobytes() != expected.tobytes():
+        assert_same_bits(actual, expected)
+
+
+def aways(dtype):
+    """Bytes between an array and its guard, so that elements get all alignments that they may."""
+    return {0, 1, dtype.itemsize // 2, dtype.itemsize - 1}
+
+
+# Arrays in C order.
+
+
+@each_dtype
+@pytest.mark.parametrize(("from_", "to"), [*itertools.product(PLACES, PLACES)])
+@survives
+def test_every_size(isa, dtype, from_, to):
+    source = Guarded(LARGEST * dtype.itemsize)
+    target = Guarded(LARGEST * dtype.itemsize)
+    content = values(dtype, (LARGEST,), seed=1)
+    expected = reference.dropout(content, kept(LARGEST), SCALE)
+    for size in SIZES:
+        x = source.copy(from_, content[:size])
+        y = target.array(to, size, dtype)
+        for store_mask in (True, False):
+            at("dropout", size, store_mask)
+            mask = fastdrop.dropout(x, RATE, seed=SEED, out=y, store_mask=store_mask)[1]
+            check(y, expected[:size])
+            y[...] = 1
+            at("dropout_grad", size, store_mask)
+            fastdrop.dropout_grad(x, mask, out=y)
+            check(y, expected[:size])
+            y[...] = content[:size]
+            at("apply_", size, store_mask)
+            mask.apply_(y)
+            check(y, expected[:size])
+            y[...] = content[:size]
+            at("dropout_", size, store_mask)
+            fastdrop.dropout_(y, RATE, seed=SEED, store_mask=store_mask)
+            check(y, expected[:size])
+
+
+@each_dtype
+@pytest.mark.parametrize("rate", [0, 1])
+@survives
+def test_every_size_where_all_is_kept_or_dropped(isa, dtype, rate):
+    memory = Guarded(LARGEST * dtype.itemsize)
+    content = values(dtype, (LARGEST,), seed=1)
+    for size, place, scale in itertools.product(SIZES, PLACES, (None, 2.0)):
+        x = memory.copy(place, content[:size])
+        at(size, place, scale)
+        fastdrop.dropout_(x, rate, seed=SEED, scale=scale)
+        factor = reference.default_scale(rate) if scale is None else scale
+        check(x, reference.dropout(content[:size], np.full(size, rate == 0), factor))
+
+
+@each_dtype
+@survives
+def test_every_alignment(isa, dtype):
+    memory = Guarded(LARGEST * dtype.itemsize + 64)
+    content = values(dtype, (LARGEST,), seed=2)
+    expected = reference.dropout(content, kept(LARGEST), SCALE)
+    for size, place in itertools.product([*range(70), 511, 512, 513, 577, 600], PLACES):
+        for away in {*range(0, 64, dtype.itemsize), *aways(dtype)}:
+            x = memory.copy(place, content[:size], away=away)
+            at(size, place, away)
+            mask = fastdrop.dropout_(x, RATE, seed=SEED)
+            check(x, expected[:size])
+            x[...] = content[:size]
+            mask.apply_(x)
+            check(x, expected[:size])
+
+
+@each_dtype
+@pytest.mark.parametrize("place", PLACES)
+@survives
+def test_relu(isa, dtype, place):
+    source, target = (Guarded(LARGEST * dtype.itemsize) for _ in range(2))
+    content = values(dtype, (LARGEST,), seed=3)
+    left = kept(LARGEST) & positive(content)
+    expected = reference.dropout(content, left, SCALE)
+    for size in SIZES:
+        x, y = source.copy(place, content[:size]), target.array("end", size, dtype)
+        at(size)
+        mask = fastdrop.relu_dropout(x, RATE, seed=SEED, out=y)[1]
+        check(y, expected[:size])
+        check(mask.bits, reference.pack_bits(left[:size]))
+        fastdrop.relu_dropout_grad(x, mask, out=y)
+        check(y, reference.dropout(content[:size], left[:size], SCALE))
+
+
+@each_dtype
+@pytest.mark.parametrize("place", PLACES)
+@survives
+def test_bias_and_residual(isa, dtype, place):
+    memories = [Guarded(LARGEST * dtype.itemsize) for _ in range(4)]
+    x_all, residual_all = finite(dtype, (LARGEST,), 1), finite(dtype, (LARGEST,), 2)
+    bias_all = finite(dtype, (LARGEST,), 3)
+    expected_all = bias_dropout_add(x_all, bias_all, residual_all, kept(LARGEST), SCALE)
+    dx_all = reference.dropout(x_all, kept(LARGEST), SCALE)
+    for size in SIZES:
+        x, bias, residual = (
+            memory.copy(place, content[:size])
+            for memory, content in zip(memories, (x_all, bias_all, residual_all), strict=False)
+        )
+        y = memories[3].array("end", size, dtype)
+        at("forward", size)
+        mask = fastdrop.bias_dropout_add(x, bias, residual, RATE, seed=SEED, out=y)[1]
+        check(y, expected_all[:size])
+        at("gradient", size)
+        dbias = fastdrop.bias_dropout_add_grad(x, mask, out=y)[1]
+        check(y, dx_all[:size])
+        check(dbias + dtype.type(0), dx_all[:size] + dtype.type(0))
+
+
+@each_dtype
+@survives
+def test_rows_of_a_bias(isa, dtype):
+    """The bias begins again in each row, and the sums with it."""
+    memories = [Guarded(LARGEST * dtype.itemsize) for _ in range(3)]
+    for columns in [1, 2, 3, 5, 7, 8, 16, 31, 32, 33, 63, 64, 65, 100, 200, 300]:
+        shape = (LARGEST // columns, columns)
+        size = shape[0] * columns
+        content = [finite(dtype, shape, 1), finite(dtype, (columns,), 2), finite(dtype, shape, 3)]
+        x, bias, residual = (
+            memory.copy("end", array) for memory, array in zip(memories, content, strict=True)
+        )
+        at("forward", columns)
+        mask = fastdrop.bias_dropout_add(x, bias, residual, RATE, seed=SEED, out=x)[1]
+        check(x, bias_dropout_add(*content, kept(size).reshape(shape), SCALE))
+        x[...] = 1
+        at("gradient", columns)
+        dbias = fastdrop.bias_dropout_add_grad(x, mask, out=residual)[1]
+        assert dbias.shape == (columns,)
+        ones = np.ones(shape, dtype)
+        check(residual, reference.dropout(ones, kept(size).reshape(shape), SCALE))
+
+
+# Views: how they are walked depends on an element's size, not on its type.
+
+each_size = pytest.mark.parametrize(
+    "dtype", [dtype for dtype in DTYPES if dtype != ml_dtypes.bfloat16], ids=str
+)
+
+VIEWS = {
+    "every other": lambda place: place[::2],
+    "every third": lambda place: place[::3],
+    "reversed": lambda place: place[::-1],
+    "reversed, every other": lambda place: place[::-2],
+}
+
+
+@each_size
+@pytest.mark.parametrize("view", VIEWS)
+@survives
+def test_strided_views(isa, dtype, view):
+    memory = Guarded(LARGEST * dtype.itemsize)
+    content = values(dtype, (LARGEST,), seed=4)
+    for size, place in itertools.product(SIZES, PLACES):
+        x = VIEWS[view](memory.copy(place, content[:size]))
+        before = x.copy()
+        expected = reference.dropout(before, kept(LARGEST)[: x.size], SCALE)
+        for store_mask in (True, False):
+            at(size, place, store_mask)
+            mask = fastdrop.dropout_(x, RATE, seed=SEED, store_mask=store_mask)
+            check(x, expected)
+            x[...] = before
+            mask.apply_(x)
+            check(x, expected)
+            x[...] = before
+
+
+SHAPES = [(a, b) for a in (1, 2, 3, 4, 7, 9, 17, 33, 64, 65) for b in (1, 2, 5, 8, 31, 64, 67, 130)]
+LARGEST_SHAPE = 65 * 130
+ORDERS = {
+    "Fortran": lambda x: x.T,
+    "Fortran, upwards": lambda x: x.T[::-1],
+    "columns": lambda x: x[:, : -(-x.shape[1] // 2)],
+    "last columns": lambda x: x[:, x.shape[1] // 2 :],
+    "downwards": lambda x: x[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, None), (1, 1)], ids=str)
+@each_size
+@survives
+def test_matrices(isa, dtype, noise_shape, order):
+    memory = Guarded(LARGEST_SHAPE * dtype.itemsize)
+    content = values(dtype, (LARGEST_SHAPE,), seed=5)
+    for shape, place in itertools.product(SHAPES, PLACES):
+        x = ORDERS[order](memory.copy(place, content[: shape[0] * shape[1]].reshape(shape)))
+        before = x.copy()
+        noise = reference.resolve_noise_shape(x.shape, noise_shape)
+        expected = reference.dropout(
+            before, kept(LARGEST_SHAPE)[: noise[0] * noise[1]].reshape(noise), SCALE
+        )
+        at(shape, place)
+        mask = fastdrop.dropout_(x, RATE, seed=SEED, noise_shape=noise_shape)
+        check(x, expected)
+        x[...] = before
+        mask.apply_(x)
+        check(x, expected)
+
+
+@pytest.mark.parametrize("order", ["C", *ORDERS])
+@pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, None), (1, 1)], ids=str)
+@survives
+def test_bits_beside_a_guard(isa, noise_shape, order):
+    """The bridge takes bits from wherever a framework has them, with the scale behind them."""
+    bits_memory = Guarded(LARGEST_SHAPE // 8 + 16)
+    content = values(np.dtype(np.float32), (LARGEST_SHAPE,), seed=6)
+    for shape, place in itertools.product(SHAPES, PLACES):
+        x = content[: shape[0] * shape[1]].reshape(shape)
+        x = x if order == "C" else ORDERS[order](x)
+        noise = reference.resolve_noise_shape(x.shape, noise_shape)
+        keep = kept(LARGEST_SHAPE)[: noise[0] * noise[1]]
+        bits = np.concatenate([reference.pack_bits(keep), np.array([SCALE]).view(np.uint8)])
+        at(shape, place)
+        dx = _bridge.backward(x, bits_memory.copy(place, bits), noise_shape)
+        check(dx, reference.dropout(x, keep.reshape(noise), SCALE))
+
+
+# Kernels.
+
+P, U64, INT, F64 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int, ctypes.c_double
+
+
+class Key(ctypes.Structure):
+    """`stream_key` of table.h."""
+
+    _fields_ = (("k", U64 * 5), ("threshold", U64))
+
+
+class Table(ctypes.Structure):
+    """`kernel_table` of table.h."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("draw", ctypes.CFUNCTYPE(None, P, U64, U64, P)),
+        ("draw_apply", ctypes.CFUNCTYPE(None, INT, P, U64, U64, P, P, P, F64)),
+        ("apply", ctypes.CFUNCTYPE(None, INT, U64, P, P, P, U64, F64)),
+        ("apply_one", ctypes.CFUNCTYPE(None, INT, U64, P, P, INT, F64)),
+        ("relu", ctypes.CFUNCTYPE(None, INT, P, U64, U64, P, P, P, F64)),
+        ("add", ctypes.CFUNCTYPE(None, INT, P, U64, U64, P, P, P, U64, P, INT, P, F64)),
+        ("apply_sum", ctypes.CFUNCTYPE(None, INT, U64, P, P, P, U64, F64, P)),
+    )
+
+
+# `enum element_kind` of table.h: those that scale, and words of bits.
+KINDS = [*DTYPES, *(np.dtype(word) for word in (np.uint16, np.uint32, np.uint64))]
+WORDS = KINDS[len(DTYPES) :]
+# Around the ends of blocks, and of the two and four of them that some kernels take at once.
+DRAWN_SIZES = [*SIZES, *(n * 4096 + more for n in (1, 2, 4, 6) for more in (-33, -1, 0, 1, 31, 65))]
+MOST_DRAWN = max(DRAWN_SIZES)
+
+
+@pytest.fixture
+def kernels(isa):
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = P, [ctypes.py_object, ctypes.c_char_p]
+    module = importlib.import_module(f"fastdrop._kernels.{isa}")
+    table = Table.from_address(pointer(module.table, b"fastdrop.kernel_table"))
+    assert table.name.decode() == isa
+    return table
+
+
+@pytest.fixture
+def key():
+    return Key((U64 * 5)(*reference.key(SEED, 0)), reference.threshold(RATE))
+
+
+def data(array):
+    return array.ctypes.data
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("first", [0, 1, 31, 32, 33, 4064, 4095, 4096, 12345])
+@survives
+def test_kernel_draw(kernels, key, place, first):
+    memory = Guarded(MOST_DRAWN // 8 + 1)
+    keep = reference.keep_mask(SEED, 0, RATE, MOST_DRAWN, offset=first)
+    for size in DRAWN_SIZES:
+        bits = memory.array(place, (size + 7) // 8)
+        bits[...] = 0xFF
+        at(size)
+        kernels.draw(ctypes.addressof(key), first, size, data(bits))
+        check(bits, reference.pack_bits(keep[:size]))
+
+
+@each_dtype
+@pytest.mark.parametrize("place", PLACES)
+@survives
+def test_kernel_draw_apply(kernels, key, dtype, place):
+    source, target = (Guarded(MOST_DRAWN * dtype.itemsize) for _ in range(2))
+    bits_memory = Guarded(MOST_DRAWN // 8 + 1)
+    content = values(dtype, (MOST_DRAWN,), seed=1)
+    expected = reference.dropout(content, kept(MOST_DRAWN), SCALE)
+    for size, wanted in itertools.product(DRAWN_SIZES, (True, False)):
+        x, y = source.copy(place, content[:size]), target.array(place, size, dtype)
+        bits = bits_memory.array(place, (size + 7) // 8)
+        at(size, wanted)
+        kernels.draw_apply(
+            KINDS.index(dtype),
+            ctypes.addressof(key),
+            0,
+            size,
+            data(y),
+            data(x),
+            data(bits) if wanted else None,
+            SCALE,
+        )
+        check(y, expected[:size])
+        if wanted:
+            check(bits, reference.pack_bits(kept(MOST_DRAWN)[:size]))
+
+
+def bits_from(memory, place, keep, offset):
+    """The bits of `keep` from bit `offset` on, those before it set."""
+    before = np.ones(offset, bool)
+    return memory.copy(place, reference.pack_bits(np.concatenate([before, keep])))
+
+
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+@pytest.mark.parametrize("place", PLACES)
+@survives
+def test_kernel_apply(kernels, dtype, place):
+    kind = KINDS.index(dtype)
+    source, target = (Guarded(LARGEST * dtype.itemsize) for _ in range(2))
+    bits_memory = Guarded(LARGEST // 8 + 16)
+    if dtype in WORDS:
+        content = scaled = np.arange(1, LARGEST + 1).astype(dtype)
+    else:
+        content = values(dtype, (LARGEST,), seed=2)
+        scaled = reference.dropout(content, np.ones(LARGEST, bool), SCALE)
+    zero = np.zeros(LARGEST, dtype)
+    expected = np.where(kept(LARGEST), scaled, zero)
+    for size in SIZES:
+        x = source.copy(place, content[:size])
+        for offset in {0, 1 + size % 7, 64 + size % 8}:
+            y = target.array(place, size, dtype)
+            bits = bits_from(bits_memory, place, kept(LARGEST)[:size], offset)
+            at(size, offset)
+            kernels.apply(kind, size, data(y), data(x), data(bits), offset, SCALE)
+            check(y, expected[:size])
+        for keep_all in (0, 1):
+            at("apply_one", size, keep_all)
+            kernels.apply_one(kind, size, data(y), data(x), keep_all, SCALE)
+            check(y, (scaled if keep_all else zero)[:size])
+
+
+@each_dtype
+@pytest.mark.parametrize("place", PLACES)
+@survives
+def test_kernel_relu(kernels, key, dtype, place):
+    memory, bits_memory = Guarded(LARGEST * dtype.itemsize), Guarded(LARGEST // 8 + 1)
+    content = values(dtype, (LARGEST,), seed=3)
+    left = kept(LARGEST) & positive(content)
+    expected = reference.dropout(content, left, SCALE)
+    for size, drawn in itertools.product(SIZES, (True, False)):
+        x = memory.copy(place, content[:size])
+        bits = bits_memory.copy(place, reference.pack_bits(kept(LARGEST)[:size]))
+        if drawn:
+            bits[...] = 0xFF
+        at(size, drawn)
+        kernels.relu(
+            KINDS.index(dtype),
+            ctypes.addressof(key) if drawn else None,
+            0,
+            size,
+            data(x),
+            data(x),
+            data(bits),
+            SCALE,
+        )
+        check(x, expected[:size])
+        check(bits, reference.pack_bits(left[:size]))
+
+
+@each_dtype
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("advance", [0, 1])
+@survives
+def test_kernel_add(kernels, key, dtype, place, advance):
+    """The bias has 31 elements after its period, the residual 32 where it does not advance."""
+    wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    memory, bits_memory = Guarded(MOST_DRAWN * dtype.itemsize), Guarded(MOST_DRAWN // 8 + 1)
+    bias_memory, residual_memory = Guarded(1000 * 8), Guarded(MOST_DRAWN * dtype.itemsize)
+    content = finite(dtype, (MOST_DRAWN,), 4)
+    residual_content = finite(dtype, (MOST_DRAWN,), 5)
+    bias_content = finite(dtype, (600,), 6).astype(wide)
+    periods = (32, 33, 600)
+    expected = {
+        period: bias_dropout_add(
+            content,
+            np.resize(bias_content[:period], MOST_DRAWN),
+            residual_content if advance else np.resize(residual_content[:32], MOST_DRAWN),
+            kept(MOST_DRAWN),
+            SCALE,
+        )
+        for period in periods
+    }
+    for size, ways in itertools.product(DRAWN_SIZES, range(3)):
+        period = periods[(size + ways) % len(periods)]
+        x = memory.copy(place, content[:size])
+        bias = bias_memory.copy(place, np.resize(bias_content[:period], period + 31))
+        residual = residual_memory.copy(place, residual_content[: size if advance else 32])
+        keep = kept(MOST_DRAWN)[:size]
+        bits = bits_memory.copy(place, reference.pack_bits(keep))
+        drawn, wanted = [(True, True), (True, False), (False, True)][ways]
+        at(size, period, drawn, wanted)
+        kernels.add(
+            KINDS.index(dtype),
+            ctypes.addressof(key) if drawn else None,
+            0,
+            size,
+            data(x),
+            data(x),
+            data(bias),
+            period,
+            data(residual),
+            advance,
+            data(bits) if wanted else None,
+            SCALE,
+        )
+        check(x, expected[period][:size])
+        check(bits, reference.pack_bits(keep))
+
+
+@each_dtype
+@pytest.mark.parametrize("place", PLACES)
+@survives
+def test_kernel_apply_sum(kernels, dtype, place):
+    wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    source, target = (Guarded(LARGEST * dtype.itemsize) for _ in range(2))
+    sums_memory, bits_memory = Guarded(LARGEST * 8), Guarded(LARGEST // 8 + 16)
+    content, before = finite(dtype, (LARGEST,), 7), finite(wide, (LARGEST,), 8)
+    factors = np.where(kept(LARGEST), wide.type(SCALE), wide.type(0))
+    expected = reference.dropout(content, kept(LARGEST), SCALE)
+    for size in SIZES:
+        x, y = source.copy(place, content[:size]), target.array(place, size, dtype)
+        for offset in {0, 1 + size % 7, 64 + size % 8}:
+            sums = sums_memory.copy(place, before[:size])
+            bits = bits_from(bits_memory, place, kept(LARGEST)[:size], offset)
+            at(size, offset)
+            kernels.apply_sum(
+                KINDS.index(dtype), size, data(y), data(x), data(bits), offset, SCALE, data(sums)
+            )
+            check(y, expected[:size])
+            check(sums, before[:size] + content[:size] * factors[:size])
+
+
+# What the tests above stand on.
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_byte_beside_the_memory_is_found(place):
+    memory = Guarded(100)
+    beside = -1 if place == "start" else 1
+
+    @survives
+    def touch(offset):
+        faulthandler.disable()  # it would tell of this fault, which is meant
+        at("byte", offset)
+        ctypes.string_at(data(memory.array(place, 1)) + offset, 1)
+
+    touch(0)
+    with pytest.raises(AssertionError, match=r"\('byte', -?1\)"):
+        touch(beside)
+
+
+def test_a_failure_in_a_child_is_told():
+    @survives
+    def fail():
+        at("here")
+        raise ValueError("no luck")
+
+    with pytest.raises(AssertionError, match=r"(?s)failed at \('here',\).*ValueError: no luck"):
+        fail()
