@@ -43,7 +43,7 @@ test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -m slow
 
 # Other builds stay out of the tree, with their own copy of the Python files: `build/NAME/lib`.
-build/%/built: $(VENV)/installed-dev $(SOURCES)
+build/%/built: $(VENV)/installed-dev $(SOURCES) $(wildcard fastdrop/*.py fastdrop_keras/*.py)
 	FASTDROP_BUILD=$* $(RUN) setup.py --quiet build --build-base build/$* --build-lib build/$*/lib
 	@touch $@
 

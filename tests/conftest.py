@@ -10,7 +10,7 @@ import pytest
 
 import fastdrop
 
-# The tests' own modules and the benchmarks, whatever way pytest imports the tests; last, to shadow nothing.
+# The tests and the benchmarks, whatever way pytest imports the tests; last, to shadow nothing.
 TESTS = pathlib.Path(__file__).parent
 sys.path += [str(TESTS), str(TESTS.parent)]
 
