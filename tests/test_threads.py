@@ -1,9 +1,14 @@
-"""Thread control: setting it, the environment, after a fork, and from many Python threads."""
+"""Threads: how many, after forks, under signals, and beside those of other libraries."""
 
 import concurrent.futures
+import ctypes
+import itertools
 import os
+import shutil
+import subprocess
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -207,3 +212,316 @@ fastdrop.dropout(np.ones(2**21, np.float32), 0.2)
 """)
     assert program.returncode == 0, program.stderr
     assert program.stderr == ""
+
+
+# Memory that threads share.
+
+
+@pytest.mark.parametrize("store_mask", [True, False])
+def test_overlapping_reads(isa, store_mask):
+    """Calls read the same memory at once, whole and in pieces, and one mask."""
+    x = np.random.default_rng(1).normal(size=LARGE).astype(np.float32)
+    x.flags.writeable = False
+    kept = reference.keep_mask(3, 0, 0.3, LARGE)
+    expected = reference.dropout(x, kept, 1 / (1 - 0.3))
+    mask = fastdrop.draw_mask(LARGE, 0.3, seed=3, store_mask=store_mask)
+
+    def call(i):
+        if i % 2:
+            return mask.apply(x), expected
+        first = i * 1000
+        y, _ = fastdrop.dropout(x[first:], 0.3, seed=3)
+        count = LARGE - first
+        return y, reference.dropout(x[first:], kept[:count], 1 / (1 - 0.3))
+
+    with fastdrop.num_threads(2), concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for y, wanted in pool.map(call, range(12)):
+            assert_same_bits(y, wanted)
+
+
+def test_the_count_may_change_while_calls_run(isa):
+    x = np.random.default_rng(2).normal(size=LARGE).astype(np.float32)
+    kept = reference.keep_mask(4, 0, 0.3, LARGE)
+    expected = reference.dropout(x, kept, 1 / (1 - 0.3))
+    stop = threading.Event()
+
+    def change():
+        for n in itertools.cycle((1, 5, 2, 8, 3)):
+            fastdrop.set_num_threads(n)
+            if stop.wait(0.0005):
+                return
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    try:
+        for _ in range(20):
+            assert_same_bits(fastdrop.dropout(x, 0.3, seed=4)[0], expected)
+    finally:
+        stop.set()
+        changer.join()
+
+
+# How many threads there are.
+
+COUNT = """
+import os, threading
+import numpy as np, fastdrop
+def threads():
+    return len(os.listdir("/proc/self/task"))
+before = threads()
+for n in range(1, {n} + 1):
+    fastdrop.set_num_threads(n)
+    for _ in range(3):
+        x = np.ones((2048, 2049), np.float32)
+        mask = fastdrop.dropout_(x, 0.2)
+        fastdrop.dropout_grad(x.T, fastdrop.draw_mask(x.T.shape, 0.2))
+        fastdrop.relu_dropout(x, 0.2)
+        fastdrop.bias_dropout_add_grad(x, fastdrop.bias_dropout_add(x, None, None, 0.2)[1])
+        fastdrop.draw_mask(2**24, 0.2)
+    print(threads() - before)
+"""
+
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no /proc here")
+
+
+@needs_proc
+@pytest.mark.parametrize("most", [1, 4])
+def test_no_more_threads_than_asked_for(run_python, most):
+    program = run_python(COUNT.format(n=most), FASTDROP_NUM_THREADS=str(most))
+    assert program.stdout.split() == [str(n) for n in range(most)], program.stderr
+
+
+@needs_proc
+def test_small_arrays_start_no_thread(run_python):
+    program = run_python("""
+import os
+import numpy as np, fastdrop
+before = len(os.listdir("/proc/self/task"))
+fastdrop.set_num_threads(8)
+fastdrop.dropout(np.ones(4096), 0.2)
+assert len(os.listdir("/proc/self/task")) == before
+fastdrop.dropout(np.ones(2**21), 0.2)
+assert len(os.listdir("/proc/self/task")) == before + 7
+print("done")
+""")
+    assert program.stdout == "done\n", program.stderr
+
+
+# Processes.
+
+FORK_FIRST = """
+import os, warnings
+import fastdrop
+import numpy as np
+warnings.simplefilter("ignore", DeprecationWarning)
+def call():
+    y, mask = fastdrop.dropout(np.ones(2**21 + 4099, np.float32), 0.2, seed=5)
+    return y.tobytes() + mask.bits.tobytes()
+fastdrop.set_num_threads(1)
+expected = call()
+fastdrop.set_num_threads(3)
+# The child uses threads before its parent does, and forks again after.
+child = os.fork()
+if not child:
+    right = call() == expected
+    grandchild = os.fork()
+    if not grandchild:
+        os._exit(0 if call() == expected else 4)
+    right = os.waitpid(grandchild, 0)[1] == 0 and call() == expected and right
+    os._exit(0 if right else 3)
+assert os.waitpid(child, 0)[1] == 0
+assert call() == expected
+child = os.fork()
+if not child:
+    os._exit(0 if call() == expected else 3)
+assert os.waitpid(child, 0)[1] == 0
+print("done")
+"""
+
+
+@needs_fork
+def test_a_child_may_use_threads_before_its_parent(run_python):
+    program = run_python(FORK_FIRST)
+    assert program.stdout == "done\n", program.stderr
+
+
+FORK_BUSY = """
+import os, threading, warnings
+import fastdrop
+import numpy as np
+warnings.simplefilter("ignore", DeprecationWarning)
+fastdrop.set_num_threads(3)
+x = np.ones(2**21 + 4099, np.float32)
+expected = fastdrop.dropout(x, 0.2, seed=5)[0].tobytes()
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        fastdrop.dropout(x, 0.2)
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for _ in range(10):
+    child = os.fork()
+    if not child:
+        os._exit(0 if fastdrop.dropout(x, 0.2, seed=5)[0].tobytes() == expected else 3)
+    assert os.waitpid(child, 0)[1] == 0
+stop.set()
+for thread in threads:
+    thread.join()
+print("done")
+"""
+
+
+@needs_fork
+def test_a_fork_while_other_threads_are_busy(run_python):
+    program = run_python(FORK_BUSY)
+    assert program.stdout == "done\n", program.stderr
+
+
+def test_threads_work_in_spawned_processes(tmp_path, run_python):
+    path = tmp_path / "spawned.py"
+    path.write_text(MULTIPROCESSING.replace('"fork"', '"spawn"'))
+    program = run_python(f"import runpy; runpy.run_path({str(path)!r}, run_name='__main__')")
+    assert program.stdout == "done\n", program.stderr
+
+
+# Signals.
+
+INTERRUPT = """
+import os, signal, threading, time
+import numpy as np, fastdrop
+fastdrop.set_num_threads({threads})
+x = np.ones(2**23, np.float32)
+stream = fastdrop.Stream(5)
+running = threading.Event()
+def interrupt():
+    running.wait()
+    time.sleep(0.005)
+    os.kill(os.getpid(), signal.SIGINT)
+for _ in range(5):
+    x[...] = 1
+    running.clear()
+    other = threading.Thread(target=interrupt)
+    other.start()
+    calls = 0
+    first = stream.step
+    try:
+        running.set()
+        while True:
+            fastdrop.dropout_(x, 0.5, seed=stream, scale=1.0)
+            calls += 1
+    except KeyboardInterrupt:
+        pass
+    other.join()
+    # Each step that was taken has been used on the whole array: none is half done.
+    kept = np.ones(x.size, bool)
+    for step in range(first, stream.step):
+        there = fastdrop.Stream(0)
+        there.state = {{"seed": 5, "step": step}}
+        kept &= fastdrop.draw_mask(x.size, 0.5, seed=there).unpack()
+    assert np.array_equal(x != 0, kept)
+    assert stream.step - first - calls in (0, 1)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_interrupt_comes_between_calls(run_python, threads):
+    program = run_python(INTERRUPT.format(threads=threads))
+    assert program.stdout == "done\n", program.stderr
+
+
+@needs_proc
+def test_workers_leave_signals_to_the_program(run_python):
+    program = run_python("""
+import os, signal, threading
+import numpy as np, fastdrop
+fastdrop.set_num_threads(4)
+others = set(os.listdir("/proc/self/task"))
+fastdrop.dropout(np.ones(2**21), 0.5)
+workers = set(os.listdir("/proc/self/task")) - others
+assert len(workers) == 3
+for worker in workers:
+    with open(f"/proc/self/task/{worker}/status") as status:
+        blocked = next(int(line.split()[1], 16) for line in status if line.startswith("SigBlk"))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM, signal.SIGUSR1):
+        assert blocked >> (number - 1) & 1, number
+assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+print("done")
+""")
+    assert program.stdout == "done\n", program.stderr
+
+
+# Other people's threads.
+
+
+@pytest.fixture(scope="module")
+def parallel_callbacks(tmp_path_factory):
+    """OpenMP's threads calling back: ``parallel_callbacks(threads, calls, callback)``."""
+    if not shutil.which("gcc"):
+        pytest.skip("no gcc here (Debian: gcc)")
+    library = tmp_path_factory.mktemp("native") / "parallel_callbacks.so"
+    source = Path(__file__).parent / "native" / "parallel_callbacks.c"
+    command = ["gcc", "-O1", "-fopenmp", "-shared", "-fPIC", str(source), "-o", str(library)]
+    subprocess.run(command, check=True)
+    callback_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
+    function = ctypes.CDLL(str(library)).parallel_callbacks
+    function.argtypes = [ctypes.c_int, ctypes.c_int, callback_type]
+    return lambda threads, calls, callback: function(threads, calls, callback_type(callback))
+
+
+def test_calls_from_the_threads_of_openmp(parallel_callbacks, isa):
+    x = np.random.default_rng(0).normal(size=2**19).astype(np.float32)
+    expected = [
+        reference.dropout(x, reference.keep_mask(seed, 0, 0.2, x.size), 1 / (1 - 0.2))
+        for seed in range(4)
+    ]
+    results = [x.copy() for _ in range(16)]
+    threads = set()
+
+    def call(i):
+        threads.add(threading.get_ident())
+        fastdrop.dropout_(results[i], 0.2, seed=i % 4)
+
+    with fastdrop.num_threads(3):
+        assert parallel_callbacks(4, len(results), call) == 4
+        fastdrop.dropout_(x, 0.2, seed=0)
+    assert len(threads) > 1
+    assert_same_bits(x, expected[0])
+    for i, y in enumerate(results):
+        assert_same_bits(y, expected[i % 4])
+
+
+def test_beside_the_threads_of_scikit_learn(run_python):
+    """Its OpenMP and BLAS's threads work at the same time, and keep their limits."""
+    pytest.importorskip("sklearn")
+    program = run_python("""
+import threading
+import numpy as np, fastdrop
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_info, threadpool_limits
+fastdrop.set_num_threads(2)
+points = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+x = np.ones(2**20 + 5, np.float32)
+expected = fastdrop.dropout(x, 0.3, seed=1)[0].tobytes()
+def limits():
+    return sorted((library["filepath"], library["num_threads"]) for library in threadpool_info())
+with threadpool_limits(2):
+    before = limits()
+    centers = KMeans(4, n_init=1, random_state=0).fit(points).cluster_centers_
+    found = []
+    def cluster():
+        for _ in range(3):
+            found.append(KMeans(4, n_init=1, random_state=0).fit(points).cluster_centers_)
+    other = threading.Thread(target=cluster)
+    other.start()
+    while other.is_alive():
+        assert fastdrop.dropout(x, 0.3, seed=1)[0].tobytes() == expected
+    other.join()
+    assert limits() == before
+assert len(found) == 3
+for each in found:
+    np.testing.assert_allclose(each, centers, rtol=1e-4, atol=1e-5)
+print("done")
+""")
+    assert program.stdout == "done\n", program.stderr
