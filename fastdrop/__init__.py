@@ -8,18 +8,25 @@
 True
 """
 
-from fastdrop._config import __version__, show_config
-from fastdrop._dropout import dropout, dropout_
-from fastdrop._fused import (
-    bias_dropout_add,
-    bias_dropout_add_grad,
-    relu_dropout,
-    relu_dropout_grad,
-)
-from fastdrop._isa import available_isas
-from fastdrop._mask import Mask, draw_mask, dropout_grad, dropout_grad_
-from fastdrop._stream import Stream
-from fastdrop._threads import get_num_threads, num_threads, set_num_threads
+from fastdrop import _compiled
+
+_compiled.check()
+
+try:
+    from fastdrop._config import __version__, show_config
+    from fastdrop._dropout import dropout, dropout_
+    from fastdrop._fused import (
+        bias_dropout_add,
+        bias_dropout_add_grad,
+        relu_dropout,
+        relu_dropout_grad,
+    )
+    from fastdrop._isa import available_isas
+    from fastdrop._mask import Mask, draw_mask, dropout_grad, dropout_grad_
+    from fastdrop._stream import Stream
+    from fastdrop._threads import get_num_threads, num_threads, set_num_threads
+except ImportError as error:
+    raise _compiled.explained(error) from error
 
 __all__ = [
     "Mask",

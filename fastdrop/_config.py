@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import numpy
 
-from fastdrop import _isa
+from fastdrop._isa import BUILD, COMPILER, active_isa, available_isas, failures
 from fastdrop._threads import get_num_threads
 
 __version__ = version("fastdrop")
@@ -19,16 +19,16 @@ def description() -> dict[str, str]:
     rows = {
         "fastdrop": __version__,
         "stream version": str(STREAM_VERSION),
-        "instruction set in use": _isa.active_isa(),
-        "instruction sets available": ", ".join(_isa.available_isas()),
+        "instruction set in use": active_isa(),
+        "instruction sets available": ", ".join(available_isas()),
         "threads": str(get_num_threads()),
-        "compiler": _isa.COMPILER,
-        "build": _isa.BUILD,
+        "compiler": COMPILER,
+        "build": BUILD,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "numpy": numpy.__version__,
         "platform": f"{sys.platform} {platform.machine()}",
     }
-    rows |= {f"{name} kernels not loaded": why for name, why in _isa.failures.items()}
+    rows |= {f"{name} kernels not loaded": why for name, why in failures.items()}
     return rows
 
 

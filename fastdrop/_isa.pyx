@@ -3,11 +3,13 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import warnings
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from fastdrop._kernels.table cimport TABLE_CAPSULE, kernel_table
 
+from fastdrop._compiled import REPAIR, is_cut_short
 from fastdrop._isas import ISAS
 
 cdef extern from *:
@@ -27,9 +29,13 @@ failures = {}  # name: why a module that this CPU could run is not there
 
 def _load(name):
     """Imports the kernel module of an instruction set; whether that worked."""
+    full_name = f"fastdrop._kernels.{name}"
     if name not in modules and name not in failures:
         try:
-            modules[name] = importlib.import_module(f"fastdrop._kernels.{name}")
+            spec = importlib.util.find_spec(full_name)
+            if spec is not None and is_cut_short(spec.origin):
+                raise ImportError(f"{spec.origin} is cut short")
+            modules[name] = importlib.import_module(full_name)
         except ImportError as error:
             failures[name] = str(error)
     return name in modules
@@ -88,18 +94,25 @@ def _choose():
     wanted = os.environ.get(VARIABLE)
     if wanted:
         if wanted not in available_isas() or not _load(wanted):
+            why = f" ({failures[wanted]})" if wanted in failures else ""
             raise ImportError(
-                f"{VARIABLE}={wanted!r} is not an instruction set that fastdrop can use here; "
+                f"{VARIABLE}={wanted!r} is not an instruction set that fastdrop can use here{why}; "
                 f"the choices are {', '.join(available_isas())}"
             )
         return wanted
     for name in available_isas():
         if _load(name):
+            # A module that was never built is no news; one that is there is meant to be used.
+            for failed, why in failures.items():
+                warnings.warn(
+                    f"fastdrop's {failed} kernels are damaged and cannot be used: {why}. The "
+                    f"{name} kernels are in use, which give the same results more slowly. {REPAIR}",
+                    RuntimeWarning,
+                )
             return name
     raise ImportError(
-        "fastdrop's kernel modules are missing or damaged "
-        f"({failures or 'none was found'}): reinstall it, for example with "
-        "pip install --force-reinstall --no-deps fastdrop"
+        f"fastdrop's kernel modules are missing or damaged ({failures or 'none was found'}). "
+        f"{REPAIR}"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from fastdrop import _bridge
+from fastdrop import _bridge, _compiled
 
 _PATH = Path(__file__).parent / f"_native_op{sysconfig.get_config_var('EXT_SUFFIX')}"
 
@@ -22,6 +22,8 @@ def _load() -> tuple[Any, Any, str]:
             "" if sys.platform == "linux" else f", which is for Linux only and not {sys.platform}"
         )
         return None, None, f"it was not built{where}"
+    if _compiled.is_cut_short(_PATH):
+        return None, None, f"{_PATH} is cut short"
     try:
         operations = tf.load_op_library(str(_PATH))
         functions = ctypes.CDLL(str(_PATH))

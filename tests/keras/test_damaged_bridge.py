@@ -1,0 +1,72 @@
+"""A native operation that is missing or damaged: Python's bridge takes over, and says why."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import fastdrop
+import fastdrop_keras
+
+NATIVE = f"_native_op{sysconfig.get_config_var('EXT_SUFFIX')}"
+USE = """
+import numpy as np, tensorflow as tf, fastdrop, fastdrop_keras
+fastdrop_keras.show_config()
+y = fastdrop_keras.Dropout(0.5, seed=3)(tf.ones((5, 7)), training=True)
+want, _ = fastdrop.dropout(np.ones((5, 7), "f4"), 0.5, seed=3)
+assert np.array_equal(y, want)
+"""
+DAMAGES = {
+    "missing": lambda path: path.unlink(),
+    "garbage": lambda path: path.write_bytes(b"garbage" * 1000),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:5000]),
+}
+REASONS = {"missing": "it was not built", "garbage": "cannot load it", "cut short": "is cut short"}
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="native operations are for Linux"),
+    # In the subprocesses, the damage chooses the bridge.
+    pytest.mark.parametrize("bridge", ["native"], indirect=True),
+]
+
+
+@pytest.fixture
+def use(tmp_path):
+    """The layers run in a fresh interpreter from a damaged copy: `use(damage, **environment)`."""
+
+    def use(damage, **environment):
+        shutil.copytree(Path(fastdrop_keras.__file__).parent, tmp_path / "fastdrop_keras")
+        (tmp_path / "fastdrop").symlink_to(Path(fastdrop.__file__).parent)
+        DAMAGES[damage](tmp_path / "fastdrop_keras" / NATIVE)
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTDROP_")}
+        return subprocess.run(
+            [sys.executable, "-c", USE],
+            env=clean | {"PYTHONPATH": str(tmp_path)} | environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return use
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_pythons_bridge_takes_over(bridge, use, damage):
+    done = use(damage)
+    assert done.returncode == 0, done.stderr
+    assert "numpy_function (native not loaded: " in done.stdout
+    assert REASONS[damage] in done.stdout
+
+
+def test_a_damaged_bridge_that_was_asked_for(bridge, use):
+    done = use("cut short", FASTDROP_KERAS_BRIDGE="native")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: ")
+    assert "is cut short" in last
+    assert "FASTDROP_KERAS_BRIDGE='native'" in last
