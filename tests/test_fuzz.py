@@ -1,0 +1,489 @@
+"""The whole public interface with arguments at random, right ones and wrong ones mixed.
+
+Each call must do what tests/reference.py and plain NumPy say; or, where an argument is wrong by its
+making, raise a TypeError or a ValueError that names a wrong argument, with every array, the seed's
+stream and the number of threads as they were.
+"""
+
+import contextlib
+import io
+import math
+import pickle
+
+import hypothesis
+import hypothesis.strategies as st
+import ml_dtypes
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from reference import assert_same_bits
+from test_fused import bias_dropout_add, finite, positive
+from test_values import LAYOUTS, Placed, values
+
+import fastdrop
+
+DTYPES = [np.dtype(d) for d in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)]
+WRONG_DTYPES = [np.dtype(d) for d in ("i4", "?", ">f4", "F", "O", "u1", "S3")]
+NAN, INF = float("nan"), float("inf")
+
+# Right values that are easily taken for wrong ones, and the other way round.
+RATES = [0, 1, 0.0, -0.0, 0.5, 1.0, 2**-49, 1 - 2**-53, np.float16(0.25), np.int8(1), np.uint64(0)]
+WRONG_RATES = [-1, 2, 1 + 2**-52, -5e-324, NAN, INF, 10**400, True, None, "0.5", b"1", 0.5j]
+WRONG_RATES += [[0.5], np.array(0.5), np.float64(1.5), object, {}]
+SCALES = [None, 1, 0.0, -2.5, 1e300, 5e-324, np.float32(3), np.int64(7)]
+WRONG_SCALES = [NAN, INF, -INF, 10**400, True, "2", b"2", 2j, [1.0], np.ones(1), object]
+WRONG_SEEDS = [-1, 2**128, 10**5000, 1.0, NAN, "1", b"1", True, [1], np.ones(1, int), object]
+WRONG_INTS = [1.0, NAN, "1", b"1", None, [1], np.ones(1, int), object, True]
+WRONG_MASKS = [None, 1, "mask", np.ones(3, bool), b"\xff", object, {}]
+WRONG_ARRAYS = [None, "x", b"x", object, [1], 3, {1.0}, [[1.0], [1.0, 2.0]]]
+RANDOM_GARBAGE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+class Scene:
+    """Draws the arguments of one call, and remembers which are wrong and what must not change."""
+
+    def __init__(self, data):
+        self.data = data
+        self.wrong = {}
+        self.placed = []
+        self.threads = fastdrop.get_num_threads()
+        self.seed = data.draw(st.sampled_from([0, 1, 2**64, 2**128 - 1]) | st.integers(0, 2**70))
+        self.step = data.draw(st.sampled_from([0, 1, 2**63, 2**64 - 1]))
+        self.stream = fastdrop.Stream(self.seed)
+        self.stream.state = self.before = {"seed": self.seed, "step": self.step}
+
+    def choose(self, name, right, wrong):
+        """A value of a strategy, or now and then a wrong one out of a list."""
+        if self.data.draw(st.integers(0, 11), f"{name} is wrong if 11") < 11:
+            return self.data.draw(right, name)
+        value = self.data.draw(st.sampled_from(wrong), f"wrong {name}")
+        self.wrong[name] = value
+        return value
+
+    def shape(self):
+        small = st.lists(st.integers(0, 6), max_size=4)
+        large = st.lists(st.sampled_from([1, 3, 64, 70, 97]), min_size=2, max_size=2)
+        return tuple(self.data.draw(small | large | st.sampled_from([[4096], [8195]])))
+
+    def dtype(self, name):
+        return self.choose(f"{name}, dtype", st.sampled_from(DTYPES), WRONG_DTYPES)
+
+    def place(self, content):
+        """The content in memory of any layout, which is looked at after the call."""
+        layout = LAYOUTS[self.data.draw(st.sampled_from(sorted(LAYOUTS)))]
+        placed = Placed(content, **layout(content.ndim))
+        self.placed.append(placed)
+        return placed.array
+
+    def array(self, name, shape, dtype, numbers=values):
+        """An array to read, of a dtype that may be wrong."""
+        if dtype not in DTYPES:
+            self.wrong[name] = dtype
+            return np.zeros(shape, dtype)
+        return self.place(numbers(dtype, shape))
+
+    def changeable(self, name, array):
+        """The array to be changed in place, made unfit now and then."""
+        how = self.data.draw(st.sampled_from(["", "", "", "", "read-only", "list", "overlap"]))
+        if how == "read-only":
+            array.flags.writeable = False
+        elif how == "list":
+            array = array.tolist()
+        elif how == "overlap" and array.size > 1 and array.dtype in DTYPES:
+            array = np.lib.stride_tricks.as_strided(array, array.shape, (0,) * array.ndim)
+        else:
+            return array
+        self.wrong[name] = array
+        return array
+
+    def out(self, x, itself=True):
+        """Nothing, x itself, or another array, which may be unfit."""
+        how = self.data.draw(st.sampled_from(["none", "none", "x", "other", "other", "unfit"]))
+        if how == "none" or not isinstance(x, np.ndarray) or x.dtype not in DTYPES:
+            return None
+        if how == "x" and itself:
+            return x
+        if how == "unfit":
+            unfit = [x.tolist(), np.ones((*x.shape, 2), x.dtype), np.ones(x.shape, np.int8)]
+            if x.size > 2 and x.ndim == 1:
+                unfit.append(x[::-1])  # shares its memory in another order
+            self.wrong["out"] = self.data.draw(st.sampled_from(unfit))
+            return self.wrong["out"]
+        out = self.place(np.ones(x.shape, x.dtype))
+        return self.changeable("out", out)
+
+    def noise_shape(self, shape):
+        wrong = [(*shape, 1), "1", 3, (0.5,) * max(1, len(shape)), (-1,) * max(1, len(shape))]
+        wrong += [(2**70,) * max(1, len(shape))]
+        if shape:
+            wrong += [tuple(n + 2 for n in shape), shape[1:]]
+        entries = st.tuples(*(st.sampled_from([None, 1, n]) for n in shape))
+        return self.choose("noise_shape", st.none() | entries, wrong)
+
+    def drawing(self, shape, store_mask=True):
+        """The arguments that all that draw have."""
+        arguments = {
+            "rate": self.choose("rate", st.sampled_from(RATES) | st.floats(0, 1), WRONG_RATES),
+            "seed": self.choose("seed", st.just(self.stream), WRONG_SEEDS),
+            "noise_shape": self.noise_shape(shape),
+            "scale": self.choose("scale", st.sampled_from(SCALES), WRONG_SCALES),
+        }
+        if store_mask:
+            arguments["store_mask"] = self.data.draw(st.sampled_from([True, False, 1, "", None]))
+        return arguments
+
+    def mask(self, shape):
+        """A mask of the shape, drawn, not stored, or packed; and what it keeps."""
+        if self.choose("mask", st.just(None), WRONG_MASKS) is not None or "mask" in self.wrong:
+            return self.wrong["mask"], None
+        if self.data.draw(st.booleans(), "packed"):
+            kept = np.random.default_rng(3).random(shape) < 0.7
+            return fastdrop.Mask.pack(kept, rate=0.3, scale=2.0), kept
+        noise = self.data.draw(st.tuples(*(st.sampled_from([1, n]) for n in shape)))
+        offset = self.data.draw(st.sampled_from([0, 1, 4097, 2**40 + 5]))
+        stored = self.data.draw(st.booleans(), "stored")
+        mask = fastdrop.draw_mask(
+            shape, 0.4, seed=9, noise_shape=noise, offset=offset, store_mask=stored
+        )
+        kept = reference.keep_mask(9, 0, 0.4, math.prod(noise), offset).reshape(noise)
+        return mask, np.broadcast_to(kept, shape)
+
+    def kept(self, shape, arguments):
+        """What the reference keeps, and the scale; the stream must have taken one step."""
+        rate = float(arguments["rate"])
+        noise = reference.resolve_noise_shape(shape, arguments["noise_shape"])
+        kept = reference.keep_mask(self.seed, self.step, rate, math.prod(noise)).reshape(noise)
+        scale = arguments["scale"]
+        scale = reference.default_scale(rate) if scale is None else float(scale)
+        assert self.stream.step == self.step + 1
+        self.before = self.stream.state
+        return np.broadcast_to(kept, shape), scale
+
+    def call(self, function, *arguments, **options):
+        """The result, or None where an argument is wrong and was refused as it should."""
+        if not self.wrong:
+            return function(*arguments, **options)
+        with pytest.raises((TypeError, ValueError)) as refused:
+            function(*arguments, **options)
+        message = str(refused.value)
+        named = {name.split(",")[0] for name in self.wrong}
+        assert any(f"`{name}" in message for name in named), (message, self.wrong)
+        self.assert_unchanged()
+        return None
+
+    def assert_unchanged(self):
+        for placed in self.placed:
+            placed.assert_untouched()
+        assert self.stream.state == self.before
+        assert fastdrop.get_num_threads() == self.threads
+
+    def assert_only_changed(self, *arrays):
+        """Nothing beside and between the arrays has changed, nor any other array."""
+        for placed in self.placed:
+            if any(placed.array is array for array in arrays):
+                placed.assert_rest_untouched()
+            else:
+                placed.assert_untouched()
+
+
+def check_mask(mask, kept):
+    np.testing.assert_array_equal(mask.unpack(), kept)
+    assert pickle.loads(pickle.dumps(mask)) == mask
+
+
+def fuzz_dropout(scene):
+    shape = scene.shape()
+    x = scene.array("x", shape, scene.dtype("x"))
+    content = x.copy()
+    out = scene.out(x)
+    arguments = scene.drawing(shape)
+    result = scene.call(fastdrop.dropout, x, out=out, **arguments)
+    if result is not None:
+        y, mask = result
+        kept, scale = scene.kept(shape, arguments)
+        assert_same_bits(y, reference.dropout(content, kept, scale))
+        assert out is None or y is out
+        check_mask(mask, kept)
+        assert (mask.bits is not None) == bool(arguments["store_mask"])
+        scene.assert_only_changed(y)
+
+
+def fuzz_dropout_(scene):
+    shape = scene.shape()
+    x = scene.array("x", shape, scene.dtype("x"))
+    content = x.copy()
+    x = scene.changeable("x", x)
+    arguments = scene.drawing(shape)
+    mask = scene.call(fastdrop.dropout_, x, **arguments)
+    if mask is not None:
+        kept, scale = scene.kept(shape, arguments)
+        assert_same_bits(x, reference.dropout(content, kept, scale))
+        check_mask(mask, kept)
+        scene.assert_only_changed(x)
+
+
+def fuzz_draw_mask(scene):
+    right = scene.shape()
+    wrong = [-1, (3, -1), 1.5, "3", None, ("3",), 2**63, (2**40, 2**40), (2**63, 0), (1,) * 65]
+    shape = scene.choose("shape", st.just(right), wrong)
+    arguments = scene.drawing(right)
+    if "shape" in scene.wrong:
+        arguments["noise_shape"] = None
+        scene.wrong.pop("noise_shape", None)
+    offsets = [0, 1, 4095, 2**32 + 1, 2**62, 2**63 - 2**20]
+    bad = [*WRONG_INTS, -1, 2**63 + 1, 2**64, 10**5000]
+    offset = scene.choose("offset", st.sampled_from(offsets), bad)
+    mask = scene.call(fastdrop.draw_mask, shape, offset=offset, **arguments)
+    if mask is not None:
+        noise = reference.resolve_noise_shape(shape, arguments["noise_shape"])
+        rate = float(arguments["rate"])
+        kept = reference.keep_mask(scene.seed, scene.step, rate, math.prod(noise), offset)
+        assert (mask.shape, mask.noise_shape, mask.rate) == (shape, noise, rate)
+        assert (mask.seed, mask.step, mask.size) == (scene.seed, scene.step, kept.size)
+        assert mask.count() == kept.sum()
+        if mask.bits is not None:
+            np.testing.assert_array_equal(mask.bits, reference.pack_bits(kept))
+        check_mask(mask, np.broadcast_to(kept.reshape(noise), shape))
+
+
+def fuzz_mask_use(scene, function, name, in_place):
+    """What applies a mask: dropout_grad and its relatives, and Mask's own methods."""
+    shape = scene.shape()
+    x = scene.array(name, shape, scene.dtype(name))
+    content = x.copy()
+    mask, kept = scene.mask(shape)
+    if function is None and kept is None:
+        return  # no mask, so no method
+    if scene.data.draw(st.integers(0, 9)) == 0 and kept is not None:
+        mask = fastdrop.draw_mask((*shape, 2), 0.5, seed=1)
+        scene.wrong["mask"] = mask
+    if in_place:
+        x = scene.changeable(name, x)
+        call = function if function is not None else lambda x, mask: mask.apply_(x)
+        result = scene.call(call, x, mask)
+    else:
+        out = scene.out(x)
+        call = function if function is not None else lambda x, mask, out: mask.apply(x, out)
+        result = scene.call(call, x, mask, out=out)
+    if result is not None:
+        assert_same_bits(result, reference.dropout(content, kept, mask.scale))
+        assert result is x if in_place else out is None or result is out
+        scene.assert_only_changed(result)
+        check_mask(mask, kept)
+
+
+def fuzz_pack(scene):
+    shape = scene.shape()
+    kept = scene.place(np.random.default_rng(0).random(shape) < 0.5)
+    wrong = [None, "kept", 3, [1, 0], np.ones(3, np.uint8), b"\x01", object]
+    given_array = scene.choose("kept", st.just(kept), wrong)
+    rate = scene.choose("rate", st.none() | st.floats(0, 1), [r for r in WRONG_RATES if r])
+    scale = scene.choose("scale", st.sampled_from(SCALES[1:]), [*WRONG_SCALES, None])
+    mask = scene.call(fastdrop.Mask.pack, given_array, rate=rate, scale=scale)
+    if mask is not None:
+        check_mask(mask, kept)
+        assert (mask.rate, mask.scale, mask.seed, mask.step) == (rate, scale, None, None)
+        np.testing.assert_array_equal(mask.bits, reference.pack_bits(kept))
+        scene.assert_unchanged()
+
+
+def fuzz_relu_dropout(scene):
+    shape = scene.shape()
+    x = scene.array("x", shape, scene.dtype("x"))
+    content = x.copy()
+    out = scene.out(x)
+    arguments = scene.drawing(shape, store_mask=False)
+    result = scene.call(fastdrop.relu_dropout, x, out=out, **arguments)
+    if result is not None:
+        y, mask = result
+        kept, scale = scene.kept(shape, arguments)
+        left = kept & positive(content)
+        assert_same_bits(y, reference.dropout(content, left, scale))
+        check_mask(mask, left)
+        scene.assert_only_changed(y)
+
+
+def fuzz_bias_dropout_add(scene):
+    shape = scene.shape()
+    dtype = scene.dtype("x")
+    # Which NaN results where two meet is up to the CPU, and not whether one does.
+    x = scene.array("x", shape, dtype, finite)
+    content = x.copy()
+    companions = []
+    for name, its_shape in (("bias", shape[-1:]), ("residual", shape)):
+        right = finite(dtype if dtype in DTYPES else DTYPES[1], its_shape, seed=5)
+        wrong = [right[..., None], right.astype(np.int8), "text", object]
+        if not shape and name == "bias":
+            wrong.append(right)
+        fits = st.sampled_from([None, right]) if shape or name == "residual" else st.none()
+        companions.append(scene.choose(name, fits, wrong))
+    if dtype not in DTYPES:  # no bias is right for it
+        for name in ("bias", "residual"):
+            scene.wrong.setdefault(name, None)
+    bias, residual = companions
+    out = scene.out(x)
+    arguments = scene.drawing(shape)
+    result = scene.call(fastdrop.bias_dropout_add, x, bias, residual, out=out, **arguments)
+    if result is not None:
+        y, mask = result
+        kept, scale = scene.kept(shape, arguments)
+        assert_same_bits(y, bias_dropout_add(content, bias, residual, kept, scale))
+        check_mask(mask, kept)
+        scene.assert_only_changed(y)
+
+
+def fuzz_bias_dropout_add_grad(scene):
+    shape = scene.shape()
+    dy = scene.array("dy", shape, scene.dtype("dy"), finite)
+    content = dy.copy()
+    mask, kept = scene.mask(shape)
+    if not shape:
+        scene.wrong["dy"] = dy
+    out = scene.out(dy, itself=False)
+    result = scene.call(fastdrop.bias_dropout_add_grad, dy, mask, out=out)
+    if result is not None:
+        dx, dbias, dresidual = result
+        expected = reference.dropout(content, kept, mask.scale)
+        assert_same_bits(dx, expected)
+        assert dresidual is dy
+        rows = expected.astype(np.float64).reshape(-1, shape[-1]) if dy.size else np.zeros((1, 0))
+        sums = rows.sum(0) if dy.size else np.zeros(shape[-1])
+        error = 2.0 ** -{2: 7, 4: 20, 8: 48}[dy.dtype.itemsize]
+        bound = error * (np.abs(rows).sum(0) if dy.size else 0) + 1e-6
+        assert (np.abs(dbias.astype(np.float64) - sums) <= bound).all()
+        scene.assert_only_changed(dx)
+
+
+def fuzz_stream(scene):
+    seed = scene.choose("seed", st.integers(0, 2**128 - 1), WRONG_SEEDS)
+    scene.call(fastdrop.Stream, seed)
+    scene.wrong.clear()
+    state = {
+        "seed": scene.choose('state["seed"]', st.integers(0, 2**128 - 1), [*WRONG_SEEDS, None]),
+        "step": scene.choose('state["step"]', st.integers(0, 2**64), [*WRONG_INTS, -1, 2**64 + 1]),
+    }
+    whole = scene.choose(
+        "state", st.just(state), [None, 3, [], {}, {"seed": 1}, {"seed": 1, "step": 1, "more": 1}]
+    )
+    if "state" in scene.wrong:
+        scene.wrong = {"state": whole}
+    scene.call(setattr, scene.stream, "state", whole)
+    if not scene.wrong:
+        assert scene.stream.state == state
+        assert pickle.loads(pickle.dumps(scene.stream)).state == state
+    n = scene.choose("n", st.integers(0, 3), [*WRONG_INTS, -1, 2**64 + 1])
+    scene.before = before = scene.stream.state
+    left = 2**64 - before["step"]
+    if "n" not in scene.wrong and n > left:
+        with pytest.raises(OverflowError, match="`n`"):
+            scene.stream.spawn(n)
+        assert scene.stream.state == before
+        return
+    scene.wrong = {name: value for name, value in scene.wrong.items() if name == "n"}
+    children = scene.call(scene.stream.spawn, n)
+    for i, child in enumerate(children or []):
+        key = (before["step"] + i,)
+        words = np.random.SeedSequence(before["seed"], spawn_key=key).generate_state(2, np.uint64)
+        assert child.state == {"seed": int(words[1]) << 64 | int(words[0]), "step": 0}
+
+
+def fuzz_threads(scene):
+    n = scene.choose("n", st.integers(1, 5), [*WRONG_INTS, 0, -1, 2**31, 10**5000])
+    with_block = scene.call(fastdrop.num_threads, n)
+    if with_block is not None:
+        with with_block:
+            assert fastdrop.get_num_threads() == n
+        assert fastdrop.get_num_threads() == scene.threads
+    scene.call(fastdrop.set_num_threads, n)
+    if not scene.wrong:
+        assert fastdrop.get_num_threads() == n
+        fastdrop.set_num_threads(scene.threads)
+
+
+def fuzz_configuration(scene):
+    assert fastdrop.available_isas()[-1] == "portable"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        fastdrop.show_config()
+    assert fastdrop.__version__ in printed.getvalue()
+    for function in (fastdrop.available_isas, fastdrop.show_config, fastdrop.get_num_threads):
+        with pytest.raises(TypeError):
+            function(scene.data.draw(RANDOM_GARBAGE))
+
+
+# What is called, for each public name.
+FUZZED = {
+    "dropout": [fuzz_dropout],
+    "dropout_": [fuzz_dropout_],
+    "draw_mask": [fuzz_draw_mask],
+    "dropout_grad": [lambda s: fuzz_mask_use(s, fastdrop.dropout_grad, "dy", False)],
+    "dropout_grad_": [lambda s: fuzz_mask_use(s, fastdrop.dropout_grad_, "dy", True)],
+    "Mask": [
+        fuzz_pack,
+        lambda s: fuzz_mask_use(s, None, "x", False),
+        lambda s: fuzz_mask_use(s, None, "x", True),
+    ],
+    "relu_dropout": [fuzz_relu_dropout],
+    "relu_dropout_grad": [lambda s: fuzz_mask_use(s, fastdrop.relu_dropout_grad, "dy", False)],
+    "bias_dropout_add": [fuzz_bias_dropout_add],
+    "bias_dropout_add_grad": [fuzz_bias_dropout_add_grad],
+    "Stream": [fuzz_stream],
+    "set_num_threads": [fuzz_threads],
+    "num_threads": [fuzz_threads],
+    "get_num_threads": [fuzz_threads],
+    "available_isas": [fuzz_configuration],
+    "show_config": [fuzz_configuration],
+    "__version__": [fuzz_configuration],
+}
+CASES = [
+    pytest.param(case, id=f"{name}-{i}")
+    for name, cases in FUZZED.items()
+    for i, case in enumerate(cases)
+]
+
+
+def test_every_public_name_is_fuzzed():
+    assert set(FUZZED) == set(fastdrop.__all__)
+
+
+@pytest.mark.parametrize("case", CASES)
+@given(st.data())
+def test_any_arguments(case, data):
+    case(Scene(data))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+@hypothesis.settings(max_examples=5000)
+@given(st.data())
+def test_any_arguments_many_times(case, data):
+    case(Scene(data))
+
+
+GARBAGE_TAKERS = {
+    "dropout": lambda a, b, c, d: fastdrop.dropout(a, b, seed=c, noise_shape=d),
+    "dropout_": lambda a, b, c, d: fastdrop.dropout_(a, b, seed=c, scale=d),
+    "draw_mask": lambda a, b, c, d: fastdrop.draw_mask(a, b, seed=c, offset=d, store_mask=False),
+    "dropout_grad": lambda a, b, c, d: fastdrop.dropout_grad(a, b, out=c),
+    "pack": lambda a, b, c, d: fastdrop.Mask.pack(a, rate=b, scale=c),
+    "bias_dropout_add": lambda a, b, c, d: fastdrop.bias_dropout_add(a, b, c, d),
+    "Stream": lambda a, b, c, d: fastdrop.Stream(a),
+    "state": lambda a, b, c, d: setattr(fastdrop.Stream(1), "state", {"seed": a, "step": b}),
+    "set_num_threads": lambda a, b, c, d: fastdrop.num_threads(a),
+    "unpickling a mask": lambda a, b, c, d: fastdrop._mask._restored(
+        {"shape": a, "noise_shape": b, "rate": c, "scale": d, "seed": a, "step": b, "offset": c}
+        | {"bits": d}
+    ),
+}
+
+
+@pytest.mark.parametrize("taker", GARBAGE_TAKERS)
+@given(st.tuples(*[RANDOM_GARBAGE | st.floats(0, 1) | st.integers(0, 9)] * 4))
+def test_garbage_is_taken_or_refused(taker, garbage):
+    with contextlib.suppress(TypeError, ValueError):
+        GARBAGE_TAKERS[taker](*garbage)
