@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find fastdrop fastdrop_keras -name '*.py[x]' -o -name '*.c' -o -name '*.px[di]' -o -name '*.h' -o -name '_isas.py')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-asan test-debug test-tsan bench bench-quick \
+.PHONY: help demo test test-slow test-asan test-debug test-tsan matrix fuzz bench bench-quick \
   bench-instructions lint format clean
 
 help:
@@ -14,6 +14,8 @@ help:
 	@echo "make test       everything but the slow tests"
 	@echo "make test-slow  the slow tests"
 	@echo "make test-asan  the NumPy tests with AddressSanitizer and UBSan (also: -debug, -tsan)"
+	@echo "make matrix     every Python, NumPy and TensorFlow that can be had here, in a table"
+	@echo "make fuzz       pickles, states, configs and files at random; FUZZ_SECONDS=60 for each target"
 	@echo "make bench      speed against the peers: a report in results/bench (ten minutes)"
 	@echo "make bench-quick  the same of less, in a minute"
 	@echo "make bench-instructions  what the kernels execute for an element, against baselines"
@@ -68,6 +70,14 @@ test-tsan: build/tsan/built
 	$(call WITH_BUILD,tsan) LD_PRELOAD="$(call LIBRARY,libtsan.so)" \
 	  TSAN_OPTIONS=halt_on_error=1 \
 	  setarch -R $(PYTEST_NUMPY) tests/test_threads.py tests/test_seeds.py
+
+matrix: $(VENV)/installed-dev
+	$(RUN) tests/matrix.py
+
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/installed-dev
+	$(RUN) -m pip install --quiet atheris
+	$(RUN) tests/fuzz.py --seconds $(FUZZ_SECONDS)
 
 bench: $(VENV)/installed-bench
 	$(RUN) -m bench run

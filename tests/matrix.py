@@ -1,0 +1,203 @@
+"""Owns the matrix: the Pythons, NumPys and TensorFlows that the library is built and tested with.
+
+``python tests/matrix.py`` builds a wheel from the sources with each Python that is here, installs
+it into an environment of its own for each cell, runs a part of the tests there, and prints a table.
+Exits with 1 if a cell failed. Arguments choose cells by a part of their name.
+
+One wheel serves all the cells of a Python, so that a native operation built once is run with
+several versions of TensorFlow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ["fastdrop", "fastdrop_keras", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
+# What the tests need beside themselves; not the packages, so that they import what was installed.
+TESTS = ["tests", "docs", "bench", "pyproject.toml"]
+NUMPY_TESTS = ("bad_input", "fused", "hostile", "mask", "seeds", "stream", "values")
+KERAS_TESTS = ("layer_values", "layer_gradients", "layer_state", "bridges")
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+LONGEST = 3600  # seconds that one command may take before it counts as hanging
+
+
+class Cell(NamedTuple):
+    """What is installed beside the library, and what is run."""
+
+    name: str
+    python: str
+    requirements: tuple[str, ...]
+    tests: tuple[str, ...]
+    oldest: str = "3.10"
+    newest: str = "3.99"  # the newest Python that the requirements have
+
+
+def numpy_cell(python: str, version: str, requirement: str, newest: str = "3.99") -> Cell:
+    tests = tuple(f"tests/test_{name}.py" for name in NUMPY_TESTS)
+    name = f"python {python}, numpy {version}"
+    return Cell(name, python, (requirement, "ml_dtypes"), tests, newest=newest)
+
+
+def keras_cell(version: str, *requirements: str, newest: str = "3.99") -> Cell:
+    tests = tuple(f"tests/keras/test_{name}.py" for name in KERAS_TESTS)
+    return Cell(f"tensorflow {version}", HERE, requirements, tests, newest=newest)
+
+
+CELLS = [
+    cell
+    for python in ("3.10", "3.11", "3.12", "3.13")
+    for cell in (
+        numpy_cell(python, "1.26", "numpy==1.26.*", newest="3.12"),
+        numpy_cell(python, "newest", "numpy"),
+    )
+] + [
+    keras_cell("oldest", "tensorflow==2.16.*", "keras==3.11.*", newest="3.12"),
+    keras_cell("2.18", "tensorflow==2.18.*", "keras==3.11.*", newest="3.12"),
+    keras_cell("newest", "tensorflow", "keras"),
+]
+
+
+class FailedError(Exception):
+    """A command of a cell that did not end well, with the end of what it said."""
+
+
+class AbsentError(Exception):
+    """Why a cell cannot be had on this machine."""
+
+
+def number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def environment() -> dict[str, str]:
+    """The caller's, without what would lead to another fastdrop or to another Python."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("FASTDROP_", "PYTHON"))}
+
+
+def run(*command: str, cwd: Path) -> str:
+    """What the command printed."""
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, env=environment(), timeout=LONGEST
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FailedError(f"{' '.join(command[1:4])} took more than {LONGEST} s") from error
+    if done.returncode != 0:
+        output = done.stdout[-5000:] + done.stderr[-5000:]
+        raise FailedError(f"{' '.join(command[1:4])} exited with {done.returncode}:\n{output}")
+    return done.stdout
+
+
+def interpreter(version: str) -> str:
+    """The Python of that version which is in PATH, or pyenv's."""
+    pyenv = os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv"))
+    candidates = [sys.executable] if version == HERE else []
+    candidates += filter(None, [shutil.which(f"python{version}")])
+    candidates += sorted(glob.glob(f"{pyenv}/versions/{version}.*/bin/python"))
+    ask = "import sys; print('%d.%d' % sys.version_info[:2])"
+    for candidate in candidates:
+        # One of pyenv's stand-ins in PATH may be there without a Python behind it.
+        told = subprocess.run([candidate, "-c", ask], capture_output=True, text=True)
+        if told.returncode == 0 and told.stdout.strip() == version:
+            return candidate
+    raise AbsentError(f"no Python {version} on this machine")
+
+
+def copy(names: list[str], to: Path) -> Path:
+    to.mkdir(parents=True)
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in names:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, to / name, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, to / name)
+    return to
+
+
+def new_environment(python: str, folder: Path) -> str:
+    """The interpreter of a new virtual environment."""
+    run(python, "-m", "venv", str(folder), cwd=folder.parent)
+    return str(folder / "bin" / "python")
+
+
+def wheel(version: str, folder: Path) -> Path:
+    """The library built from its sources with a Python; once for all the cells of it."""
+    built = folder / f"wheel-{version}"
+    if not built.exists():
+        python = interpreter(version)
+        sources = copy(SOURCES, folder / f"sources-{version}")
+        builder = new_environment(python, folder / f"builder-{version}")
+        run(builder, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(built), ".", cwd=sources)
+    return next(built.glob("*.whl"))
+
+
+def run_cell(cell: Cell, folder: Path) -> str:
+    """What the tests say of the library in an environment of its own."""
+    if not number(cell.oldest) <= number(cell.python) <= number(cell.newest):
+        raise AbsentError(f"not made for Python {cell.python}")
+    built = wheel(cell.python, folder)
+    own = folder / cell.name.replace(", ", "-").replace(" ", "-")
+    tests = copy(TESTS, own / "tests")
+    python = new_environment(interpreter(cell.python), own / "venv")
+    install = [python, "-m", "pip", "install", "-q", "--only-binary", ":all:"]
+    run(*install, *cell.requirements, "pytest", "hypothesis", "rich", str(built), cwd=own)
+    # What other versions warn of is not looked at here; and the frozen files were made with a Keras
+    # newer than the oldest, whose own layers cannot be loaded there.
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "-m", "not slow"]
+    options += ["-k", "not version_0_1"]
+    output = run(python, "-m", "pytest", *options, *cell.tests, cwd=tests)
+    names = [name.split("=")[0].split(".")[0] for name in cell.requirements if name != "ml_dtypes"]
+    versions = run(
+        python,
+        "-c",
+        "import sys\nfrom importlib.metadata import version\n"
+        "print(*(f'{n} {version(n)}' for n in sys.argv[1:]), sep=', ')",
+        *names,
+        cwd=own,
+    )
+    return f"{versions.strip()}: {output.strip().splitlines()[-1].strip('= ')}"
+
+
+def main() -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "matrix")
+    parser.add_argument("cells", nargs="*", help="parts of the names of cells; all without one")
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    # What an earlier run has built may be of other sources.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    console = Console()
+    table = Table("cell", "", "what was run, or why not")
+    failures = []
+    for cell in CELLS:
+        if arguments.cells and not any(part in cell.name for part in arguments.cells):
+            continue
+        console.print(f"{cell.name} ...")
+        try:
+            table.add_row(cell.name, "[green]ok", run_cell(cell, folder))
+        except AbsentError as why:
+            table.add_row(cell.name, "not here", str(why))
+        except FailedError as why:
+            failures.append(f"{cell.name}: {why}")
+            table.add_row(cell.name, "[red]failed", str(why).splitlines()[0])
+        shutil.rmtree(folder / cell.name.replace(", ", "-").replace(" ", "-"), ignore_errors=True)
+    for failure in failures:
+        console.print(failure, markup=False)
+    console.print(table)
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
