@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import reference
 from hypothesis import given
-from reference import assert_same_bits
-from test_fused import bias_dropout_add, finite, positive
+from reference import assert_same_bits, bias_dropout_add, positive
+from test_fused import finite
 from test_values import LAYOUTS, Placed, values
 
 import fastdrop

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import reference
 from guarded import Guarded, at, survives
-from reference import assert_same_bits
-from test_fused import bias_dropout_add, finite, positive
+from reference import assert_same_bits, bias_dropout_add, positive
+from test_fused import finite
 from test_values import DTYPES, each_dtype, values
 
 import fastdrop
