@@ -1,9 +1,9 @@
 """Owns the guard on instructions: what the kernels execute for an element, against baselines.
 
 Times cannot be asserted on shared machines; counts can, since they are the same at each run. They
-are callgrind's, of fastdrop's own modules alone: what the C library and NumPy execute depends on
-the CPU. They depend on the compiler, so each compiler has baselines of its own, in
-`instructions.json`.
+are callgrind's, of fastdrop's own modules alone: what the C library executes depends on the CPU, so
+only the calls of it are counted. They depend on the compiler, so each compiler has baselines of its
+own, in `instructions.json`.
 
     python -m bench.instructions            compare
     python -m bench.instructions --show     print each count, too
@@ -33,11 +33,15 @@ from bench.instruction_cases import CALL_CASES, KERNEL_CASES
 
 ROOT = Path(__file__).parent.parent
 BASELINES = Path(__file__).with_name("instructions.json")
-MODULES = Path(fastdrop.__file__).parent
+MODULES = Path(fastdrop.__file__).resolve().parent
 MORE, LESS = 1.02, 0.95
 RECORD = "python -m bench.instructions --record"
 
-KERNELS = "instructions an element"  # the section; the others are instructions a call
+# The sections; the others are instructions a call.
+KERNELS = "instructions an element"
+LIBRARY = "calls of the C library in 4096 elements, where there are any"
+
+C_LIBRARY = re.compile(r"(libc|libm|ld)[-.]")
 
 Counts = dict[str, dict[str, float]]  # instruction set: case: instructions
 Sections = dict[str, Counts]  # by what else they depend on
@@ -122,16 +126,29 @@ def run_callgrind(folder: Path) -> None:
         raise RuntimeError(f"valgrind ended with {done.returncode}:\n{done.stderr}")
 
 
-def costs(lines: Iterator[str]) -> Iterator[tuple[str, int]]:
-    """The object file and the instructions of each line of one of callgrind's files."""
-    module = ""
+class Cost(NamedTuple):
+    """What a line of callgrind's says of an object file."""
+
+    module: str
+    instructions: int
+    library_calls: int  # from it to the C library
+
+
+def costs(lines: Iterator[str]) -> Iterator[Cost]:
+    """The costs in one of callgrind's files."""
+    module = callee = ""
     for line in lines:
         if line.startswith("ob="):
             module = line[3:].rstrip()
+        elif line.startswith("cob="):
+            callee = line[4:].rstrip()
         elif line.startswith("calls="):
             next(lines)  # What the callee cost, which is counted where the callee is.
+            if C_LIBRARY.match(Path(callee).name):
+                yield Cost(module, 0, int(line[6:].split()[0]))
+            callee = ""
         elif line[:1].isdigit():
-            yield module, int(line.split()[1])
+            yield Cost(module, int(line.split()[1]), 0)
 
 
 LABEL = "desc: Trigger: Client Request: "
@@ -145,6 +162,7 @@ class Dump(NamedTuple):
     size: int
     ours: int  # of fastdrop's modules
     whole: int  # of everything in the process
+    library_calls: int  # of the C library by fastdrop's modules
 
 
 def read_dump(path: Path) -> Dump | None:
@@ -156,12 +174,13 @@ def read_dump(path: Path) -> Dump | None:
                 break
         else:
             return None
-        ours = whole = 0
-        for module, cost in costs(lines):
-            whole += cost
-            if Path(module).parent in (MODULES, MODULES / "_kernels"):
-                ours += cost
-    return Dump(isa, case, int(size), ours, whole)
+        ours = whole = library_calls = 0
+        for cost in costs(lines):
+            whole += cost.instructions
+            if Path(cost.module).parent in (MODULES, MODULES / "_kernels"):
+                ours += cost.instructions
+                library_calls += cost.library_calls
+    return Dump(isa, case, int(size), ours, whole, library_calls)
 
 
 def count() -> Sections:
@@ -172,17 +191,23 @@ def count() -> Sections:
         run_callgrind(folder)
         dumps = [dump for path in folder.glob("count*") if (dump := read_dump(path))]
     found = {(dump.isa, dump.case, dump.size): dump for dump in dumps}
-    sections: Sections = {KERNELS: {}, interpreter(): {}, interpreter_build(): {}}
-    for isa in sorted({dump.isa for dump in dumps}):
+    sections: Sections = {
+        section: {isa: {} for isa in sorted({dump.isa for dump in dumps})}
+        for section in (KERNELS, LIBRARY, interpreter(), interpreter_build())
+    }
+    for isa in sections[KERNELS]:
         for name, case in (KERNEL_CASES | CALL_CASES).items():
             small, large = (found[isa, name, size] for size in case.sizes)
             per = case.sizes[1] - case.sizes[0]
             ours, whole = (large.ours - small.ours) / per, (large.whole - small.whole) / per
             if name in KERNEL_CASES:
-                sections[KERNELS].setdefault(isa, {})[name] = round(ours, 3)
+                sections[KERNELS][isa][name] = round(ours, 3)
+                calls = large.library_calls - small.library_calls
+                if calls:
+                    sections[LIBRARY][isa][name] = round(4096 * calls / per, 2)
             else:
-                sections[interpreter()].setdefault(isa, {})[name] = round(ours)
-                sections[interpreter_build()].setdefault(isa, {})[f"{name}, whole"] = round(whole)
+                sections[interpreter()][isa][name] = round(ours)
+                sections[interpreter_build()][isa][f"{name}, whole"] = round(whole)
     return sections
 
 
@@ -214,13 +239,17 @@ def compare(counts: Sections, baselines: Baselines, name: str) -> Comparison:
                 comparison.notices.append(f"{name}: there is no baseline for {isa}; {RECORD}")
                 continue
             for case in sorted(rows.keys() | known[isa].keys()):
-                now, then = rows.get(case), known[isa].get(case)
+                absent = 0.0 if section == LIBRARY else None
+                now, then = rows.get(case, absent), known[isa].get(case, absent)
                 if now is None or then is None:
                     missing = "count" if now is None else "baseline"
                     comparison.more.append(f"{isa}, {case}: there is no {missing} of it; {RECORD}")
                     continue
                 compared += 1
-                change = f"{isa}, {case}: {now} instructions, {now / then - 1:+.1%} of {then}"
+                what = "calls of the C library" if section == LIBRARY else "instructions"
+                change = f"{isa}, {case}: {now} {what} after {then}"
+                if then:
+                    change += f" ({now / then - 1:+.1%})"
                 if now > then * MORE:
                     comparison.more.append(f"{change}: it costs more than the baseline")
                 elif now < then * LESS:

@@ -7,7 +7,7 @@ import pytest
 
 import fastdrop
 from bench import instructions
-from bench.instructions import KERNELS, UnavailableError, compare, read_dump
+from bench.instructions import KERNELS, LIBRARY, UnavailableError, compare, read_dump
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_count_of_more_fails():
     now = {KERNELS: {"portable": {"forward": 100.0, "backward": 51.1}}}
     (line,) = compare(now, {"gcc 12": COUNTS}, "gcc 12").more
     assert line == (
-        "portable, backward: 51.1 instructions, +2.2% of 50.0: it costs more than the baseline"
+        "portable, backward: 51.1 instructions after 50.0 (+2.2%): it costs more than the baseline"
     )
 
 
@@ -69,8 +69,18 @@ def test_a_count_of_much_less_is_noticed():
     comparison = compare(now, {"gcc 12": COUNTS}, "gcc 12")
     assert not comparison.more
     (line,) = comparison.notices
-    assert line.startswith("portable, forward: 90.0 instructions, -10.0% of 100.0")
+    assert line.startswith("portable, forward: 90.0 instructions after 100.0 (-10.0%)")
     assert "--record" in line
+
+
+def test_a_call_of_the_c_library_where_there_was_none_fails():
+    before = {LIBRARY: {"portable": {"forward": 2.0}}}
+    now = {LIBRARY: {"portable": {"forward": 2.0, "backward": 1.0}}}
+    (line,) = compare(now, {"gcc 12": before}, "gcc 12").more
+    assert line == (
+        "portable, backward: 1.0 calls of the C library after 0.0: it costs more than the baseline"
+    )
+    assert not compare(before, {"gcc 12": now}, "gcc 12").more
 
 
 @pytest.mark.parametrize(
@@ -138,7 +148,7 @@ def test_a_file_of_callgrind_is_read(tmp_path):
     """Calls are counted where the callee is, and the C library not as ours."""
     path = tmp_path / "count.1"
     path.write_text(DUMP.format(modules=instructions.MODULES))
-    assert read_dump(path) == ("avx2", "forward, float32", 64, 130, 137)
+    assert read_dump(path) == ("avx2", "forward, float32", 64, 130, 137, 2)
     path.write_text("desc: Trigger: Program termination\nevents: Ir\ntotals: 0\n")
     assert read_dump(path) is None
 
