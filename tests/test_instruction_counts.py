@@ -140,6 +140,9 @@ cob=/usr/lib/libc.so.6
 cfn=memcpy
 calls=2 0
 3 7
+cfn=inner
+calls=3 0
+3 50
 totals: 137
 """
 
