@@ -20,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -41,6 +42,8 @@ RECORD = "python -m bench.instructions --record"
 KERNELS = "instructions an element"
 LIBRARY = "calls of the C library in 4096 elements, where there are any"
 
+# Without those that only say where the source was.
+CODE_FLAG = re.compile(r"-(O|m|D_FORTIFY_SOURCE|f(?!\w+-prefix-map))")
 C_LIBRARY = re.compile(r"(libc|libm|ld)[-.]")
 
 Counts = dict[str, dict[str, float]]  # instruction set: case: instructions
@@ -56,9 +59,12 @@ class UnavailableError(Exception):
 
 
 def compiler() -> str:
-    """The compiler and its major version: "gcc 12"."""
+    """The compiler, its major version, and the flags for its code that this Python builds with:
+    distributions add some that cost instructions. Those of an environment's CFLAGS nobody knows."""
     found = re.search(r"(gcc|clang)\D*(\d+)", fastdrop._isa.COMPILER.lower())
-    return " ".join(found.groups()) if found else fastdrop._isa.COMPILER
+    name = " ".join(found.groups()) if found else fastdrop._isa.COMPILER
+    flags = (sysconfig.get_config_var("CFLAGS") or "").split()
+    return " ".join([name, *sorted({flag for flag in flags if CODE_FLAG.match(flag)})])
 
 
 def interpreter() -> str:

@@ -114,6 +114,21 @@ def test_without_a_baseline_nothing_fails_and_it_is_said(now, name, missing):
     assert "--record" in line
 
 
+def test_other_flags_have_other_baselines(monkeypatch):
+    """A distribution's own flags cost instructions, of which no change of the kernels is guilty."""
+    monkeypatch.setattr(fastdrop._isa, "COMPILER", "GCC 12.2.0")
+    for flags, name in (
+        ("-Wall -g -O3 -fwrapv -O3 -DNDEBUG", "gcc 12 -O3 -fwrapv"),
+        (
+            "-O2 -ffile-prefix-map=/build=. -fstack-protector-strong",
+            "gcc 12 -O2 -fstack-protector-strong",
+        ),
+        (None, "gcc 12"),
+    ):
+        monkeypatch.setattr("sysconfig.get_config_var", {"CFLAGS": flags}.get)
+        assert instructions.compiler() == name
+
+
 def test_recording_replaces_what_the_compiler_had(monkeypatch, tmp_path):
     path = tmp_path / "instructions.json"
     path.write_text(json.dumps({"clang 1": {}, instructions.compiler(): {"old": {}}}))
