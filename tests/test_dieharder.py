@@ -1,0 +1,121 @@
+"""The mask stream in the batteries of dieharder, an independent program; `make test-slow` runs it.
+
+Dieharder reads the packed bits of masks at rate 1/2, one mask for each step. The rule: of all
+p-values of the battery, M in number, none may lie within ALPHA / 2M of 0 or of 1. A sound stream
+breaks it at no more than ALPHA of all seeds. What dieharder itself calls WEAK, p-values within .005
+of the ends, a sound stream has among every hundred: they count here only together with the rest.
+"""
+
+import concurrent.futures
+import contextlib
+import shutil
+import subprocess
+import threading
+
+import numpy as np
+import pytest
+
+import fastdrop
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("dieharder") is None, reason="needs dieharder: apt-get install dieharder"
+    ),
+]
+
+ALPHA = 1e-3
+# By dieharder's numbers: those that it calls good and that are done in seconds.
+TESTS = {
+    "birthdays": 0,
+    "rank 32x32": 2,
+    "rank 6x8": 3,
+    "bitstream": 4,
+    "count the ones, stream": 8,
+    "count the ones, bytes": 9,
+    "parking lot": 10,
+    "minimum distance": 11,
+    "spheres": 12,
+    "squeeze": 13,
+    "runs": 15,
+    "craps": 16,
+    "monobit": 100,
+    "runs of bits": 101,
+    "serial": 102,
+    "DCT": 206,
+    "monobit 2": 209,
+}
+NEIGHBOURS = ("birthdays", "rank 32x32", "bitstream", "squeeze", "serial")
+PIECE = 2**25
+
+
+def library(seed):
+    """Bytes of mask after mask."""
+    stream = fastdrop.Stream(seed)
+    while True:
+        yield fastdrop.draw_mask(PIECE, 0.5, seed=stream).bits
+
+
+def one_block(seed):
+    """As if every block started from the same state: the counter that is never advanced."""
+    block = fastdrop.draw_mask(4096, 0.5, seed=seed).bits
+    while True:
+        yield np.tile(block, PIECE // 4096)
+
+
+def dead_half(seed):
+    """As if half of the lanes repeated the other half's state, as has happened elsewhere."""
+    for bits in library(seed):
+        yield np.repeat(bits.view(np.uint16)[::2], 2)
+
+
+def write(pieces, pipe):
+    """Write until nobody reads any more."""
+    with contextlib.suppress(BrokenPipeError), pipe:
+        for piece in pieces:
+            pipe.write(piece)
+
+
+def p_values(pieces, number):
+    """What dieharder makes of a stream in one of its tests."""
+    # 200 is its raw input; 8 + 128 are the flags for the test's name and its p-values alone.
+    command = ["dieharder", "-g", "200", "-d", str(number), "-D", "8", "-D", "128", "-c", ","]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        writer = threading.Thread(target=write, args=(pieces, program.stdin))
+        writer.start()
+        output = program.stdout.read().decode()
+        writer.join()
+    assert program.returncode == 0
+    values = [float(line.split(",")[1]) for line in output.splitlines()]
+    assert values, output
+    return values
+
+
+def battery(source, names=tuple(TESTS)):
+    """The p-values of each test, each on a stream of its own; two tests at a time."""
+    numbers = [TESTS[name] for name in names]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        streams = [source(2024 + number) for number in numbers]
+        return dict(zip(names, pool.map(p_values, streams, numbers), strict=True))
+
+
+def broken_in(results):
+    """The names of the tests with a p-value that the rule does not allow."""
+    bound = ALPHA / (2 * sum(map(len, results.values())))
+    return [name for name, values in results.items() if any(min(p, 1 - p) < bound for p in values)]
+
+
+def test_the_stream_passes():
+    results = battery(library)
+    assert sum(map(len, results.values())) > 40
+    assert not broken_in(results), results
+
+
+def test_every_test_catches_one_block():
+    results = battery(one_block)
+    assert broken_in(results) == list(TESTS), results
+
+
+def test_those_that_look_at_neighbours_catch_a_dead_half():
+    results = battery(dead_half, NEIGHBOURS)
+    assert broken_in(results) == list(NEIGHBOURS), results
