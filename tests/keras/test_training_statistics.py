@@ -1,0 +1,132 @@
+"""What a network learns with our layer and with Keras's: the same, by a test that sees what is not.
+
+The network of examples/digits.py is trained from RUNS starts with each layer. Two layers count as
+alike if the means of the final test accuracies are equivalent (two one-sided t tests, ALPHA each,
+within MARGIN) and neither these accuracies nor the final losses on the training images are told
+apart (Kolmogorov and Smirnov's test of two samples, ALPHA for both together). Dropout is off then.
+
+This sees a rate that is wrong by a quarter. It does not see masks that are the same at each step:
+batches are shuffled, and the network has units to spare. test_layer_state.py sees those.
+"""
+
+import importlib.util
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import pytest
+from scipy import stats
+
+import fastdrop_keras
+
+pytestmark = pytest.mark.slow
+
+RUNS = 30
+EPOCHS = 25
+RATE = 0.5
+ALPHA = 0.01
+# In accuracy. Over these starts it spreads by half of that or less, and RUNS of them put the mean
+# in a fifth of it: layers that are alike pass at nearly all seeds.
+MARGIN = 0.01
+
+EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "digits.py"
+
+
+class WrongRate(keras.layers.Layer):
+    """Drops a unit of four too many, and scales as if it did not."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+        self.seed_generator = keras.random.SeedGenerator(7)
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        dropped = self.rate + 0.25
+        kept = keras.random.dropout(x, dropped, seed=self.seed_generator)
+        return kept * ((1 - dropped) / (1 - self.rate))
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("digits", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    # The example's dataclasses look their module up.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "digits", module)
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def outcomes(example):
+    """The final (test accuracy, training loss) of each run, from the same starts and batches."""
+    digits = example.load()
+    known = {}
+
+    def outcomes(layer):
+        if layer not in known:
+            known[layer] = np.array(list(train(layer)))
+        return known[layer]
+
+    def train(layer):
+        keras.utils.set_random_seed(2024)
+        model = example.build(lambda _: layer(RATE))
+        model.optimizer.build(model.trainable_variables)
+        at_rest = [v.numpy() for v in model.optimizer.variables]
+        for run in range(RUNS):
+            for i, weight in enumerate(model.trainable_variables):
+                kernel = keras.initializers.GlorotUniform(seed=100 * run + i)
+                weight.assign(kernel(weight.shape) if len(weight.shape) > 1 else 0 * weight)
+            for variable, value in zip(model.optimizer.variables, at_rest, strict=True):
+                variable.assign(value)
+            rng = np.random.default_rng(run)
+            order = np.concatenate(
+                [rng.permutation(len(digits.train_labels)) for _ in range(EPOCHS)]
+            )
+            model.fit(
+                digits.train_images[order],
+                digits.train_labels[order],
+                batch_size=example.BATCH,
+                shuffle=False,
+                verbose=0,
+            )
+            found = np.argmax(model(digits.test_images), axis=1)
+            probabilities = np.asarray(model(digits.train_images), np.float64)
+            right = np.take_along_axis(probabilities, digits.train_labels[:, None], axis=1)
+            yield np.mean(found == digits.test_labels), -np.mean(np.log(right))
+
+    return outcomes
+
+
+def equivalent(first, second):
+    """Whether both one-sided tests say that the means differ by less than the margin."""
+    first, second = first[:, 0], second[:, 0]
+    above = stats.ttest_ind(first + MARGIN, second, equal_var=False, alternative="greater")
+    below = stats.ttest_ind(first - MARGIN, second, equal_var=False, alternative="less")
+    return max(above.pvalue, below.pvalue) < ALPHA
+
+
+def told_apart(first, second):
+    each = [stats.ks_2samp(first[:, i], second[:, i]).pvalue for i in range(2)]
+    return min(each) < ALPHA / 2
+
+
+# The bits that the two bridges give are the same, by test_layer_values.py: one is enough.
+one_bridge = pytest.mark.parametrize("bridge", [fastdrop_keras.get_bridge()], indirect=True)
+
+
+@one_bridge
+def test_our_layer_trains_as_well_as_that_of_keras(outcomes):
+    ours, theirs = outcomes(fastdrop_keras.Dropout), outcomes(keras.layers.Dropout)
+    assert equivalent(ours, theirs), (ours, theirs)
+    assert not told_apart(ours, theirs), (ours, theirs)
+
+
+@one_bridge
+def test_a_wrong_rate_is_found(outcomes):
+    wrong, theirs = outcomes(WrongRate), outcomes(keras.layers.Dropout)
+    assert not equivalent(wrong, theirs), (wrong, theirs)
+    assert told_apart(wrong, theirs), (wrong, theirs)
