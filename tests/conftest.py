@@ -50,7 +50,8 @@ def stream_at():
 def run_python(tmp_path):
     """A program run in a fresh interpreter: ``run_python(code, FASTDROP_ISA="portable")``."""
 
-    def run_python(code, **environment):
+    # A child that hangs after a fork is a failure, not a build that never ends.
+    def run_python(code, timeout=120, **environment):
         clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTDROP_")}
         return subprocess.run(
             [sys.executable, "-W", "error", "-c", code],
@@ -58,8 +59,7 @@ def run_python(tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            # A child that hangs after a fork is a failure, not a build that never ends.
-            timeout=120,
+            timeout=timeout,
         )
 
     return run_python

@@ -20,7 +20,7 @@ PREPARE = """
 import pickle
 import numpy as np, fastdrop
 x, square = np.ones(100, np.float32), np.ones((10, 10))
-out, bias, kept = np.empty_like(x), np.ones(10), np.arange(35) % 3 == 0
+out, bias, bools = np.empty_like(x), np.ones(10), np.arange(35) % 3 == 0
 stream = fastdrop.Stream(1)
 mask = fastdrop.draw_mask(100, 0.5, seed=1)
 replayed = fastdrop.draw_mask((10, 10), 0.5, seed=1, noise_shape=(None, 1), store_mask=False)
@@ -48,7 +48,7 @@ GROUPS = {
         "replayed.apply(square)",
         "fastdrop.dropout_grad(x, mask, out=out)",
         "mask.unpack(), replayed.unpack(), mask.count(), mask == replayed, repr(mask)",
-        "fastdrop.Mask.pack(kept, rate=0.5)",
+        "fastdrop.Mask.pack(bools, rate=0.5)",
     ],
     "fused": [
         "fastdrop.relu_dropout(x, 0.2, seed=stream)",

@@ -1,0 +1,37 @@
+"""A hundred thousand steps of a layer keep no memory, no descriptor and no thread."""
+
+import sys
+
+import pytest
+import resident
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc"),
+]
+
+STEPS = 100_000
+
+
+@pytest.mark.parametrize("mode", ["graph", "eager"])
+def test_steps_keep_nothing(run_python, bridge, mode):
+    done = run_python(
+        f"""{resident.SAMPLER}
+import tensorflow as tf, fastdrop_keras
+layer = fastdrop_keras.Dropout(0.5)
+x = tf.ones((16, 32))
+def step():
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+    tape.gradient(y, x)
+if {mode!r} == "graph":
+    step = tf.function(step)
+sample(step, {STEPS})
+""",
+        FASTDROP_KERAS_BRIDGE=bridge,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stderr
+    # Bytes a step: the smallest thing that could be left behind, a reference, would be eight.
+    resident.assert_flat(done.stdout, 8.0)
