@@ -1,6 +1,7 @@
 """What shows only at sizes that take minutes or gigabytes; `make test-slow` runs it."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -55,3 +56,45 @@ def test_more_than_2_to_31_elements():
         reference.assert_same_bits(x[piece], expected)
         reference.assert_same_bits(gradient[piece], expected)
     assert mask.count() == np.count_nonzero(x)
+
+
+def test_2_to_33_bits():
+    """The whole, the same in pieces drawn apart, and the reference where 32 bits would wrap."""
+    size, rate, seed = 2**33, 0.3, 78
+    whole = fastdrop.draw_mask(size, rate, seed=seed).bits
+    places = [0, 2**31 - 5000, 2**31 + 1, 2**32 - 4099, 2**32 + 4093, 3 * 2**31 - 3, size - 10007]
+    for offset in places:
+        count = 10007
+        inside = whole[offset // 8 : (offset + count + 7) // 8]
+        bits = np.unpackbits(inside, bitorder="little")[offset % 8 :][:count].astype(bool)
+        np.testing.assert_array_equal(bits, reference.keep_mask(seed, 0, rate, count, offset))
+        piece = fastdrop.draw_mask(count, rate, seed=seed, offset=offset)
+        np.testing.assert_array_equal(piece.unpack(), bits)
+    for offset in range(0, size, PIECE):
+        piece = fastdrop.draw_mask(PIECE, rate, seed=seed, offset=offset).bits
+        assert np.array_equal(piece, whole[offset // 8 : (offset + PIECE) // 8])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
+def test_memory_is_the_array_and_its_mask(run_python):
+    """In a fresh process: the most that was ever resident, beyond what was before."""
+    done = run_python(
+        """
+import numpy as np, fastdrop
+
+def most():
+    with open("/proc/self/status") as status:
+        (line,) = (line for line in status if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+before = most()
+x = np.ones(2**31 + 4099, np.float16)
+mask = fastdrop.dropout_(x, 0.25, seed=77)
+fastdrop.dropout_grad_(x, mask)
+print(most() - before - x.nbytes - mask.nbytes)
+""",
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    # A second mask would be 256 MiB; the stacks of threads and NumPy's own are far less.
+    assert int(done.stdout) < 32 * 2**20
