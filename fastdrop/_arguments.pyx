@@ -47,14 +47,22 @@ _reprs.maxstring = _reprs.maxother = _reprs.maxlong = 200
 
 
 cdef object shown(object value):
-    """A value for an error message: whole if it is short."""
-    if not isinstance(value, numpy.ndarray):
+    """A value for an error message: whole if it is short. What shows itself may be a user's code,
+    and an error of its own would take the place of the one that is told."""
+    cdef str kind
+    if isinstance(value, numpy.ndarray):
+        kind = f"an array of shape {value.shape} and dtype {value.dtype}"
         try:
-            return _reprs.repr(value)
-        except ValueError:  # Python prints no int of more than some thousand digits
-            return f"an int of {value.bit_length()} bits" if isinstance(value, int) else "too much"
-    kind = f"an array of shape {value.shape} and dtype {value.dtype}"
-    return f"{kind}, {value!r}" if value.size <= 8 else kind
+            return f"{kind}, {value!r}" if value.size <= 8 else kind
+        except Exception:
+            return kind
+    try:
+        return _reprs.repr(value)
+    except Exception:
+        # Python prints no int of more than some thousand digits.
+        if isinstance(value, int):
+            return f"an int of {value.bit_length()} bits"
+        return f"an object of type {type(value).__name__}"
 
 
 # ---- Numbers ----

@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+import reference
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 import fastdrop
@@ -235,3 +236,149 @@ def test_the_callers_error_state_does_not_matter_to_sums(how):
         dy = np.full((1, 8), value, np.float16)
         with np.errstate(all=how):
             fastdrop.bias_dropout_add_grad(dy, mask)
+
+
+# Crafted pickles.
+
+
+def crafted(**changes):
+    """A mask of (5, 7) from a pickle with other fields."""
+    restored, (state,) = fastdrop.draw_mask((5, 7), 0.5, seed=1).__reduce__()
+    return pickle.loads(pickle.dumps(Crafted(restored, state | changes)))
+
+
+class Crafted:
+    def __init__(self, function, state):
+        self.parts = function, (state,)
+
+    def __reduce__(self):
+        return self.parts
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"bits": b""}, "bits"),
+        ({"bits": b"\xff" * 4}, "bits"),
+        ({"bits": b"\xff" * 6}, "bits"),
+        ({"bits": b"\xff" * 5}, "bits"),  # elements beyond the last
+        ({"bits": bytearray(5)}, "bits"),
+        ({"bits": "12345"}, "bits"),
+        ({"shape": (5, 8)}, "noise_shape"),
+        ({"shape": (2**40, 2**40), "noise_shape": (1, 1)}, "shape"),
+        ({"shape": (2**62, 4), "noise_shape": (None, None)}, "shape"),
+        ({"shape": (-5, -7), "noise_shape": (-5, -7)}, "shape"),
+        ({"shape": (2**62,), "noise_shape": (2**62,)}, "bits"),
+        ({"shape": (1,) * 65, "noise_shape": (1,) * 65}, "shape"),
+        ({"offset": -1}, "offset"),
+        ({"offset": 2**63 - 34}, "offset"),
+        ({"offset": 2**64}, "offset"),
+        ({"step": 2**64}, "state"),
+        ({"step": -1}, "step"),
+        ({"seed": 2**128}, "seed"),
+        ({"seed": None, "bits": None}, "state"),
+        ({"rate": None}, "rate"),
+        ({"rate": float("nan")}, "rate"),
+        ({"scale": float("inf")}, "scale"),
+        ({"scale": None}, "scale"),
+        ({"more": 1}, "state"),
+    ],
+    ids=str,
+)
+def test_a_crafted_pickle_is_refused(changes, named):
+    with pytest.raises((TypeError, ValueError), match=named):
+        crafted(**changes)
+
+
+def test_a_crafted_pickle_of_a_huge_mask_takes_no_memory_until_it_is_used():
+    mask = crafted(shape=(2**60,), noise_shape=(2**60,), bits=None, offset=2**62)
+    assert (mask.size, mask.nbytes) == (2**60, 0)
+    with pytest.raises(MemoryError):
+        mask.unpack()
+    with pytest.raises(MemoryError):
+        assert mask == crafted(shape=(2**60,), noise_shape=(2**60,), bits=None)
+
+
+# Sizes, strides and offsets at the ends of 64 bits.
+
+
+@pytest.mark.parametrize("store_mask", [True, False])
+@pytest.mark.parametrize(
+    "shape", [(2**40, 2**40), (2**62, 2), (2**63,), (0, 2**40, 2**40), (2**32, 2**31), (2**31,) * 3]
+)
+def test_shapes_whose_product_does_not_fit(shape, store_mask):
+    with pytest.raises(ValueError, match="`shape`"):
+        fastdrop.draw_mask(shape, 0.5, store_mask=store_mask)
+
+
+def test_a_noise_shape_far_smaller_than_its_shape():
+    mask = fastdrop.draw_mask((2**31, 2**31), 0.5, seed=1, noise_shape=(1, 1))
+    assert (mask.size, mask.nbytes) == (1, 1)
+    with pytest.raises(MemoryError):
+        mask.unpack()
+
+
+@pytest.mark.parametrize("store_mask", [True, False])
+@pytest.mark.parametrize("size", [1, 8, 4096, 5000])
+def test_offsets_at_the_end(isa, size, store_mask):
+    last = 2**63 - size
+    for offset in (last, last - 1):
+        mask = fastdrop.draw_mask(size, 0.3, seed=4, offset=offset, store_mask=store_mask)
+        np.testing.assert_array_equal(
+            mask.unpack(), reference.keep_mask(4, 0, 0.3, size, offset=offset)
+        )
+    with pytest.raises(ValueError, match="`offset`"):
+        fastdrop.draw_mask(size, 0.3, seed=4, offset=last + 1, store_mask=store_mask)
+
+
+HUGE_STRIDE = 2**62
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((0,), (HUGE_STRIDE,)),
+        ((3, 0), (HUGE_STRIDE, -HUGE_STRIDE)),
+        ((0, 2**40), (HUGE_STRIDE, 4)),
+        ((1, 5), (HUGE_STRIDE, 4)),
+        ((5, 1), (4, -HUGE_STRIDE)),
+        ((1, 1, 5, 1), (HUGE_STRIDE, -HUGE_STRIDE, -4, HUGE_STRIDE)),
+    ],
+    ids=str,
+)
+def test_huge_strides_that_lead_nowhere(isa, shape, strides):
+    """Where a dimension has one element or none, its stride may be any number."""
+    memory = np.arange(1, 12, dtype=np.float32)
+    x = as_strided(memory[5:], shape, strides)
+    content = x.copy()
+    noise = tuple(min(n, 1) for n in shape)
+    for noise_shape in (None, noise):
+        size = x.size if noise_shape is None else int(np.prod(noise))
+        kept = reference.keep_mask(3, 0, 0.5, size)
+        kept = np.broadcast_to(kept.reshape(noise_shape or shape), shape)
+        y, mask = fastdrop.dropout(x, 0.5, seed=3, noise_shape=noise_shape)
+        reference.assert_same_bits(y, reference.dropout(content, kept, 2.0))
+        reference.assert_same_bits(mask.apply(x), reference.dropout(content, kept, 2.0))
+        fastdrop.dropout_(x, 0.5, seed=3, noise_shape=noise_shape)
+        reference.assert_same_bits(x.copy(), reference.dropout(content, kept, 2.0))
+        x[...] = content
+        relu, _ = fastdrop.relu_dropout(x, 0.5, seed=3, noise_shape=noise_shape)
+        reference.assert_same_bits(relu, reference.dropout(content, kept, 2.0))
+    np.testing.assert_array_equal(memory, np.arange(1, 12, dtype=np.float32))
+
+
+class Unprintable:
+    def __repr__(self):
+        raise RuntimeError("no name")
+
+
+@pytest.mark.parametrize("argument", ["rate", "seed", "scale", "noise_shape"])
+@pytest.mark.parametrize(
+    "value",
+    [Unprintable(), [Unprintable()], np.array([Unprintable()], object), type("array", (), {})()],
+    ids=["alone", "in a list", "in an array", "of a name that Python's reprlib knows"],
+)
+def test_a_wrong_value_that_cannot_be_shown_is_refused_by_name_too(argument, value):
+    arguments = {"rate": 0.5} | {argument: value}
+    with pytest.raises(TypeError, match=f"`{argument}`"):
+        fastdrop.draw_mask(3, **arguments)
