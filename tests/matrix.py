@@ -184,14 +184,15 @@ def main() -> int:
     for cell in CELLS:
         if arguments.cells and not any(part in cell.name for part in arguments.cells):
             continue
-        console.print(f"{cell.name} ...")
         try:
-            table.add_row(cell.name, "[green]ok", run_cell(cell, folder))
+            row = (cell.name, "[green]ok", run_cell(cell, folder))
         except AbsentError as why:
-            table.add_row(cell.name, "not here", str(why))
+            row = (cell.name, "not here", str(why))
         except FailedError as why:
             failures.append(f"{cell.name}: {why}")
-            table.add_row(cell.name, "[red]failed", str(why).splitlines()[0])
+            row = (cell.name, "[red]failed", str(why).splitlines()[0])
+        table.add_row(*row)
+        console.print(*row)  # the table comes hours later, or never where this is stopped
         shutil.rmtree(folder / cell.name.replace(", ", "-").replace(" ", "-"), ignore_errors=True)
     for failure in failures:
         console.print(failure, markup=False)
