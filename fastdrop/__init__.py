@@ -25,7 +25,7 @@ try:
     from fastdrop._mask import Mask, draw_mask, dropout_grad, dropout_grad_
     from fastdrop._stream import Stream
     from fastdrop._threads import get_num_threads, num_threads, set_num_threads
-except ImportError as _error:
+except ImportError as _error:  # no public name
     raise _compiled.explained(_error) from _error
 
 __all__ = [
