@@ -101,7 +101,6 @@ DIRECTIVES = {
     "embedsignature": True,
     "embedsignature.format": "python",
     "freethreading_compatible": True,
-    **BUILD.directives,
 }
 
 
@@ -238,7 +237,7 @@ setup(
             *(module_extension(name) for name in MODULES),
             *([native_operation()] if sys.platform == "linux" else []),
         ],
-        compiler_directives=DIRECTIVES,
+        compiler_directives={**DIRECTIVES, **BUILD.directives},
         nthreads=0,
         # Other directives make other C: it has a place of its own.
         build_dir=str(Path("build", "" if BUILD_NAME == "release" else BUILD_NAME)),
