@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import operator
+import os
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +17,18 @@ import tensorflow as tf
 from fastdrop_keras import bridge, recomputation, sampling, seed_state, surroundings
 from fastdrop_keras.dial import Dial
 from fastdrop_keras.noise_shape import NoiseShape
+
+_taking_a_seed = threading.Lock()
+
+
+def _forget_the_lock() -> None:
+    """In a forked child, whose parent's other threads are not there to release it."""
+    global _taking_a_seed
+    _taking_a_seed = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_lock)
 
 
 class BaseDropout(keras.layers.Layer):
@@ -110,14 +125,19 @@ class BaseDropout(keras.layers.Layer):
         """Return the next (low word of the seed, step), and a high word if several draw at once."""
         # The next of the generator as its `next` gives it, in two operations instead of five.
         state = self.seed_generator.state
-        seed = tf.convert_to_tensor(state)
-        step = tf.constant([0, 1], seed.dtype)
-        if isinstance(state.value, tf.Variable):
-            state.value.assign_add(step, read_value=False)
-        else:  # in `keras.StatelessScope`
-            state.assign(seed + step)
+        distributed = tf.distribute.has_strategy()
+        # Between reading and advancing no other thread may read: both would drop the same. Replicas
+        # wait for each other on the way, and a graph's threads know nothing of Python's locks.
+        alone = tf.executing_eagerly() and not distributed
+        with _taking_a_seed if alone else contextlib.nullcontext():
+            seed = tf.convert_to_tensor(state)
+            step = tf.constant([0, 1], seed.dtype)
+            if isinstance(state.value, tf.Variable):
+                state.value.assign_add(step, read_value=False)
+            else:  # in `keras.StatelessScope`
+                state.assign(seed + step)
         numbers = list(around.iterations) if around is not None else []
-        if tf.distribute.has_strategy():
+        if distributed:
             replica = tf.distribute.get_replica_context()
             if replica is not None:
                 numbers.append(replica.replica_id_in_sync_group)

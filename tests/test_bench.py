@@ -215,6 +215,8 @@ class TestReport:
         assert text.endswith(f"{report.END}\nafter\n")
         assert "old" not in text
         assert "faster than peer" in text
+        assert "](docs/measured/arrays.png)" in text
+        assert (tmp_path / "docs/measured/arrays.png").read_bytes().startswith(b"\x89PNG")
         report.put_into(readme, run, "make bench")
         assert readme.read_text() == text
 

@@ -1,6 +1,8 @@
 """Errors in a callback, forks, the end of the interpreter, many threads, and very many steps."""
 
 import os
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -150,6 +152,62 @@ print("end", flush=True)
         FASTDROP_KERAS_BRIDGE=bridge,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "end"), done.stderr
+
+
+# Many threads on one layer.
+
+
+@pytest.fixture
+def switching():
+    """Python's threads change places at nearly every chance."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("switching")
+def test_many_threads_on_one_layer():
+    """Each call has the mask of a step of its own, and no step is left out."""
+    threads, calls, size = 8, 50, 256
+    layer, alone = (Dropout(0.5, seed=3) for _ in range(2))
+    x = tf.ones([size])
+    drawn, ready = [], threading.Barrier(threads)
+
+    def work():
+        ready.wait()
+        for _ in range(calls):
+            drawn.append(np.asarray(layer(x, training=True)).tobytes())
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    expected = [np.asarray(alone(x, training=True)).tobytes() for _ in range(threads * calls)]
+    assert len(set(expected)) == threads * calls
+    assert sorted(drawn) == sorted(expected)
+
+
+def test_a_fork_while_another_thread_takes_a_seed(run_python, bridge):
+    done = run_python(
+        """
+import os
+import sys
+import threading
+import tensorflow as tf, fastdrop_keras
+from fastdrop_keras import layers
+layer = fastdrop_keras.Dropout(0.5)
+with layers._taking_a_seed:
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if layers._taking_a_seed.acquire(timeout=10) else 1)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status))
+""",
+        FASTDROP_KERAS_BRIDGE=bridge,
+    )
+    assert done.stdout.strip() == "0", done.stderr
 
 
 # Very many steps.
