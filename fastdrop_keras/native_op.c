@@ -4,6 +4,7 @@
    its headers are needed to build this: they have been the same since TensorFlow 2.5. The kernels
    are those of the package fastdrop, which hands a table of them over. */
 
+#define _GNU_SOURCE /* for madvise */
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "table.h"
 #include "tensor_table.h"
@@ -306,6 +308,18 @@ static const tensor_table *table_or_failure(TF_Status *status) {
     return table;
 }
 
+/* From this size on, glibc takes memory from the system for each block and gives it back with it, so
+   that every page of an output is new: 16,384 page faults for 64 MiB, or 32 of huge pages. */
+static const size_t always_new = (size_t)32 << 20;
+
+static void advise_huge_pages(void *data, size_t bytes) {
+    if (bytes < always_new)
+        return;
+    const uintptr_t page = 4096, first = ((uintptr_t)data + page - 1) & ~(page - 1);
+    /* Only advice: a system that has no huge pages refuses it, and nothing else changes. */
+    (void)madvise((void *)first, ((uintptr_t)data + bytes - first) & ~(page - 1), MADV_HUGEPAGE);
+}
+
 /* Where the result of an input goes: over it where TensorFlow allows that, which it does only while
    nobody has a handle of it. The input's memory stays where it is until the kernel returns. */
 static TF_Tensor *output_over(TF_OpKernelContext *context, TF_Tensor **input, const shapes *of,
@@ -313,8 +327,11 @@ static TF_Tensor *output_over(TF_OpKernelContext *context, TF_Tensor **input, co
     int forwarded, candidate = 0;
     TF_DeleteTensor(*input);
     *input = NULL;
-    return TF_ForwardInputOrAllocateOutput(context, &candidate, 1, 0, of->shape, of->ndim,
-                                           &forwarded, status);
+    TF_Tensor *output = TF_ForwardInputOrAllocateOutput(context, &candidate, 1, 0, of->shape,
+                                                        of->ndim, &forwarded, status);
+    if (!failed(status) && forwarded < 0)
+        advise_huge_pages(TF_TensorData(output), TF_TensorByteSize(output));
+    return output;
 }
 
 static void read_seed(const TF_Tensor *tensor, uint64_t seed[3], TF_Status *status) {
