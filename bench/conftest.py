@@ -77,7 +77,7 @@ def measure(benchmark, quick):
     first over the second. `elements` is what one call works on.
     """
 
-    def measure(table, row, candidates, *, group="", elements=None, ratios=(), seconds=1.0):
+    def measure(table, row, candidates, *, group="", elements=None, ratios=(), seconds=0.6):
         turns = Turns(candidates)
         ours = next(iter(candidates))
 
@@ -85,7 +85,8 @@ def measure(benchmark, quick):
             turns.round()
             CLOCK.now += turns.seconds[ours][-1]
 
-        fewest, most = (3, 5) if quick else (5, 30)
+        # Three rounds of what takes a second each still have quartiles.
+        fewest, most = (3, 5) if quick or turns.round_seconds > 1 else (5, 30)
         rounds = turns.rounds(0.1 * seconds if quick else seconds, fewest, most)
         benchmark.pedantic(round_, rounds=rounds)
         keep(benchmark, table, group, row, ratios, elements=elements, seconds=turns.seconds)

@@ -95,8 +95,13 @@ def write(run: Run, folder: Path, command: str) -> list[Path]:
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
+# Which plots a README shows, and the folder beside it that holds them.
+SHOWN, FOLDER = ("arrays", "layers-training-speedup", "training", "memory"), Path("docs/measured")
+
+
 def put_into(readme: Path, run: Run, command: str) -> None:
-    """Put the tables that are for it between the two marks in a README, in the place of the old.
+    """Put the tables and plots that are for it between the two marks in a README, in the place of
+    the old ones.
 
     Raises
     ------
@@ -114,5 +119,11 @@ def put_into(readme: Path, run: Run, command: str) -> None:
         f"{machine['numpy']}, TensorFlow {machine['tensorflow']}, Keras {machine['keras']}, "
         f"PyTorch {machine['torch']}, JAX {machine['jax']}."
     )
+    pictures = []
+    for name, caption, figure in plots.figures(run):
+        if name in SHOWN:
+            (readme.parent / FOLDER).mkdir(parents=True, exist_ok=True)
+            figure.savefig(readme.parent / FOLDER / f"{name}.png", dpi=80)
+            pictures.append(f"![{name}]({(FOLDER / name).as_posix()}.png)\n\n{caption}\n\n")
     tables = text(run, 3, whole=False, only_readme=True)
-    readme.write_text(f"{before}{BEGIN}\n{what}\n\n{tables}{END}{after}")
+    readme.write_text(f"{before}{BEGIN}\n{what}\n\n{''.join(pictures)}{tables}{END}{after}")

@@ -47,9 +47,11 @@ class Case:
     def faster_than_ours(self) -> dict[str, list[float]]:
         """The time of ours over that of each peer that takes less, by the peer's name.
 
-        Peers are what a ratio of the kind "faster than" names: limits and parts of ours are not.
+        Peers are what a ratio "faster than ..." names: limits are not, nor is ours in another way.
         """
-        peers = [over for heading, (over, _) in self.ratios.items() if "faster than" in heading]
+        peers = [
+            over for heading, (over, _) in self.ratios.items() if heading.startswith("faster than")
+        ]
         ours = self.figures[self.ours]
         ratios = {
             name: [a / b for a, b in zip(ours, self.figures[name], strict=True) if b > 0]

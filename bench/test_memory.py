@@ -6,6 +6,7 @@ the layers are negations, whose gradient needs nothing: all that is kept is kept
 only.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ PROGRAM = """
 import gc, resource, sys
 import keras, tensorflow as tf, fastdrop_keras
 
-name, when, depth, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+name, mode, depth, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 layer_class = {"keras": keras.layers.Dropout, "fastdrop": fastdrop_keras.Dropout}[name]
 layers = [layer_class(0.5, seed=seed) for seed in range(depth)]
 
@@ -37,14 +38,14 @@ def step(x):
         for layer in layers:
             y = tf.negative(layer(y, training=True))
         z = tf.reduce_sum(y)
-    if when == "alive":
+    if mode == "eager":
         del y
         gc.collect()
         between.append(resident())
     return z, tape.gradient(z, x)
 
 between = []
-if when == "peak, graph":
+if mode == "graph":
     step = tf.function(step, input_signature=[tf.TensorSpec([None])])
 # Tracing takes memory for each layer, but none for the elements.
 for _ in range(3):
@@ -56,13 +57,15 @@ for _ in range(3):
 # Not ru_maxrss, which begins with that of the process that started this one.
 with open("/proc/self/status") as lines:
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-print((between[-1] if between else peak) - before)
+print(peak - before, between[-1] - before if between else 0)
 """
 
 
-def growth(layer, when, depth):
-    """By how many bytes a process grows that trains a model of `depth` layers."""
-    arguments = [layer, when, str(depth), str(SIZE)]
+@functools.cache
+def growth(layer, mode, depth):
+    """By how many bytes a process has grown that trains a model of `depth` layers: at its peak, and
+    between forward and backward."""
+    arguments = [layer, mode, str(depth), str(SIZE)]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments],
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -70,23 +73,28 @@ def growth(layer, when, depth):
         text=True,
         check=True,
     )
-    return int(done.stdout)
+    return [int(number) for number in done.stdout.split()]
+
+
+PEAK, BETWEEN = 0, 1
 
 
 @pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 @pytest.mark.parametrize(
-    ("when", "row"),
+    ("mode", "when", "row"),
     [
-        ("peak, graph", "peak, in a tf.function"),
-        ("peak, eager", "peak, eager"),
-        ("alive", "alive between forward and backward, eager"),
+        ("graph", PEAK, "peak, in a tf.function"),
+        ("eager", PEAK, "peak, eager"),
+        ("eager", BETWEEN, "alive between forward and backward, eager"),
     ],
 )
-def test_deep_model(record, when, row):
+def test_deep_model(record, mode, when, row):
     """Forward and backward through many layers, beside what the bits alone take."""
     kept = {
-        layer: (growth(layer, when, DEEP) - growth(layer, when, SHALLOW)) / (DEEP - SHALLOW) / SIZE
+        layer: (growth(layer, mode, DEEP)[when] - growth(layer, mode, SHALLOW)[when])
+        / (DEEP - SHALLOW)
+        / SIZE
         for layer in ("fastdrop", "keras")
     }
     # Less than the bits would be a fault of the measure.

@@ -11,9 +11,9 @@ RATE = 0.2
 SIZES = tuple(2**exponent for exponent in range(6, 27, 2))
 
 
-@pytest.mark.sizes(SIZES, (2**16, 2**20))
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("isa", fastdrop.available_isas())
+@pytest.mark.sizes(SIZES, (2**16, 2**20))
 def test_threads(measure, isa, direction, size):
     """All threads over one."""
     x = np.full(size, 0, np.float32)

@@ -127,5 +127,5 @@ def test_step(measure, quick, network):
             "ours over no dropout": ("fastdrop_keras.Dropout", "no dropout"),
             "Keras's over no dropout": ("keras.layers.Dropout", "no dropout"),
         },
-        seconds=8.0,
+        seconds=12.0,
     )
