@@ -130,6 +130,16 @@ cdef double scale_of(object scale, double rate) except? -1:
     return value
 
 
+cdef bint flag_of(object value, str name) except -1:
+    """Whether a value is true, as in an `if`; not every array is one or the other."""
+    if value is True or value is False:
+        return value is True
+    try:
+        return bool(value)
+    except ValueError:
+        raise TypeError(f"`{name}` must be a bool, got {shown(value)}") from None
+
+
 # ---- Shapes ----
 
 cdef object size_of(tuple shape):

@@ -2,7 +2,8 @@
 cimport numpy as np
 
 from fastdrop._arguments cimport (
-    inplace_of, input_of, kind_of, noise_entries_of, noise_shape_of, output_of, rate_of, scale_of,
+    flag_of, inplace_of, input_of, kind_of, noise_entries_of, noise_shape_of, output_of, rate_of,
+    scale_of,
 )
 from fastdrop._kernels.table cimport stream_key
 from fastdrop._layout cimport apply_bits, draw_apply_straight, draw_bits, is_straight
@@ -39,7 +40,7 @@ cdef draw_and_apply(Mask mask, Seed seed, int kind, np.ndarray to, np.ndarray fr
 
 
 def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
-            bint store_mask=True):
+            store_mask=True):
     """Drops elements of x at random and scales the others: a new array.
 
     An element is kept with probability ``1 - rate``. Kept: ``x * scale``, where NaN and infinities
@@ -107,17 +108,18 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
     cdef double checked_rate = rate_of(rate)
     cdef double checked_scale = scale_of(scale, checked_rate)
     cdef tuple noise_entries = noise_entries_of(noise_shape)
+    cdef bint stored = flag_of(store_mask, "store_mask")
     cdef Seed checked_seed = seed_of(seed)
     cdef np.ndarray from_ = input_of(x, "x")
     cdef int kind = kind_of(from_, "x")
-    cdef Mask mask = mask_for(from_, checked_rate, checked_scale, noise_entries, store_mask)
+    cdef Mask mask = mask_for(from_, checked_rate, checked_scale, noise_entries, stored)
     cdef np.ndarray to = (
         numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x"))
     draw_and_apply(mask, checked_seed, kind, to, from_)
     return to if out is None else out, mask
 
 
-def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, bint store_mask=True):
+def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, store_mask=True):
     """Drops elements of x at random and scales the others, in place.
 
     As `dropout`, which has the details, with x itself for the result.
@@ -156,9 +158,10 @@ def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, bint store_mas
     cdef double checked_rate = rate_of(rate)
     cdef double checked_scale = scale_of(scale, checked_rate)
     cdef tuple noise_entries = noise_entries_of(noise_shape)
+    cdef bint stored = flag_of(store_mask, "store_mask")
     cdef Seed checked_seed = seed_of(seed)
     cdef np.ndarray array = inplace_of(x, "x")
     cdef int kind = kind_of(array, "x")
-    cdef Mask mask = mask_for(array, checked_rate, checked_scale, noise_entries, store_mask)
+    cdef Mask mask = mask_for(array, checked_rate, checked_scale, noise_entries, stored)
     draw_and_apply(mask, checked_seed, kind, array, array)
     return mask

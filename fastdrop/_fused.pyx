@@ -6,7 +6,8 @@ from libc.string cimport memset
 cimport numpy as np
 
 from fastdrop._arguments cimport (
-    held, input_of, kind_of, noise_entries_of, noise_shape_of, output_of, rate_of, scale_of, shown,
+    flag_of, held, input_of, kind_of, noise_entries_of, noise_shape_of, output_of, rate_of,
+    scale_of, shown,
 )
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport BLOCK, KIND_F64, stream_key
@@ -268,7 +269,7 @@ cdef np.ndarray repeated(np.ndarray bias, np.ndarray x, uint64_t *period):
 
 
 def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, scale=None, out=None,
-                     bint store_mask=True):
+                     store_mask=True):
     """``residual + dropout(x + bias, rate)`` in one pass over memory, as in transformers.
 
     Elements that the dropout of the same arguments keeps become ``residual + (x + bias) * scale``,
@@ -332,6 +333,7 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
     cdef double checked_rate = rate_of(rate)
     cdef double checked_scale = scale_of(scale, checked_rate)
     cdef tuple noise_entries = noise_entries_of(noise_shape)
+    cdef bint stored = flag_of(store_mask, "store_mask")
     cdef Seed checked_seed = seed_of(seed)
     # All that may run a user's code comes first: then nobody else has these headers.
     cdef np.ndarray from_ = input_of(x, "x")
@@ -353,7 +355,7 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
                     "the shape of its last axis")
     check_companion(checked_residual, from_, shape, "residual", "its shape")
     mask = new_mask(shape, noise_shape_of(noise_entries, shape), checked_rate, checked_scale,
-                    store_mask)
+                    stored)
     if out is None:
         to = numpy.empty_like(from_, subok=False)
     else:

@@ -6,8 +6,8 @@ from libc.string cimport memcmp, memcpy
 cimport numpy as np
 
 from fastdrop._arguments cimport (
-    inplace_of, input_of, integer_of, kind_of, noise_entries_of, noise_shape_of, output_of, rate_of,
-    scale_of, shape_of, shown, size_of,
+    flag_of, inplace_of, input_of, integer_of, kind_of, noise_entries_of, noise_shape_of,
+    output_of, rate_of, scale_of, shape_of, shown, size_of,
 )
 from fastdrop._kernels.table cimport BLOCK, BLOCK_BYTES, stream_key
 from fastdrop._layout cimport apply_bits, draw_apply_straight, draw_bits, is_straight
@@ -353,7 +353,7 @@ cdef object offset_of(object offset, uint64_t size):
 
 
 def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
-              bint store_mask=True):
+              store_mask=True):
     """Draws a mask without applying it.
 
     Parameters
@@ -400,12 +400,13 @@ def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
     cdef Seed checked_seed = seed_of(seed)
     cdef tuple checked_noise_shape = noise_shape_of(noise_entries_of(noise_shape), checked_shape)
     cdef double checked_scale = scale_of(scale, checked_rate)
+    cdef bint stored = flag_of(store_mask, "store_mask")
     size = size_of(checked_noise_shape)
     first = offset_of(offset, size)
-    mask = new_mask(checked_shape, checked_noise_shape, checked_rate, checked_scale, store_mask)
+    mask = new_mask(checked_shape, checked_noise_shape, checked_rate, checked_scale, stored)
     mask.offset = first
     start_draw(mask, checked_seed, &key)
-    if store_mask:
+    if stored:
         with nogil:
             draw_bits(&key, mask.offset, mask.size_, mask.buffer.data)
     return mask

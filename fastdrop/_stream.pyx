@@ -3,6 +3,7 @@ cimport cython
 import os
 import secrets
 
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint64_t
 
 from fastdrop._arguments cimport integer_of, shown, threshold_of
@@ -165,6 +166,8 @@ cdef class Stream:
             If n is no integer of at least 0.
         OverflowError
             If fewer than n steps are left.
+        MemoryError
+            If there is no memory for a list of n.
 
         Examples
         --------
@@ -179,11 +182,16 @@ cdef class Stream:
         if n > STEPS - self.step:
             raise OverflowError(
                 f"`n`: the stream has {STEPS - self.step} steps left, got {shown(n)}")
-        children = []
-        for _ in range(n):
+        try:
+            # Before any step is taken: what is too much for memory is refused here, and at once.
+            children = [None] * n
+        except (MemoryError, OverflowError):
+            raise MemoryError(f"`n`: no memory for {shown(n)} streams") from None
+        for i in range(n):
+            PyErr_CheckSignals()
             draw = parent.take()
             entropy = np.random.SeedSequence(seed_number(&draw), spawn_key=(draw.step,))
-            children.append(Stream(entropy))
+            children[i] = Stream(entropy)
         return children
 
     def __reduce__(self):

@@ -197,6 +197,12 @@ def test_scale(drawing, scale):
     refuse(lambda s: DRAWING[drawing](s, scale=scale), "scale", *short(scale))
 
 
+@pytest.mark.parametrize("drawing", ["dropout", "dropout_", "draw_mask", "bias_dropout_add"])
+@pytest.mark.parametrize("store_mask", [np.ones(2), np.ones((2, 3)) > 0], ids=named)
+def test_store_mask_that_is_neither_true_nor_false(drawing, store_mask):
+    refuse(lambda s: DRAWING[drawing](s, store_mask=store_mask), "store_mask", *short(store_mask))
+
+
 @pytest.mark.parametrize("offset", [-1, -(2**70), 2**64, 2**70, 1.5, "1", [1], None], ids=named)
 def test_offset(offset):
     refuse(

@@ -4,6 +4,7 @@ import concurrent.futures
 import copy
 import os
 import pickle
+import signal
 import sys
 
 import numpy as np
@@ -271,6 +272,33 @@ def test_a_bad_number_of_children_is_refused(n):
     with pytest.raises((TypeError, ValueError), match=r"\bn\b"):
         stream.spawn(n)
     assert stream.state == {"seed": 42, "step": 0}
+
+
+@pytest.mark.parametrize(
+    "n", [2**48, 2**62, 2**63, 2**64], ids=lambda n: f"2**{n.bit_length() - 1}"
+)
+def test_more_children_than_memory_has_room_for_take_no_step(n):
+    stream = fastdrop.Stream(42)
+    with pytest.raises(MemoryError, match=f"`n`.*{n}"):
+        stream.spawn(n)
+    assert stream.state == {"seed": 42, "step": 0}
+
+
+def test_spawning_many_can_be_interrupted():
+    stream = fastdrop.Stream(42)
+
+    def stop(*_):
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        with pytest.raises(InterruptedError):
+            stream.spawn(1_000_000)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert stream.step < 1_000_000
 
 
 # Keeping and sharing a stream.
