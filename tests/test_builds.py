@@ -1,6 +1,8 @@
 """Builds other than a release: that tests run the one they mean to, and that it finds faults."""
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,51 @@ def test_an_unknown_build_is_refused():
     )
     assert done.returncode != 0
     assert "FASTDROP_BUILD must be one of release, asan, tsan, debug, got 'fast'" in done.stderr
+
+
+def build(folder, compiler):
+    """What `setup.py build` said, with a compiler that is a script of ours."""
+    program = folder / "compiler"
+    if compiler:
+        program.write_text(f'#!/bin/sh\n{compiler}\nexec {shutil.which("gcc")} "$@" -O0 -w\n')
+        program.chmod(0o755)
+    folders = ["--build-base", str(folder / "build"), "--build-lib", str(folder / "lib")]
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", "build", *folders],
+        cwd=ROOT,
+        env=os.environ | {"CC": str(program), "FASTDROP_BUILD": "release", "LD_PRELOAD": ""},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("compiler", ["", "echo 'Python.h: No such file' >&2; exit 1"])
+def test_without_a_compiler_the_build_says_what_to_install(tmp_path, compiler):
+    done = build(tmp_path, compiler)
+    assert done.returncode != 0
+    assert f"the compiler '{tmp_path / 'compiler'}' did not compile" in done.stderr
+    assert "apt-get install gcc python3-dev" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have one build for all")
+@pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc here")
+def test_kernels_that_the_compiler_cannot_build_are_left_out(tmp_path, run_python):
+    refuses = 'case "$*" in *x86-64-v4*) echo "bad value for -march=" >&2; exit 1;; esac'
+    done = build(tmp_path, refuses)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "this compiler cannot build the avx512 kernels (it refused -march=x86-64-v4" in done.stderr
+    )
+    assert "avx2" not in done.stderr
+    code = """
+import sys, numpy as np, fastdrop
+assert fastdrop.__file__.startswith(sys.path[1]), fastdrop.__file__
+assert "avx512" not in fastdrop.available_isas(), fastdrop.available_isas()
+assert set(fastdrop.dropout(np.ones(1000), 0.5)[0]) == {0.0, 2.0}
+"""
+    done = run_python(code, PYTHONPATH=str(tmp_path / "lib"))
+    assert done.returncode == 0, done.stderr
 
 
 @needs_asan
