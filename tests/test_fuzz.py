@@ -459,7 +459,7 @@ def test_any_arguments(case, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-@hypothesis.settings(max_examples=5000)
+@hypothesis.settings(max_examples=1000)
 @given(st.data())
 def test_any_arguments_many_times(case, data):
     case(Scene(data))
