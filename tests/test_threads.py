@@ -133,7 +133,7 @@ def test_the_interpreter_runs_on_while_a_kernel_does():
     assert min(longest_pauses) < alone / 2
 
 
-FORK = """
+FORKING = """
 import os
 import warnings
 
@@ -149,12 +149,23 @@ def call():
     return y.tobytes() + mask.bits.tobytes()
 
 
+def threads():
+    return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
+
+
+def right_and_with_threads(expected):
+    # For a child: one that takes its parent's workers for its own is right, but alone.
+    before = threads()
+    return call() == expected and threads() == (before and before + 2)
+"""
+
+FORK = """
 fastdrop.set_num_threads(3)
 expected = call()
 child = os.fork()
 if not child:
     # Twice: the child must be able to start threads and to use them again.
-    right = call() == expected and call() == expected
+    right = right_and_with_threads(expected) and call() == expected
     fastdrop.set_num_threads(2)
     os._exit(0 if right and call() == expected else 3)
 assert os.waitpid(child, 0)[1] == 0
@@ -165,7 +176,7 @@ print("done")
 
 @needs_fork
 def test_threads_work_after_a_fork(run_python):
-    program = run_python(FORK)
+    program = run_python(FORKING + FORK)
     assert program.stdout == "done\n", program.stderr
 
 
@@ -310,35 +321,23 @@ print("done")
 # Processes.
 
 FORK_FIRST = """
-import os, warnings
-import fastdrop
-import numpy as np
-warnings.simplefilter("ignore", DeprecationWarning)
-def call():
-    y, mask = fastdrop.dropout(np.ones(2**21 + 4099, np.float32), 0.2, seed=5)
-    return y.tobytes() + mask.bits.tobytes()
-def threads():
-    return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
 fastdrop.set_num_threads(1)
 expected = call()
 fastdrop.set_num_threads(3)
 # The child uses threads before its parent does, and forks again after.
 child = os.fork()
 if not child:
-    right = call() == expected
+    right = right_and_with_threads(expected)
     grandchild = os.fork()
     if not grandchild:
-        os._exit(0 if call() == expected else 4)
+        os._exit(0 if right_and_with_threads(expected) else 4)
     right = os.waitpid(grandchild, 0)[1] == 0 and call() == expected and right
     os._exit(0 if right else 3)
 assert os.waitpid(child, 0)[1] == 0
 assert call() == expected
 child = os.fork()
 if not child:
-    # Its parent's workers are not there: it has started its own, where they can be counted.
-    before = threads()
-    right = call() == expected
-    os._exit(0 if right and threads() == (before and before + 2) else 3)
+    os._exit(0 if right_and_with_threads(expected) else 3)
 assert os.waitpid(child, 0)[1] == 0
 print("done")
 """
@@ -346,40 +345,38 @@ print("done")
 
 @needs_fork
 def test_a_child_may_use_threads_before_its_parent(run_python):
-    program = run_python(FORK_FIRST)
+    program = run_python(FORKING + FORK_FIRST)
     assert program.stdout == "done\n", program.stderr
 
 
 FORK_BUSY = """
-import os, threading, warnings
-import fastdrop
-import numpy as np
-warnings.simplefilter("ignore", DeprecationWarning)
+import threading
 fastdrop.set_num_threads(3)
-x = np.ones(2**21 + 4099, np.float32)
-expected = fastdrop.dropout(x, 0.2, seed=5)[0].tobytes()
+expected = call()
 stop = threading.Event()
 def work():
     while not stop.is_set():
-        fastdrop.dropout(x, 0.2)
-threads = [threading.Thread(target=work) for _ in range(3)]
-for thread in threads:
-    thread.start()
+        call()
+workers = [threading.Thread(target=work) for _ in range(3)]
+for worker in workers:
+    worker.start()
+ends = []
 for _ in range(10):
     child = os.fork()
     if not child:
-        os._exit(0 if fastdrop.dropout(x, 0.2, seed=5)[0].tobytes() == expected else 3)
-    assert os.waitpid(child, 0)[1] == 0
+        os._exit(0 if right_and_with_threads(expected) else 3)
+    ends.append(os.waitpid(child, 0)[1])
 stop.set()
-for thread in threads:
-    thread.join()
+for worker in workers:
+    worker.join()
+assert ends == [0] * 10
 print("done")
 """
 
 
 @needs_fork
 def test_a_fork_while_other_threads_are_busy(run_python):
-    program = run_python(FORK_BUSY)
+    program = run_python(FORKING + FORK_BUSY)
     assert program.stdout == "done\n", program.stderr
 
 
