@@ -27,9 +27,12 @@ table = importlib.import_module(f"fastdrop._kernels.{_isa.active_isa()}").table
 entries = ctypes.cast(pointer(table, b"fastdrop.kernel_table"), ctypes.POINTER(ctypes.c_void_p))
 word, place = ctypes.c_uint64, ctypes.c_void_p
 draw = ctypes.CFUNCTYPE(None, place, word, word, place)(entries[1])
+number, double = ctypes.c_int, ctypes.c_double
+apply = ctypes.CFUNCTYPE(None, number, word, place, place, place, word, double)(entries[3])
 key = (word * 6)(1, 2, 3, 4, 5, 2**47)
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = place, [ctypes.c_size_t]
+libc.calloc.restype, libc.calloc.argtypes = place, [ctypes.c_size_t] * 2
 """
 
 
@@ -94,13 +97,34 @@ assert set(fastdrop.dropout(np.ones(1000), 0.5)[0]) == {0.0, 2.0}
     assert done.returncode == 0, done.stderr
 
 
+# What is a byte, an element or a bit too short where the size is 801; the kind is that of float16.
+TOO_SHORT = {
+    "a mask to write": ("draw(key, 0, SIZE, libc.malloc(100))", "WRITE"),
+    "an array to write": (
+        "apply(0, SIZE, libc.malloc(1600), libc.calloc(1, 1700), libc.calloc(1, 110), 0, 2)",
+        "WRITE",
+    ),
+    "an array to read": (
+        "apply(0, SIZE, libc.malloc(1700), libc.calloc(1, 1600), libc.calloc(1, 110), 0, 2)",
+        "READ",
+    ),
+    "a mask to read": (
+        "apply(0, SIZE, libc.malloc(1700), libc.calloc(1, 1700), libc.calloc(1, 100), 0, 2)",
+        "READ",
+    ),
+}
+
+
 @needs_asan
-def test_address_sanitizer_sees_a_byte_too_many(run_python):
-    code = CALL_A_KERNEL + "draw(key, 0, SIZE, libc.malloc(100))"
+@pytest.mark.parametrize("what", TOO_SHORT)
+def test_address_sanitizer_sees_a_byte_too_many(run_python, what):
+    call, how = TOO_SHORT[what]
+    code = CALL_A_KERNEL + call
     assert run_python(code.replace("SIZE", "800")).returncode == 0
     done = run_python(code.replace("SIZE", "801"))
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+    assert f"\n{how} of size " in done.stderr
 
 
 @needs_asan
