@@ -24,7 +24,8 @@ def step():
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = layer(x, training=True)
-    tape.gradient(y, x)
+    # What a graph does not return, TensorFlow leaves out of it.
+    return tape.gradient(y, x)
 if {mode!r} == "graph":
     step = tf.function(step)
 sample(step, {STEPS})
