@@ -10,10 +10,16 @@ cdef extern from "pool.h" nogil:
     int pool_prepare()
     void pool_run(c_pool_task task, void *context, int64_t items, int64_t grain, int threads)
 
+cdef extern from * nogil:
+    """
+    #include <stdatomic.h>
+    /* Calls read it after they have let go of the GIL, while another thread may be setting it. */
+    static atomic_int thread_limit = 1;
+    """
+    int count "thread_limit"
+
 VARIABLE = "FASTDROP_NUM_THREADS"
 MOST = 2**31 - 1
-
-cdef int count = 1
 
 
 cdef int thread_count() noexcept nogil:

@@ -1,48 +1,179 @@
-"""The pool of threads in plain C, under ThreadSanitizer: no races, no deadlocks, no lost items."""
+"""Races, as ThreadSanitizer sees them: of the pool of threads, and of the modules in Python."""
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
+import sys
 
 import pytest
+import sanitizers
 
-ROOT = Path(__file__).parent.parent
 PROGRAMS = ["many_callers", "pauses", "forks", "forks_while_busy", "exit_while_busy"]
 
-# ThreadSanitizer has fixed places for its own memory, which random addresses may take.
-UNSHUFFLED = ["setarch", "-R"] if shutil.which("setarch") else []
+
+# The pool.
 
 
 @pytest.fixture(scope="module")
 def stress(tmp_path_factory):
     """The path of the program, built with ThreadSanitizer."""
-    if not shutil.which("gcc"):
-        pytest.skip("no gcc here (Debian: gcc, and libtsan2 for ThreadSanitizer)")
+    sanitizers.skip_without(sanitizers.RACES)
     program = tmp_path_factory.mktemp("native") / "pool_stress"
-    flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    source = ROOT / "tests" / "native" / "pool_stress.c"
-    include = f"-I{ROOT / 'fastdrop'}"
-    empty = program.with_suffix(".c")
-    empty.write_text("int main(void) { return 0; }\n")
-    probe = ["gcc", "-fsanitize=thread", str(empty), "-o", str(program)]
-    if subprocess.run(probe, capture_output=True).returncode != 0:
-        pytest.skip("gcc has no ThreadSanitizer here (Debian: libtsan2)")
-    if subprocess.run([*UNSHUFFLED, str(program)], capture_output=True).returncode != 0:
-        pytest.skip("ThreadSanitizer does not run here")
-    command = ["gcc", *flags, "-fsanitize=thread", include, str(source), "-o", str(program)]
-    subprocess.run(command, check=True)
+    sanitizers.compile_program("pool_stress.c", program, sanitizers.RACES, "fastdrop")
     return program
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_pool(stress, name):
-    done = subprocess.run(
-        [*UNSHUFFLED, str(stress), name],
-        # A fork beside threads is what is tested.
-        env=os.environ | {"TSAN_OPTIONS": "halt_on_error=1:die_after_fork=0", "LD_PRELOAD": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    # A fork beside threads is what is tested.
+    done = sanitizers.run([stress, name], sanitizers.RACES, "die_after_fork=0", preload="")
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+# The modules, in threads of Python's. The GIL is a lock that ThreadSanitizer sees: what it reports
+# is between code that runs without it.
+
+SETUP = """
+import ctypes, sys, threading
+import numpy as np, fastdrop
+from fastdrop import _bridge
+assert fastdrop._isa.BUILD == "tsan"
+sys.setswitchinterval(1e-5)
+fastdrop.set_num_threads(2)
+SIZE = 2**17 + 77
+
+def on_threads(function, count=4):
+    failures = []
+    ready = threading.Barrier(count)
+    def work():
+        try:
+            ready.wait()
+            function()
+        except BaseException as error:
+            failures.append(error)
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+
+# What a native operation of TensorFlow calls, in threads that have no GIL.
+pointer = ctypes.pythonapi.PyCapsule_GetPointer
+pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+entries = ctypes.cast(
+    pointer(_bridge.table, b"fastdrop.tensor_table"), ctypes.POINTER(ctypes.c_void_p))
+place, number = ctypes.c_void_p, ctypes.c_int
+tensor_forward = ctypes.CFUNCTYPE(
+    None, number, number, place, place, place, ctypes.c_double, place, place, place)(entries[0])
+tensor_backward = ctypes.CFUNCTYPE(
+    None, number, number, place, place, place, place, place)(entries[1])
+shape = (ctypes.c_int64 * 1)(SIZE)
+seed = (ctypes.c_uint64 * 3)(5, 0, 0)
+FLOAT32 = 2
+
+def forward_without_gil(y, x, residual):
+    tensor_forward(FLOAT32, 1, shape, shape, seed, 0.3, y.ctypes.data, x.ctypes.data,
+                   residual.ctypes.data)
+
+def backward_without_gil(dx, dy, residual):
+    tensor_backward(FLOAT32, 1, shape, shape, dx.ctypes.data, dy.ctypes.data,
+                    residual.ctypes.data)
+
+"""
+
+EVERYTHING_THAT_MAY_BE_SHARED = """
+stream = fastdrop.Stream(3)
+stored = fastdrop.draw_mask(SIZE, 0.3, seed=stream)
+# Masks without bits, of which each is used by all threads at about the same time.
+drawn_again = [fastdrop.draw_mask(SIZE, 0.3, seed=3, store_mask=False) for _ in range(6)]
+of_rows = [
+    fastdrop.draw_mask((SIZE, 2), 0.3, seed=3, noise_shape=(None, 1), store_mask=False)
+    for _ in range(6)
+]
+x = np.ones(SIZE, np.float32)
+matrix = x.reshape(SIZE, 1)
+pairs = np.ones((SIZE, 2), np.float32)
+expected = stored.apply(x)
+residual_of_all = _bridge.forward(x, np.array([5, 0]), 0.3, None)[1]
+
+def work():
+    own = np.ones(SIZE, np.float32)
+    residual = np.zeros((SIZE + 7) // 8 + 8, np.uint8)
+    for i in range(6):
+        for mask in (stored, drawn_again[i]):
+            assert mask.unpack().any()
+            assert np.array_equal(mask.apply(x), expected)
+            mask.apply_(own)
+            mask.count()
+        assert stored.bits.any()
+        assert np.array_equal(of_rows[i].apply(pairs)[:, 1], expected)
+        fastdrop.dropout_(own, 0.3, seed=stream, store_mask=bool(i % 2))
+        fastdrop.dropout_(own[::2], 0.3)
+        _, mask = fastdrop.relu_dropout(x, 0.3, seed=stream)
+        fastdrop.relu_dropout_grad(x, mask)
+        _, mask = fastdrop.bias_dropout_add(matrix, None, None, 0.3)
+        fastdrop.bias_dropout_add_grad(matrix, mask)
+        stream.state, stream.spawn(1)
+        # Blocks of the pool of used memory go from thread to thread.
+        y, given = _bridge.forward(x, np.array([5, i]), 0.3, None)
+        _bridge.backward(y, given, None)
+        forward_without_gil(own, x, residual)
+        backward_without_gil(own, x, residual_of_all)
+        fastdrop.set_num_threads(1 + i % 3)
+
+on_threads(work)
+print("done")
+"""
+
+# Two threads that change one array are a race of the user's, in the code that they run.
+ONE_ARRAY = """
+x, residual = np.ones(SIZE, np.float32), np.zeros((SIZE + 7) // 8 + 8, np.uint8)
+
+def work():
+    for _ in range(3):
+        CALL
+
+on_threads(work, 2)
+print("done")
+"""
+
+
+@pytest.fixture(scope="module")
+def under_sanitizer(tmp_path_factory):
+    """A program run by an interpreter with the modules built for ThreadSanitizer."""
+    sanitizers.skip_without(sanitizers.RACES)
+    modules = sanitizers.build_modules(tmp_path_factory.mktemp("tsan"), sanitizers.RACES)
+
+    def under_sanitizer(code):
+        # Beside the modules, which an interpreter so finds first.
+        program = modules / "program.py"
+        program.write_text(SETUP + code)
+        return sanitizers.run(
+            [sys.executable, "-W", "error", program],
+            sanitizers.RACES,
+            timeout=600,
+            # NumPy's own threads would be watched too, for nothing.
+            OPENBLAS_NUM_THREADS="1",
+        )
+
+    return under_sanitizer
+
+
+@pytest.mark.slow
+def test_the_modules_in_many_threads(under_sanitizer):
+    done = under_sanitizer(EVERYTHING_THAT_MAY_BE_SHARED)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "call",
+    [
+        "fastdrop.dropout_(x, 0.3)",
+        "fastdrop.dropout(np.ones(SIZE, np.float32), 0.3, out=x)",
+        "forward_without_gil(x, x.copy(), residual)",
+    ],
+)
+def test_two_threads_that_change_one_array_are_a_race(under_sanitizer, call):
+    done = under_sanitizer(ONE_ARRAY.replace("CALL", call))
+    assert (done.returncode, done.stdout) == (66, ""), done.stderr
+    assert "WARNING: ThreadSanitizer: data race" in done.stderr
+    assert "_kernels" in done.stderr

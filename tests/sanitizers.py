@@ -1,0 +1,84 @@
+"""Owns how programs are built for gcc's sanitizers and run, and what is skipped without them."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RACES = "thread"
+MEMORY = "address,undefined"
+LIBRARIES = {RACES: ["libtsan.so"], MEMORY: ["libasan.so", "libubsan.so"]}
+BUILDS = {RACES: "tsan", MEMORY: "asan"}
+
+# ThreadSanitizer has fixed places for its own memory, which random addresses may take.
+UNSHUFFLED = ["setarch", "-R"] if shutil.which("setarch") else []
+
+
+def skip_without(sanitizer):
+    """Skip the test where gcc has no such sanitizer, or it does not run."""
+    if not shutil.which("gcc"):
+        pytest.skip("no gcc here (Debian: gcc, and libtsan2 for ThreadSanitizer)")
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "empty")
+        source = program.with_suffix(".c")
+        source.write_text("int main(void) { return 0; }\n")
+        probe = ["gcc", f"-fsanitize={sanitizer}", str(source), "-o", str(program)]
+        if subprocess.run(probe, capture_output=True).returncode != 0:
+            pytest.skip(f"gcc has no sanitizer for {sanitizer} here (Debian: libtsan2, libasan8)")
+        if run([program], sanitizer, preload="").returncode != 0:
+            pytest.skip(f"the sanitizer for {sanitizer} does not run here")
+
+
+def compile_program(source, to, sanitizer, *folders):
+    """Build a C program with its headers in these folders of the checkout."""
+    flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    include = [f"-I{ROOT / folder}" for folder in folders]
+    source = ROOT / "tests" / "native" / source
+    subprocess.run(["gcc", *flags, *include, str(source), "-o", str(to)], check=True)
+
+
+def build_modules(folder, sanitizer):
+    """Build the packages apart from the checkout; return where they can be imported from."""
+    for name in ("fastdrop", "fastdrop_keras"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build", "--build-lib", "lib"],
+        cwd=folder,
+        env=os.environ | {"FASTDROP_BUILD": BUILDS[sanitizer], "LD_PRELOAD": ""},
+        check=True,
+    )
+    return folder / "lib"
+
+
+def path_of(library):
+    find = ["gcc", f"-print-file-name={library}"]
+    return subprocess.run(find, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def run(command, sanitizer, options="", preload=None, timeout=120, **environment):
+    """Run a program that is built for the sanitizer, or with its library loaded first."""
+    if preload is None:
+        preload = " ".join(map(path_of, LIBRARIES[sanitizer]))
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTDROP_")}
+    # Leaks are counted where they matter: an interpreter leaves its own behind when it ends.
+    settings = {
+        "TSAN_OPTIONS": f"halt_on_error=1:exitcode=66:{options}",
+        "ASAN_OPTIONS": f"detect_leaks=0:exitcode=66:{options}",
+        "UBSAN_OPTIONS": "print_stacktrace=1:exitcode=66",
+        "LD_PRELOAD": preload,
+    }
+    return subprocess.run(
+        [*UNSHUFFLED, *map(str, command)],
+        env=clean | settings | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
