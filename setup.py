@@ -152,10 +152,9 @@ def native_operation():
             "-O2",
             "-std=c11",
             "-fvisibility=hidden",
-            "-pthread",
             *BUILD.compile_args,
         ],
-        extra_link_args=["-pthread", *BUILD.link_args],
+        extra_link_args=[*BUILD.link_args],
         depends=depends(),
         optional=True,
     )

@@ -6,7 +6,6 @@
 
 #define _GNU_SOURCE /* for madvise */
 #include <inttypes.h>
-#include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdatomic.h>
@@ -104,25 +103,24 @@ EXPORTED void fastdrop_use(const tensor_table *table) {
 
 /* A drop rate that can be turned while graphs use it. They know it by its number, which no other
    process has: a graph that was saved in another one finds none, and uses the rate of its making.
-   Dials stay for good, as TensorFlow keeps the graphs. */
+   Dials stay for good, as TensorFlow keeps the graphs; and there is no lock around them, which the
+   child of a fork might find taken. */
 typedef struct dial {
     int64_t number;
     _Atomic double rate;
     struct dial *next;
 } dial;
 
-static dial *dials;
-static pthread_mutex_t dials_guard = PTHREAD_MUTEX_INITIALIZER;
+static _Atomic(dial *) dials;
 
 EXPORTED dial *fastdrop_new_dial(int64_t number, double rate) {
     dial *made = malloc(sizeof *made);
     if (made) {
         made->number = number;
         atomic_init(&made->rate, rate);
-        pthread_mutex_lock(&dials_guard);
-        made->next = dials;
-        dials = made;
-        pthread_mutex_unlock(&dials_guard);
+        made->next = atomic_load(&dials);
+        while (!atomic_compare_exchange_weak(&dials, &made->next, made))
+            ;
     }
     return made;
 }
@@ -132,11 +130,9 @@ EXPORTED void fastdrop_turn_dial(dial *turned, double rate) {
 }
 
 static dial *dial_of_number(int64_t number) {
-    dial *found;
-    pthread_mutex_lock(&dials_guard);
-    for (found = dials; found && found->number != number; found = found->next)
-        ;
-    pthread_mutex_unlock(&dials_guard);
+    dial *found = atomic_load(&dials);
+    while (found && found->number != number)
+        found = found->next;
     return found;
 }
 
