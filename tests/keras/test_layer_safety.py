@@ -132,6 +132,158 @@ assert os.WEXITSTATUS(status) == 42, status
     assert done.returncode == 0, done.stderr
 
 
+# TensorFlow's graphs, and whatever it hands to threads of its own, hang in the child of a fork, and
+# they do with Keras's layer: what a child does here is eager and small, or NumPy's.
+WORKER = """
+import multiprocessing, sys, warnings
+import numpy as np, tensorflow as tf, fastdrop, fastdrop_keras
+# Python warns of forking beside threads, which is what is tested.
+warnings.simplefilter("ignore", DeprecationWarning)
+LARGE = 2**20 + 77
+x = np.ones((5, 33), np.float32)
+
+def masked(step, shape=(5, 33), seed=3):
+    stream = fastdrop.Stream(seed)
+    stream.state = {"seed": seed, "step": step}
+    return fastdrop.dropout(np.ones(shape, np.float32), 0.5, seed=stream)[0]
+
+def gradient(layer, x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+    return y, tape.gradient(y, x)
+
+def check(layer, step, run=gradient):
+    for result in run(layer, tf.constant(x)):
+        assert np.array_equal(result, masked(step)), step
+"""
+
+FORKED_POOL = """
+layer = fastdrop_keras.Dropout(0.5, seed=3)
+graph = tf.function(gradient)
+
+def work(index):
+    # The layer as the parent left it, one of the worker's own, and NumPy's side in threads.
+    for step in (2, 3) if index < 2 else (4, 5):
+        check(layer, step)
+    check(fastdrop_keras.Dropout(0.5, seed=3), 0)
+    return masked(index, LARGE).tobytes(), fastdrop.draw_mask(8, 0.5).seed
+
+fastdrop.set_num_threads(2)
+check(layer, 0)
+check(layer, 1, graph)
+expected = [masked(index, LARGE).tobytes() for index in range(4)]
+seeds = {fastdrop.draw_mask(8, 0.5).seed}
+context = multiprocessing.get_context("fork")
+for first in (0, 2):
+    # Two workers for a task each: each has the parent's layer, as it is at the time.
+    with context.Pool(2, maxtasksperchild=1) as pool:
+        for index, (y, seed) in enumerate(pool.map(work, [first, first + 1], chunksize=1), first):
+            assert y == expected[index]
+            seeds.add(seed)
+    check(layer, 2 + first)
+    check(layer, 3 + first, graph)
+assert len(seeds) == 5, seeds
+print("done")
+"""
+
+
+@needs_fork
+def test_a_forked_pool_beside_a_layer_in_use(run_python, bridge):
+    """In both directions: the workers use the layer, then the parent, eagerly and in its graph."""
+    done = run_python(WORKER + FORKED_POOL, FASTDROP_KERAS_BRIDGE=bridge)
+    assert done.stdout == "done\n", done.stderr
+
+
+SPAWNED_POOL = """
+def work(config):
+    layer = fastdrop_keras.Dropout.from_config(config)
+    check(layer, 0, tf.function(gradient))
+    check(layer, 1)
+    return fastdrop_keras.get_bridge(), masked(2, LARGE).tobytes()
+
+if __name__ == "__main__":
+    fastdrop.set_num_threads(2)
+    layer = fastdrop_keras.Dropout(0.5, seed=3)
+    graph = tf.function(gradient)
+    check(layer, 0)
+    check(layer, 1, graph)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        [found] = pool.map(work, [layer.get_config()])
+    assert found == (fastdrop_keras.get_bridge(), masked(2, LARGE).tobytes())
+    check(layer, 2)
+    check(layer, 3, graph)
+    print("done")
+"""
+
+
+@pytest.mark.slow
+def test_a_spawned_pool_beside_a_layer_in_use(run_python, bridge, tmp_path):
+    path = tmp_path / "spawned.py"
+    path.write_text(WORKER + SPAWNED_POOL)
+    done = run_python(
+        f"import runpy; runpy.run_path({str(path)!r}, run_name='__main__')",
+        FASTDROP_KERAS_BRIDGE=bridge,
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
+LOADING_DATA = """
+import keras
+multiprocessing.set_start_method("fork")
+
+def batch(index):
+    # Augmented by a dropout of the data itself; large enough for threads of fastdrop's.
+    fastdrop.dropout_(np.ones(LARGE, np.float32), 0.5, seed=index)
+    x = np.random.default_rng(index).normal(size=(32, 16)).astype(np.float32)
+    fastdrop.dropout_(x, 0.2, seed=index)
+    return x, x.sum(axis=1, keepdims=True)
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        return batch(index)
+
+def from_a_pool():
+    with multiprocessing.Pool(2) as pool:
+        yield from pool.imap(batch, range(8))
+
+def as_tensors(batches):
+    like = tuple(tf.TensorSpec(shape, tf.float32) for shape in ((32, 16), (32, 1)))
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=like)
+    return dataset.apply(tf.data.experimental.assert_cardinality(8))
+
+def trained(data):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [keras.Input((16,)), fastdrop_keras.Dropout(0.5, seed=3), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(data, epochs=2, shuffle=False, verbose=0)
+    return np.concatenate([weight.ravel() for weight in model.get_weights()])
+
+fastdrop.set_num_threads(2)
+alone = trained(Batches())
+assert np.isfinite(alone).all()
+data = {
+    "PyDataset": lambda: Batches(workers=2, use_multiprocessing=True),
+    "generator": lambda: as_tensors(from_a_pool),
+}
+assert np.array_equal(trained(data[KIND]()), alone)
+print("done")
+"""
+
+
+@needs_fork
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["PyDataset", "generator"])
+def test_workers_that_load_data_while_the_layer_trains(run_python, bridge, kind):
+    done = run_python(
+        WORKER + LOADING_DATA.replace("KIND", repr(kind)), FASTDROP_KERAS_BRIDGE=bridge
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
 def test_the_interpreter_ends_while_a_graph_runs(run_python, bridge):
     """In TensorFlow's own threads. One of Python's that comes back from any operation then, Keras's
     own too, is made to exit through TensorFlow's frames, which can abort the process.
