@@ -37,8 +37,9 @@ def test_no_byte_beside_a_tensor_and_nothing_kept(stress, name):
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
-def test_one_operation_in_many_threads_has_no_race(stress):
-    done = stress("many_threads", sanitizers.RACES)
+@pytest.mark.parametrize("name", ["many_threads", "many_dials"])
+def test_one_operation_in_many_threads_has_no_race(stress, name):
+    done = stress(name, sanitizers.RACES)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 

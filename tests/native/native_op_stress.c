@@ -694,8 +694,30 @@ static void many_threads(void) {
     backwards.destroy(shared_back);
 }
 
-/* A child of a fork makes operations and dials, whatever its parent's other threads were at. */
+/* No dial gets lost where threads make them at once. */
 #define DIALS 1000
+
+static void *make_dials(void *first) {
+    for (int64_t number = 0; number < 20 * DIALS; number++)
+        CHECK(fastdrop_new_dial(*(int64_t *)first + number, 0.5));
+    return NULL;
+}
+
+static void many_dials(void) {
+    pthread_t threads[THREADS];
+    int64_t first[THREADS], count = 0;
+    for (int i = 0; i < THREADS; i++) {
+        first[i] = i * 20 * DIALS;
+        CHECK(pthread_create(&threads[i], NULL, make_dials, &first[i]) == 0);
+    }
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    for (dial *each = dials; each; each = each->next)
+        count++;
+    CHECK(count == THREADS * 20 * DIALS);
+}
+
+/* A child of a fork makes operations and dials, whatever its parent's other threads were at. */
 #define FORKS 50
 
 static void *make_until_stopped(void *unused) {
@@ -775,6 +797,7 @@ int main(int argc, char **argv) {
     } programs[] = {{"sizes", sizes},
                     {"errors", errors},
                     {"many_threads", many_threads},
+                    {"many_dials", many_dials},
                     {"forks", forks},
                     {"byte_too_many", byte_too_many},
                     {"unguarded_count", unguarded_count}};
