@@ -49,7 +49,7 @@ def build_modules(folder, sanitizer):
     """Build the packages apart from the checkout; return where they can be imported from."""
     for name in ("fastdrop", "fastdrop_keras"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)
     subprocess.run(
         [sys.executable, "setup.py", "--quiet", "build", "--build-lib", "lib"],

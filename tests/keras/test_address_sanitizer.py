@@ -1,0 +1,126 @@
+"""The layers in TensorFlow itself, with AddressSanitizer and UBSan in all that is ours.
+
+TensorFlow gives each tensor memory of exactly its size, so that a byte beside it is seen.
+ThreadSanitizer is of no use here: it does not see how TensorFlow, which is not built for it, counts
+the owners of a tensor. `test_native_operations.py` has the operations under it.
+"""
+
+import sys
+
+import pytest
+import sanitizers
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="native operations are for Linux"),
+]
+
+SETUP = """
+import ctypes, threading
+import numpy as np, tensorflow as tf
+import fastdrop, fastdrop_keras
+from fastdrop_keras import native_library
+assert fastdrop._isa.BUILD == "asan"
+
+def gradient(layer, x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+        total = tf.reduce_sum(y)
+    return y, tape.gradient(total, x)
+
+in_a_graph = tf.function(gradient, reduce_retracing=True)
+
+def drop(layer, x):
+    # The gradient of ones is what became of them.
+    for run in (gradient, in_a_graph):
+        y, dx = run(layer, x)
+        assert tf.reduce_all(y == dx)
+"""
+
+EVERYTHING = """
+for dtype in ("float16", "bfloat16", "float32", "float64"):
+    layer = fastdrop_keras.Dropout(0.3, dtype=dtype)
+    rows = fastdrop_keras.Dropout(0.3, noise_shape=(None, 1), dtype=dtype)
+    for size in range(601):
+        drop(layer, tf.ones([size], dtype))
+        drop(rows, tf.ones([size // 7, 7], dtype))
+
+# Refused before anything is touched.
+operations = native_library.OPERATIONS
+def refused(call):
+    for run in (call, tf.function(call)):
+        try:
+            run()
+        except tf.errors.InvalidArgumentError:
+            continue
+        raise AssertionError("not refused")
+for seed in ([], [1], [1, 2, 3, 4]):
+    refused(lambda: operations.fastdrop_forward(
+        x=tf.ones(15), seed=tf.constant(seed, tf.int64), rate_bits=0))
+for size in (0, 1, 8, 9, 11, 20):
+    refused(lambda: operations.fastdrop_backward(
+        dy=tf.ones(15), residual=tf.zeros(size, tf.uint8)))
+
+layer = fastdrop_keras.Dropout(0.3)
+failures = []
+def work():
+    try:
+        for _ in range(50):
+            drop(layer, tf.ones([257]))
+    except BaseException as error:
+        failures.append(error)
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not failures, failures
+print("done")
+"""
+
+# What a kernel would do that took a tensor of 33 for one of SIZE.
+BEYOND_THE_END = """
+y = np.asarray(fastdrop_keras.Dropout(0.3)(tf.ones([33]), training=True))
+assert not y.flags.owndata
+fastdrop.dropout_(np.ctypeslib.as_array((ctypes.c_float * SIZE).from_address(y.ctypes.data)), 0.3)
+print("done")
+"""
+
+
+@pytest.fixture(scope="module")
+def under_sanitizer(tmp_path_factory):
+    """A program run by an interpreter with all that is ours built for AddressSanitizer."""
+    sanitizers.skip_without(sanitizers.MEMORY)
+    modules = sanitizers.build_modules(tmp_path_factory.mktemp("asan"), sanitizers.MEMORY)
+
+    def under_sanitizer(code, bridge):
+        # Beside the modules, which an interpreter so finds first.
+        program = modules / "program.py"
+        program.write_text(SETUP + code)
+        return sanitizers.run(
+            [sys.executable, program],
+            sanitizers.MEMORY,
+            timeout=900,
+            FASTDROP_KERAS_BRIDGE=bridge,
+            # Python's own allocator would hide the ends of its objects.
+            PYTHONMALLOC="malloc",
+        )
+
+    return under_sanitizer
+
+
+def test_no_byte_beside_a_tensor(under_sanitizer, bridge):
+    done = under_sanitizer(EVERYTHING, bridge)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-4000:]
+
+
+def test_the_end_of_a_tensor_is_known(under_sanitizer, bridge):
+    done = under_sanitizer(BEYOND_THE_END.replace("SIZE", "33"), bridge)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-4000:]
+    done = under_sanitizer(BEYOND_THE_END.replace("SIZE", "34"), bridge)
+    assert (done.returncode, done.stdout) == (66, ""), done.stderr[-4000:]
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr or (
+        # The memory of the other bridge is the library's own, and poisoned at its end.
+        "AddressSanitizer: use-after-poison" in done.stderr
+    )
