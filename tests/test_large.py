@@ -42,16 +42,29 @@ def test_a_rate_off_by_two_in_100_000_would_show(rate):
     assert keep_rate_score(rate + 2e-5, rate) > 5
 
 
-def test_more_than_2_to_31_elements():
+# How bits meet elements: as both lie, backwards, or with elements side by side that are a row of
+# bits apart.
+ORDERS = {
+    "C": lambda x: x.reshape(2, -1),
+    "backwards": lambda x: x.reshape(2, -1)[::-1, ::-1],
+    "Fortran": lambda x: x.reshape(-1, 2).T,
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_more_than_2_to_31_elements(order):
     """In place and from the mask: an index of 32 bits would wrap where this looks."""
-    size, rate, seed = 2**31 + 4099, 0.25, 77
-    x = np.ones(size, np.float16)
-    mask = fastdrop.dropout_(x, rate, seed=seed)
-    gradient = fastdrop.dropout_grad_(np.ones(size, np.float16), mask)
+    size, rate, seed = 2**31 + 2**24 + 8198, 0.25, 77
+    x = ORDERS[order](np.ones(size, np.float16))
+    # So many that one begins beyond the first 2**31 elements, and does not only end there.
+    with fastdrop.num_threads(64):
+        mask = fastdrop.dropout_(x, rate, seed=seed)
+        gradient = fastdrop.dropout_grad_(ORDERS[order](np.ones(size, np.float16)), mask)
     scale = reference.default_scale(rate)
     for first in (0, 2**31 - 4096, 2**31, size - 5000):
-        piece = slice(first, min(first + 5000, size))
-        kept = reference.keep_mask(seed, 0, rate, piece.stop - first, offset=first)
+        row, column = divmod(first, size // 2)
+        piece = row, slice(column, min(column + 5000, size // 2))
+        kept = reference.keep_mask(seed, 0, rate, x[piece].size, offset=first)
         expected = reference.dropout(np.ones(kept.size, np.float16), kept, scale)
         reference.assert_same_bits(x[piece], expected)
         reference.assert_same_bits(gradient[piece], expected)
