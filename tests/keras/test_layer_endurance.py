@@ -35,4 +35,4 @@ sample(step, {STEPS})
     )
     assert done.returncode == 0, done.stderr
     # Bytes a step: the smallest thing that could be left behind, a reference, would be eight.
-    resident.assert_flat(done.stdout, 8.0)
+    resident.assert_flat(done.stdout, 4.0)
