@@ -3,7 +3,6 @@ cimport cython
 import os
 import secrets
 
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint64_t
 
 from fastdrop._arguments cimport integer_of, shown, threshold_of
@@ -188,7 +187,6 @@ cdef class Stream:
         except (MemoryError, OverflowError):
             raise MemoryError(f"`n`: no memory for {shown(n)} streams") from None
         for i in range(n):
-            PyErr_CheckSignals()
             draw = parent.take()
             entropy = np.random.SeedSequence(seed_number(&draw), spawn_key=(draw.step,))
             children[i] = Stream(entropy)
