@@ -14,6 +14,8 @@ import sys
 
 import pytest
 
+from fastdrop import _isa
+
 TESTS = pathlib.Path(__file__).parent
 ROOT = TESTS.parent
 QEMU = "qemu-x86_64"
@@ -25,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(
         shutil.which(QEMU) is None, reason=f"needs {QEMU}: apt-get install qemu-user"
     ),
+    pytest.mark.skipif(_isa.BUILD in ("asan", "tsan"), reason="qemu does not run sanitizers"),
 ]
 
 # What there is for CPUs without AVX, with AVX alone, and with AVX2.
