@@ -392,6 +392,8 @@ def test_threads_work_in_spawned_processes(tmp_path, run_python):
 INTERRUPT = """
 import os, signal, threading, time
 import numpy as np, fastdrop
+# A shell has its background jobs ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 fastdrop.set_num_threads({threads})
 x = np.ones(2**23, np.float32)
 stream = fastdrop.Stream(5)
