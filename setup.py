@@ -104,11 +104,16 @@ DIRECTIVES = {
 }
 
 
-def depends():
-    """Every file that a change of means compiling again."""
+def depends(*patterns):
+    """The files that a change of means compiling again."""
     package = ROOT / "fastdrop"
-    patterns = ("**/*.h", "**/*.pxi", "**/*.pxd")
-    return [str(p.relative_to(ROOT)) for pattern in patterns for p in package.glob(pattern)]
+    return [str(p.relative_to(ROOT)) for pattern in patterns for p in sorted(package.glob(pattern))]
+
+
+# What the kernels are written in, and nothing else reads.
+VOCABULARIES = depends("_kernels/*.pxi", *(f"simd/{isa.name}.h" for isa in ISAS))
+HEADERS = depends("*.h", "*.pxd", "_kernels/*.h", "_kernels/*.pxd", "simd/*.h")
+HEADERS = [path for path in HEADERS if path not in VOCABULARIES]
 
 
 def kernel_extension(isa):
@@ -118,7 +123,7 @@ def kernel_extension(isa):
         include_dirs=INCLUDE_DIRS,
         extra_compile_args=[*COMPILE_ARGS, *isa.flags, *BUILD.compile_args],
         extra_link_args=[*BUILD.link_args],
-        depends=depends(),
+        depends=[*HEADERS, *VOCABULARIES],
     )
 
 
@@ -135,7 +140,7 @@ def module_extension(name):
         ],
         extra_compile_args=[*COMPILE_ARGS, "-pthread", *BUILD.compile_args],
         extra_link_args=["-pthread", *BUILD.link_args],
-        depends=depends(),
+        depends=HEADERS,
     )
 
 
@@ -155,7 +160,7 @@ def native_operation():
             *BUILD.compile_args,
         ],
         extra_link_args=[*BUILD.link_args],
-        depends=depends(),
+        depends=HEADERS,
         optional=True,
     )
 
