@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 
 import numpy as np
 import pytest
@@ -135,6 +136,8 @@ def outcomes():
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_without_memory_changes_nothing(outcomes, call):
+    if call == "pickle" and sysconfig.get_config_var("Py_GIL_DISABLED"):
+        pytest.skip("the bytes come out of what this Python has set aside for objects")
     assert outcomes[call] == {
         "error": "MemoryError",
         "arrays are the same": True,
