@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ["fastdrop", "fastdrop_keras", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 # What the tests need beside themselves; not the packages, so that they import what was installed.
 TESTS = ["tests", "docs", "bench", "pyproject.toml"]
-NUMPY_TESTS = ("bad_input", "fused", "hostile", "mask", "seeds", "stream", "values")
+NUMPY_TESTS = ("bad_input", "fused", "hostile", "mask", "seeds", "stream", "threads", "values")
 KERAS_TESTS = ("layer_values", "layer_gradients", "layer_state", "bridges")
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 LONGEST = 3600  # seconds that one command may take before it counts as hanging
@@ -59,6 +59,9 @@ CELLS = [
         numpy_cell(python, "newest", "numpy"),
     )
 ] + [
+    # A "t" stands for CPython without the GIL, for which TensorFlow is not made.
+    numpy_cell("3.13t", "newest", "numpy"),
+    numpy_cell("3.14t", "newest", "numpy"),
     keras_cell("oldest", "tensorflow==2.16.*", "keras==3.11.*", newest="3.12"),
     keras_cell("2.18", "tensorflow==2.18.*", "keras==3.11.*", newest="3.12"),
     keras_cell("newest", "tensorflow", "keras"),
@@ -74,7 +77,7 @@ class AbsentError(Exception):
 
 
 def number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
+    return tuple(int(part) for part in version.rstrip("t").split("."))
 
 
 def environment() -> dict[str, str]:
@@ -101,8 +104,14 @@ def interpreter(version: str) -> str:
     pyenv = os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv"))
     candidates = [sys.executable] if version == HERE else []
     candidates += filter(None, [shutil.which(f"python{version}")])
-    candidates += sorted(glob.glob(f"{pyenv}/versions/{version}.*/bin/python"))
-    ask = "import sys; print('%d.%d' % sys.version_info[:2])"
+    digits = version.rstrip("t")
+    pattern = f"{digits}.*{version[len(digits) :]}"
+    candidates += sorted(glob.glob(f"{pyenv}/versions/{pattern}/bin/python{version}"))
+    ask = (
+        "import sys, sysconfig\n"
+        "free = sysconfig.get_config_var('Py_GIL_DISABLED')\n"
+        "print('%d.%d' % sys.version_info[:2] + ('t' if free else ''))"
+    )
     for candidate in candidates:
         # One of pyenv's stand-ins in PATH may be there without a Python behind it.
         told = subprocess.run([candidate, "-c", ask], capture_output=True, text=True)

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import sysconfig
 import threading
 import time
 from pathlib import Path
@@ -131,6 +132,65 @@ def test_the_interpreter_runs_on_while_a_kernel_does():
                 longest, before = max(longest, now - before), now
             longest_pauses.append(longest)
     assert min(longest_pauses) < alone / 2
+
+
+WITHOUT_GIL = """
+import sys
+import threading
+
+import fastdrop
+import fastdrop._bridge
+import numpy as np
+
+size = 20_011
+x = np.random.default_rng(0).normal(size=size)
+stream = fastdrop.Stream(3)
+stored = fastdrop.draw_mask(size, 0.3, seed=1)
+drawn_again = fastdrop.draw_mask(size, 0.3, seed=1, store_mask=False)
+expected = np.where(stored.unpack(), x * stored.scale, 0.0).tobytes()
+ready = threading.Barrier(4)
+steps, failures = [[] for _ in range(4)], []
+
+
+def work(own):
+    ready.wait()
+    for i in range(200):
+        fastdrop.set_num_threads(1 + i % 3)
+        for mask in (stored, drawn_again):
+            if mask.apply(x).tobytes() != expected or mask != stored:
+                failures.append(i)
+        # Of a page and more: memory that is used again, by whichever thread.
+        y, residual = fastdrop._bridge.forward(x, np.array([1, 0]), 0.3, None)
+        if not y.tobytes() == fastdrop._bridge.backward(x, residual, None).tobytes() == expected:
+            failures.append(i)
+        y, mask = fastdrop.dropout(x, 0.3, seed=stream)
+        own.append(mask.step)
+        again = fastdrop.Stream(0)
+        again.state = {"seed": 3, "step": mask.step}
+        if fastdrop.draw_mask(size, 0.3, seed=again) != mask:
+            failures.append(i)
+
+
+workers = [threading.Thread(target=work, args=(own,)) for own in steps]
+for worker in workers:
+    worker.start()
+for worker in workers:
+    worker.join()
+assert not failures, failures
+# One step for each call: none was taken twice, and none was lost.
+assert sorted(step for own in steps for step in own) == list(range(800)), stream.step
+assert not sys._is_gil_enabled()
+print("done")
+"""
+
+
+@pytest.mark.skipif(
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has the GIL"
+)
+def test_threads_without_the_gil(run_python):
+    """Warnings are errors there: one is given where a module has the GIL switched on."""
+    program = run_python(WITHOUT_GIL)
+    assert program.stdout == "done\n", program.stderr
 
 
 FORKING = """
