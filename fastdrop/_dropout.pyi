@@ -1,28 +1,29 @@
 from collections.abc import Sequence
-from typing import Any, SupportsFloat, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastdrop._arguments import _Real
 from fastdrop._mask import Mask
 from fastdrop._stream import Stream
 
 def dropout(
     x: ArrayLike,
-    rate: SupportsFloat,
+    rate: _Real,
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,
-    scale: SupportsFloat | None = None,
+    scale: _Real | None = None,
     out: NDArray[Any] | None = None,
     store_mask: bool = True,
 ) -> tuple[NDArray[Any], Mask]: ...
 def dropout_(
     x: NDArray[Any],
-    rate: SupportsFloat,
+    rate: _Real,
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,
-    scale: SupportsFloat | None = None,
+    scale: _Real | None = None,
     store_mask: bool = True,
 ) -> Mask: ...

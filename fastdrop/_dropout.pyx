@@ -45,9 +45,9 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
 
     An element is kept with probability ``1 - rate``. Kept: ``x * scale``, where NaN and infinities
     pass through. Dropped: ``+0.0``, whatever x was there, NaN and infinities too. At rate 0 the
-    result is bit-identical to x, at rate 1 it is all zeros. Which elements are kept is a function
-    of the seed, its step, the rate and the element's index in C order, and of nothing else: the
-    same on every CPU, thread count and memory layout, in place or not.
+    result is bit-identical to x (with the default scale), at rate 1 it is all zeros. Which elements
+    are kept is a function of the seed, its step, the rate and the element's index in C order, and
+    of nothing else: the same on every CPU, thread count and memory layout, in place or not.
 
     Parameters
     ----------
@@ -87,7 +87,9 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
         If a value is outside of what is described, out is read-only or overlaps itself or, partly,
         x. When this raises, nothing has changed and no step of a stream is taken.
     MemoryError
-        If there is no memory for the result or the mask.
+        If there is no memory for the result or the mask; nothing has changed then either.
+    OverflowError
+        If the stream has no step left; likewise.
 
     References
     ----------
@@ -128,7 +130,9 @@ def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, store_mask=Tru
     ----------
     x : numpy.ndarray
         Of any shape and strides, writeable and without elements that share memory; dtype float16,
-        float32, float64 or bfloat16 (ml_dtypes).
+        float32, float64 or bfloat16 (ml_dtypes). Of views whose rows lie between each other's
+        elements, as only ``as_strided`` makes them, up to 100,000 elements are looked at; larger
+        ones are taken to share memory, and refused.
     rate, seed, noise_shape, scale, store_mask
         As for `dropout`.
 
@@ -145,7 +149,9 @@ def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, store_mask=Tru
         If a value is outside of what is described, or x is read-only or overlaps itself. When this
         raises, nothing has changed and no step of a stream is taken.
     MemoryError
-        If there is no memory for the mask.
+        If there is no memory for the mask; nothing has changed then either.
+    OverflowError
+        If the stream has no step left; likewise.
 
     Examples
     --------

@@ -1,19 +1,20 @@
 from collections.abc import Sequence
-from typing import Any, SupportsFloat, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastdrop._arguments import _Real
 from fastdrop._mask import Mask
 from fastdrop._stream import Stream
 
 def relu_dropout(
     x: ArrayLike,
-    rate: SupportsFloat,
+    rate: _Real,
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,
-    scale: SupportsFloat | None = None,
+    scale: _Real | None = None,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], Mask]: ...
 def relu_dropout_grad(
@@ -23,11 +24,11 @@ def bias_dropout_add(
     x: ArrayLike,
     bias: ArrayLike | None,
     residual: ArrayLike | None,
-    rate: SupportsFloat,
+    rate: _Real,
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,
-    scale: SupportsFloat | None = None,
+    scale: _Real | None = None,
     out: NDArray[Any] | None = None,
     store_mask: bool = True,
 ) -> tuple[NDArray[Any], Mask]: ...

@@ -161,7 +161,9 @@ def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
         If a value is outside of what is described, out is read-only or overlaps itself or, partly,
         x. When this raises, nothing has changed and no step of a stream is taken.
     MemoryError
-        If there is no memory for the result or the mask.
+        If there is no memory for the result or the mask; nothing has changed then either.
+    OverflowError
+        If the stream has no step left; likewise.
 
     Examples
     --------
@@ -312,7 +314,9 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
         If a value is outside of what is described, out is read-only or overlaps itself or, partly,
         x or residual. When this raises, nothing has changed and no step of a stream is taken.
     MemoryError
-        If there is no memory for the result or the mask.
+        If there is no memory for the result or the mask; nothing has changed then either.
+    OverflowError
+        If the stream has no step left; likewise.
 
     References
     ----------

@@ -1,10 +1,11 @@
 from collections.abc import Sequence
-from typing import Any, ClassVar, SupportsFloat, SupportsIndex, TypeVar, final
+from typing import Any, ClassVar, SupportsIndex, TypeVar, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Never
 
+from fastdrop._arguments import _Real
 from fastdrop._stream import Stream
 
 _Array = TypeVar("_Array", bound=NDArray[Any])
@@ -34,7 +35,7 @@ class Mask:
     def nbytes(self) -> int: ...
     @classmethod
     def pack(
-        cls, kept: ArrayLike, *, rate: SupportsFloat | None = None, scale: SupportsFloat = 1.0
+        cls, kept: ArrayLike, *, rate: _Real | None = None, scale: _Real = 1.0
     ) -> Mask: ...
     def count(self) -> int: ...
     def unpack(self) -> NDArray[np.bool_]: ...
@@ -46,11 +47,11 @@ class Mask:
 
 def draw_mask(
     shape: SupportsIndex | Sequence[SupportsIndex],
-    rate: SupportsFloat,
+    rate: _Real,
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,
-    scale: SupportsFloat | None = None,
+    scale: _Real | None = None,
     offset: SupportsIndex = 0,
     store_mask: bool = True,
 ) -> Mask: ...

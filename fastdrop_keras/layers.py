@@ -191,7 +191,7 @@ class Dropout(BaseDropout):
         **kwargs: What every Keras layer takes: `name`, `dtype`, `trainable` and so on.
 
     Call arguments:
-        inputs: Tensor of any shape, of dtype float16, bfloat16, float32 or float64.
+        inputs: Tensor of up to 64 dimensions, of dtype float16, bfloat16, float32 or float64.
         training: Boolean, or a boolean tensor: whether to drop. `fit` sets it.
 
     Output shape:

@@ -511,3 +511,67 @@ def test_options_are_given_by_name_only(call):
     with pytest.raises(TypeError):
         call(scene)
     scene.assert_unchanged()
+
+
+# Which of the two errors it is: that of the value where the type is right.
+
+WRONG = {
+    "rate": {
+        ValueError: [-0.1, 1.5, float("nan"), float("inf"), 10**400],
+        TypeError: ["0.5", None, True, [0.5], np.array(0.5)],
+    },
+    "seed": {ValueError: [-1, 2**128], TypeError: [1.5, "1", True, [1]]},
+    "scale": {ValueError: [float("nan"), float("inf")], TypeError: ["2", True, [2.0]]},
+    "noise_shape": {ValueError: [(2, 4), (3,), (-1, 4)], TypeError: [5, "34", (1.5, 4)]},
+}
+
+
+@pytest.mark.parametrize("argument", WRONG)
+@pytest.mark.parametrize("error", [TypeError, ValueError], ids=lambda error: error.__name__)
+def test_the_error_of_an_argument(argument, error):
+    for value in WRONG[argument][error]:
+        options = {"rate": 0.5, "seed": 1, argument: value}
+        for call in (
+            lambda x, **options: fastdrop.dropout(x, **options),
+            lambda x, **options: fastdrop.dropout_(x, **options),
+            lambda x, **options: fastdrop.draw_mask(x.shape, **options),
+            lambda x, **options: fastdrop.relu_dropout(x, **options),
+            lambda x, **options: fastdrop.bias_dropout_add(x, None, None, **options),
+        ):
+            with pytest.raises(error, match=f"`{argument}`") as raised:
+                call(np.ones((3, 4), F4), **options)
+            assert raised.type is error
+
+
+@pytest.mark.parametrize(
+    ("error", "call"),
+    [
+        (ValueError, lambda s: fastdrop.dropout(s.x, 0.5, out=s.buffer[:12].reshape(4, 3))),
+        (ValueError, lambda s: fastdrop.dropout(s.x, 0.5, out=s.read_only)),
+        (TypeError, lambda s: fastdrop.dropout(s.x, 0.5, out=s.x.tolist())),
+        (ValueError, lambda s: fastdrop.dropout_(s.read_only, 0.5)),
+        (ValueError, lambda s: fastdrop.dropout_(s.windows, 0.5)),
+        (TypeError, lambda s: fastdrop.dropout_(s.x.astype(int), 0.5)),
+        (ValueError, lambda s: fastdrop.dropout_grad(s.buffer, s.mask)),
+        (TypeError, lambda s: fastdrop.dropout_grad(s.x, s.bits)),
+        (ValueError, lambda s: fastdrop.set_num_threads(0)),
+        (TypeError, lambda s: fastdrop.set_num_threads(1.5)),
+        (ValueError, lambda s: fastdrop.num_threads(0)),
+        (TypeError, lambda s: fastdrop.num_threads("2")),
+        (ValueError, lambda s: fastdrop.Stream(-1)),
+        (TypeError, lambda s: fastdrop.Stream(1.5)),
+        (ValueError, lambda s: s.stream.spawn(-1)),
+        (TypeError, lambda s: s.stream.spawn(1.5)),
+        (TypeError, lambda s: fastdrop.Mask.pack(s.x)),
+        (TypeError, lambda s: fastdrop.Mask.pack(s.x > 0, rate="1")),
+        (ValueError, lambda s: fastdrop.Mask.pack(s.x > 0, rate=2.0)),
+        (ValueError, lambda s: fastdrop.Mask.pack(s.x > 0, scale=float("inf"))),
+        (TypeError, lambda s: fastdrop.Mask()),
+    ],
+)
+def test_the_error_of_a_call(error, call):
+    scene = Scene()
+    with pytest.raises(error) as raised:
+        call(scene)
+    assert raised.type is error
+    scene.assert_unchanged()

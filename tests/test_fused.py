@@ -479,6 +479,24 @@ def test_no_bias_without_an_axis():
     unchanged(lambda s: fastdrop.bias_dropout_add_grad(np.array(1.0), mask), "dy")
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, out, **seed: fastdrop.relu_dropout(x, 0.5, out=out, **seed),
+        lambda x, out, **seed: fastdrop.bias_dropout_add(x, None, None, 0.5, out=out, **seed),
+        lambda x, out, **_: fastdrop.relu_dropout_grad(x, fastdrop.draw_mask(12, 0.5), out=out),
+        lambda x, out, **_: fastdrop.bias_dropout_add_grad(x, fastdrop.draw_mask(12, 0.5), out=out),
+    ],
+    ids=["relu_dropout", "bias_dropout_add", "relu_dropout_grad", "bias_dropout_add_grad"],
+)
+def test_out_overlaps_x_partly(call):
+    memory, stream = np.arange(40.0), fastdrop.Stream(1)
+    with pytest.raises(ValueError, match="`out`"):
+        call(memory[:12], memory[1:13], seed=stream)
+    assert stream.step == 0
+    np.testing.assert_array_equal(memory, np.arange(40.0))
+
+
 def test_out_apart_from_the_residual():
     base = np.ones(40)
     x, residual = np.ones((3, 5)), base[:15].reshape(3, 5)

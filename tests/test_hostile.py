@@ -5,12 +5,14 @@ import ctypes.util
 import pickle
 import platform
 import re
+import sys
 import warnings
 
 import numpy as np
 import pytest
 import reference
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
+from test_values import each_dtype
 
 import fastdrop
 
@@ -131,17 +133,19 @@ def test_out_over_the_same_memory_with_another_stride_of_one_element():
     np.testing.assert_array_equal(y, 2.0 * mask.unpack())
 
 
-@pytest.mark.parametrize(
-    "x",
-    [
-        sliding_window_view(np.ones(200_000, np.float32), 200, writeable=True),
-        as_strided(np.ones(4, np.float32), (2**40, 2**10), (4, 8)),
-    ],
-    ids=["windows", "terabytes"],
-)
-def test_a_view_that_overlaps_itself_is_refused_without_looking_at_each_element(x):
+ODD_VIEWS = {
+    "windows": lambda: sliding_window_view(np.ones(200_000, np.float32), 200, writeable=True),
+    "terabytes": lambda: as_strided(np.ones(4, np.float32), (2**40, 2**10), (4, 8)),
+    # Each element has a place of its own, of which there are too many to look at.
+    "interleaved": lambda: as_strided(np.ones(130_000, np.float32), (2, 60_000), (12, 8)),
+}
+
+
+# Made in the test: pytest would look at each element of an argument that it shows.
+@pytest.mark.parametrize("view", ODD_VIEWS)
+def test_a_view_that_overlaps_itself_is_refused_without_looking_at_each_element(view):
     with pytest.raises(ValueError, match="overlap"):
-        fastdrop.dropout_(x, 0.5)
+        fastdrop.dropout_(ODD_VIEWS[view](), 0.5)
 
 
 def test_an_odd_view_without_overlap_is_taken():
@@ -173,6 +177,53 @@ def test_the_callers_rounding_mode_does_not_matter(isa, mode):
     finally:
         libm.fesetround(0)
     np.testing.assert_array_equal(results, expected)
+
+
+class FloatingPointEnvironment(ctypes.Structure):
+    """glibc's `fenv_t` on x86-64."""
+
+    _fields_ = (("x87", ctypes.c_uint32 * 7), ("mxcsr", ctypes.c_uint32))
+
+
+FLUSH = 0x8040  # subnormal results become zero, and subnormal operands count as zero
+MODES = 0xFFC0  # all of the register but the flags that operations leave
+
+
+@pytest.mark.skipif(
+    (platform.machine(), sys.platform) != ("x86_64", "linux"), reason="a structure of glibc's"
+)
+@each_dtype
+@pytest.mark.parametrize("modes", [FLUSH, 0x2000, 0x4000, 0x6000], ids=hex)
+def test_the_callers_modes_do_not_matter_and_are_left(isa, dtype, modes):
+    """Flushing as TensorFlow's threads do, or rounding down, up or to zero."""
+    # Subnormal, and just above.
+    x = np.arange(2**12, dtype=f"u{dtype.itemsize}").view(dtype).reshape(64, 64)
+    kept = reference.keep_mask(1, 0, 0.3, x.size).reshape(x.shape)
+    mask = fastdrop.Mask.pack(kept, scale=reference.default_scale(0.3))
+    calls = [
+        lambda: fastdrop.dropout(x, 0.3, seed=1)[:1],
+        lambda: fastdrop.dropout(x.T, 0.3, seed=1)[:1],
+        lambda: fastdrop.relu_dropout(x, 0.3, seed=1)[:1],
+        lambda: fastdrop.bias_dropout_add(x, x[0], x, 0.3, seed=1)[:1],
+        lambda: fastdrop.bias_dropout_add_grad(x, mask)[:2],
+    ]
+    expected = [array.tobytes() for call in calls for array in call()]
+    assert expected[0] == reference.dropout(x, kept, mask.scale).tobytes()
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    before, after = FloatingPointEnvironment(), FloatingPointEnvironment()
+    assert libm.fegetenv(ctypes.byref(before)) == 0
+    odd = FloatingPointEnvironment.from_buffer_copy(before)
+    odd.mxcsr |= modes
+    libm.fesetenv(ctypes.byref(odd))
+    try:
+        flushed = float(np.float64(5e-324) * 1.0)
+        found = [array.tobytes() for call in calls for array in call()]
+        libm.fegetenv(ctypes.byref(after))
+    finally:
+        libm.fesetenv(ctypes.byref(before))
+    assert (flushed == 0) == (modes == FLUSH)
+    assert found == expected
+    assert after.mxcsr & MODES == odd.mxcsr & MODES
 
 
 class Meddler:

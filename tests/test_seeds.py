@@ -174,10 +174,29 @@ def test_a_stream_ends_after_its_last_step(stream_at):
     restored.state = state
     x = np.ones(SIZE)
     for ended in (stream, restored, pickle.loads(pickle.dumps(stream))):
-        with pytest.raises((OverflowError, ValueError), match="step"):
+        with pytest.raises(OverflowError, match="step"):
             fastdrop.dropout_(x, 0.5, seed=ended)
         assert ended.state == state
     np.testing.assert_array_equal(x, 1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, stream: fastdrop.dropout(x, 0.5, seed=stream, out=x),
+        lambda x, stream: fastdrop.dropout_(x.T, 0.5, seed=stream),
+        lambda x, stream: fastdrop.relu_dropout(x, 0.5, seed=stream, out=x),
+        lambda x, stream: fastdrop.bias_dropout_add(x, None, x, 0.5, seed=stream, out=x),
+        lambda x, stream: fastdrop.draw_mask(3, 0.5, seed=stream),
+    ],
+    ids=["dropout", "dropout_", "relu_dropout", "bias_dropout_add", "draw_mask"],
+)
+def test_without_a_step_left_nothing_changes(stream_at, call):
+    x, stream = -np.ones((3, 4)), stream_at(1, 2**64)
+    with pytest.raises(OverflowError, match="`seed`"):
+        call(x, stream)
+    np.testing.assert_array_equal(x, -1)
+    assert stream.step == 2**64
 
 
 GOOD_STATE = {"seed": 3, "step": 4}
@@ -228,6 +247,30 @@ def test_spawned_streams_draw_different_masks():
         fastdrop.draw_mask(SIZE, 0.5, seed=stream).bits.tobytes() for stream in (parent, *children)
     }
     assert len(drawn) == 11
+
+
+def test_spawned_seeds_are_those_of_seed_sequences():
+    stream = fastdrop.Stream(2**100 + 7)
+    fastdrop.draw_mask(1, 0.5, seed=stream)
+    for step, child in enumerate(stream.spawn(3), 1):
+        sequence = np.random.SeedSequence(2**100 + 7, spawn_key=(step,))
+        low, high = map(int, sequence.generate_state(2, np.uint64))
+        assert child.state == {"seed": high << 64 | low, "step": 0}
+
+
+@pytest.mark.parametrize(("step", "n"), [(2**64 - 2, 3), (2**64 - 1, 2), (2**64, 1)])
+def test_spawning_more_than_the_steps_that_are_left(stream_at, step, n):
+    stream = stream_at(5, step)
+    with pytest.raises(OverflowError, match="`n`"):
+        stream.spawn(n)
+    assert stream.state == {"seed": 5, "step": step}
+    assert len(stream.spawn(2**64 - step)) == 2**64 - step
+
+
+def test_a_pickled_stream_of_version_0_1():
+    # In the text of pickle's protocol 0: the function's name and the fields are the format.
+    stream = pickle.loads(b"cfastdrop._stream\n_restored\n((dVseed\nI5\nsVstep\nI7\nstR.")
+    assert stream.state == {"seed": 5, "step": 7}
 
 
 def test_spawning_is_reproducible():

@@ -6,7 +6,9 @@ the library to the reference on every instruction set and wherever the kernels t
 
 import csv
 import hashlib
+import os
 import pathlib
+import platform
 import re
 import subprocess
 import sys
@@ -205,6 +207,35 @@ def test_library_draws_the_reference(isa, stream_at, seed, step, rate, size, off
     np.testing.assert_array_equal(mask.bits, expected)
 
 
+def unmixed64(z):
+    """What `mix64` makes z of."""
+
+    def unshifted(z, count):
+        x = z
+        for _ in range(64 // count):
+            x = z ^ (x >> count)
+        return x
+
+    z = unshifted(z, 31) * pow(reference.M2, -1, 2**64) & reference.WORD
+    z = unshifted(z, 27) * pow(reference.M1, -1, 2**64) & reference.WORD
+    return unshifted(z, 30)
+
+
+@pytest.mark.parametrize("word", [1, 2**63 + 12345])
+def test_library_tells_key_words_apart_that_coincide(isa, stream_at, word):
+    """Mixing can be undone: here are a seed and a step whose k0 and k1 would both be `word`."""
+    golden, mask64 = reference.G, reference.WORD
+    h0 = (unmixed64(word) - word - 4 * golden) & mask64
+    low, high = (unmixed64(h0) - golden) & mask64, 77
+    h1 = reference.mix64((high + h0 + 2 * golden) & mask64)
+    step = (unmixed64(word) - h1 - 3 * golden) & mask64
+    seed = high << 64 | low
+    assert reference.key(seed, step)[:2] == (word, word ^ mask64)
+    mask = fastdrop.draw_mask(5000, 0.3, seed=stream_at(seed, step))
+    expected = reference.pack_bits(reference.keep_mask(seed, step, 0.3, 5000))
+    np.testing.assert_array_equal(mask.bits, expected)
+
+
 @pytest.mark.parametrize("size", [*range(1, 130), *range(4060, 4130), 8191, 8192, 8193])
 def test_library_draws_the_reference_at_every_small_size(isa, stream_at, size):
     expected = reference.keep_mask(77, 5, 0.3, 8193)[:size]
@@ -361,9 +392,29 @@ def test_unknown_and_unavailable_isas_are_refused(run_python, name):
 
 
 def test_show_config(capsys):
-    fastdrop.show_config()
-    config = capsys.readouterr().out
-    assert fastdrop.__version__ in config
-    for isa in fastdrop.available_isas():
-        assert isa in config
-    assert str(fastdrop.get_num_threads()) in config
+    with fastdrop.num_threads(12345):
+        fastdrop.show_config()
+    first, *rows = capsys.readouterr().out.splitlines()
+    shown = dict(row.strip().split(": ", 1) for row in rows)
+    assert first == f"fastdrop {fastdrop.__version__}"
+    assert shown["stream version"] == "1"
+    assert shown["instruction set in use"] == fastdrop._isa.active_isa()
+    assert shown["instruction sets available"].split(", ") == list(fastdrop.available_isas())
+    assert shown["threads"] == "12345"
+    assert shown["compiler"].lower().startswith(("gcc ", "clang ", "apple clang "))
+    assert shown["build"] == os.environ.get("FASTDROP_BUILD", "release")
+    assert shown["python"].endswith(platform.python_version())
+    assert shown["numpy"] == np.__version__
+
+
+# The page that defines the stream.
+
+
+def test_the_page_has_the_known_answers():
+    page = (DATA.parents[1] / "docs" / "stream.md").read_text()
+    row = r"^\| (\w+) \| (\d+) \| ([\d.]+) \| (\d+) \| (\d*) ?\| `([0-9a-f]+)` \|$"
+    told = [
+        (int(seed, 0), int(step), float(rate), int(size), *([int(kept)] if kept else []), answer)
+        for seed, step, rate, size, kept, answer in re.findall(row, page, re.MULTILINE)
+    ]
+    assert told == KNOWN_BITS + KNOWN_DIGESTS

@@ -143,6 +143,18 @@ def test_without_any_kernels(installation, damage):
     assert "pip install" in last
 
 
+def test_numpy_is_all_that_is_needed(run_python):
+    others = "tensorflow", "keras", "ml_dtypes", "typing_extensions", "scipy"
+    done = run_python(
+        "import sys\n"
+        f"for name in {others}: sys.modules[name] = None\n"
+        "import numpy as np, fastdrop\n"
+        "y, mask = fastdrop.dropout(np.ones(8, np.float32), 0.5, seed=1)\n"
+        "fastdrop.show_config()\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_error_of_another_package_is_left_as_it_is(installation):
     (installation.parent / "numpy.py").write_text("raise ImportError('numpy is broken')\n")
     done = use(installation)

@@ -37,9 +37,41 @@ def test_set_and_get(n):
     assert type(fastdrop.get_num_threads()) is int
 
 
-def test_there_is_at_least_one_thread_to_begin_with(run_python):
-    program = run_python("import fastdrop; print(fastdrop.get_num_threads())")
-    assert int(program.stdout) >= 1
+@pytest.mark.parametrize(
+    ("environment", "n"),
+    [
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "5,2"}, 5),
+        ({"OMP_NUM_THREADS": "3", "FASTDROP_NUM_THREADS": "4"}, 4),
+        ({"OMP_NUM_THREADS": "many"}, len(os.sched_getaffinity(0))),
+        ({"OMP_NUM_THREADS": ""}, len(os.sched_getaffinity(0))),
+    ],
+    ids=str,
+)
+def test_the_first_count(run_python, environment, n):
+    program = run_python("import fastdrop; print(fastdrop.get_num_threads())", **environment)
+    assert program.stdout == f"{n}\n", program.stderr
+
+
+def test_the_first_count_is_that_of_the_cpus_it_may_run_on(run_python):
+    one_cpu = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code = "import fastdrop; print(fastdrop.get_num_threads())"
+    assert run_python(one_cpu + code, OMP_NUM_THREADS="").stdout == "1\n"
+
+
+def test_the_count_is_that_of_the_whole_process():
+    found = []
+
+    def other():
+        found.append(fastdrop.get_num_threads())
+        fastdrop.set_num_threads(7)
+
+    with fastdrop.num_threads(6):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert found == [6]
+        assert fastdrop.get_num_threads() == 7
 
 
 def test_context_manager_restores():
@@ -360,6 +392,18 @@ needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no
 def test_no_more_threads_than_asked_for(run_python, most):
     program = run_python(COUNT.format(n=most), FASTDROP_NUM_THREADS=str(most))
     assert program.stdout.split() == [str(n) for n in range(most)], program.stderr
+
+
+@needs_proc
+def test_no_more_than_256_threads(run_python):
+    program = run_python(
+        "import os, fastdrop\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "fastdrop.set_num_threads(1000)\n"
+        "assert fastdrop.draw_mask(2**26, 0.2, seed=1).count() > 0\n"
+        "print(len(os.listdir('/proc/self/task')) - before)\n"
+    )
+    assert program.stdout == "255\n", program.stderr
 
 
 @needs_proc

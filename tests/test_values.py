@@ -480,6 +480,41 @@ def test_every_half_precision_value_and_as_many_others(isa, dtype, rate):
     )
 
 
+# A NaN that signals, and the bit that makes it quiet.
+SIGNALLING = {
+    "float16": (0x7D23, 0x200),
+    "bfloat16": (0x7FA3, 0x40),
+    "float32": (0x7FA12345, 0x400000),
+    "float64": (0x7FF4123456789ABC, 0x8000000000000),
+}
+
+
+@each_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, None)], ids=str)
+def test_a_nan_is_kept_bit_for_bit_by_a_scale_of_one_and_made_quiet_by_others(
+    isa, dtype, layout, noise_shape
+):
+    nan, quiet = SIGNALLING[dtype.name]
+    bits = np.full((70, 69), nan, f"u{dtype.itemsize}")
+    noise = reference.resolve_noise_shape(bits.shape, noise_shape)
+    kept = np.broadcast_to(keep_mask(3, 0, 0.5, math.prod(noise)).reshape(noise), bits.shape)
+    x = Placed(bits, **LAYOUTS[layout](2)).array.view(dtype)
+    options = {"seed": 3, "noise_shape": noise_shape}
+    for y in (
+        fastdrop.dropout(x, 0.5, scale=1.0, **options)[0],
+        fastdrop.draw_mask(x.shape, 0.5, scale=1.0, store_mask=False, **options).apply(x),
+    ):
+        np.testing.assert_array_equal(y.view(bits.dtype), np.where(kept, bits, 0))
+    for y in (
+        fastdrop.dropout(x, 0.5, scale=3.0, **options)[0],
+        fastdrop.relu_dropout(x, 0.5, scale=1.0, **options)[0],
+        fastdrop.bias_dropout_add(x, None, None, 0.5, scale=1.0, **options)[0],
+    ):
+        np.testing.assert_array_equal(reference.is_nan(y).reshape(y.shape), kept)
+        assert (y.view(bits.dtype)[kept] & quiet).all()
+
+
 @each_dtype
 def test_scale_is_rounded_to_the_dtype_first(isa, dtype):
     content = values(dtype, (5000,), seed=2)
@@ -494,6 +529,51 @@ def test_default_scale_is_the_inverse_of_the_keep_rate():
 
 
 # What may be the input and the output.
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))), ids=str)
+def test_a_new_result_has_the_memory_order_of_its_input(axes):
+    shape = (3, 4, 5)
+    x = np.ones([shape[axis] for axis in axes], np.float32).transpose(np.argsort(axes))
+    mask = fastdrop.draw_mask(shape, 0.5, seed=1)
+    results = fastdrop.dropout(x, 0.5)[0], fastdrop.dropout_grad(x, mask), mask.apply(x)
+    for y in (*results, fastdrop.relu_dropout_grad(x, mask)):
+        assert y.shape == shape
+        assert y.strides == x.strides
+
+
+def test_lists_and_numbers_are_arrays():
+    rows = [[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]]
+    x, bias = np.array(rows), [1.0, 2.0, 3.0]
+    kept = reference.keep_mask(3, 0, 0.5, 6).reshape(2, 3)
+    dropped = reference.dropout(x, kept, 2.0)
+    y, mask = fastdrop.dropout(rows, 0.5, seed=3)
+    for found in (y, fastdrop.dropout_grad(rows, mask), mask.apply(rows)):
+        assert_same_bits(found, dropped)
+    y, _ = fastdrop.relu_dropout(rows, 0.5, seed=3)
+    assert_same_bits(y, reference.dropout(x, kept & (x > 0), 2.0))
+    y, mask = fastdrop.bias_dropout_add(rows, bias, rows, 0.5, seed=3)
+    assert_same_bits(y, reference.bias_dropout_add(x, np.array(bias), x, kept, 2.0))
+    dx, dbias, dresidual = fastdrop.bias_dropout_add_grad(rows, mask)
+    assert_same_bits(dx, dropped)
+    assert_same_bits(dbias, dropped.sum(0))
+    assert_same_bits(dresidual, x)
+    assert_same_bits(fastdrop.dropout(2.0, 0.0)[0], np.array(2.0))
+    packed = fastdrop.Mask.pack([[True, False], [False, True]])
+    assert (packed.shape, packed.bits.tolist()) == ((2, 2), [9])
+
+
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="32 before NumPy 2")
+@pytest.mark.parametrize("noise_shape", [None, (None, 1) * 32], ids=["none", "alternating"])
+def test_arrays_of_64_dimensions(isa, noise_shape):
+    shape = (2,) * 12 + (1,) * 52
+    x = np.arange(1, 2**12 + 1, dtype=np.float32).reshape(shape)
+    expected = expected_result(x, 0.5, 3, noise_shape=noise_shape)
+    y, mask = fastdrop.dropout(x, 0.5, seed=3, noise_shape=noise_shape)
+    assert_same_bits(y, expected)
+    assert_same_bits(mask.apply_(np.asfortranarray(x)), expected)
+    with pytest.raises(ValueError, match="64 dimensions"):
+        fastdrop.draw_mask((1,) * 65, 0.5)
 
 
 @each_dtype
