@@ -9,6 +9,7 @@ import pytest
 import reference
 import tensorflow as tf
 from reference import assert_same_bits
+from tensorflow.python.framework import kernels
 
 import fastdrop_keras
 from fastdrop_keras import Dropout, get_bridge, native_bridge, native_library, set_bridge
@@ -26,6 +27,19 @@ def rate_bits(rate):
 
 
 # The choice.
+
+
+def test_the_first_choice(run_python):
+    done = run_python("import fastdrop_keras; print(fastdrop_keras.get_bridge())")
+    first = "native" if sys.platform == "linux" else "numpy_function"
+    assert done.stdout == f"{first}\n", done.stderr
+
+
+@native_only
+def test_native_operations_are_for_the_cpu():
+    for name in ("FastdropForward", "FastdropBackward"):
+        registered = kernels.get_registered_kernels_for_op(name).kernel
+        assert {kernel.device_type for kernel in registered} == {"CPU"}
 
 
 @pytest.mark.parametrize("name", ["", "Native", "python", None, 1])

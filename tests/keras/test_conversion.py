@@ -813,6 +813,44 @@ def test_bad_model(function, model):
         function(model)
 
 
+def test_a_file_of_a_layer_that_makes_its_own_dropout_is_converted_again(tmp_path):
+    def dropouts(model):
+        return [type(layer) for layer in model._flatten_layers() if "Drop" in type(layer).__name__]
+
+    x = keras.Input((5, 8))
+    attention = keras.Model(x, layers.MultiHeadAttention(2, 4, dropout=0.5)(x, x))
+    ours = convert(attention, verbose=False)
+    ours.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert (dropouts(ours), dropouts(loaded)) == ([fastdrop_keras.Dropout], [layers.Dropout])
+    again = convert(loaded, verbose=False)
+    assert dropouts(again) == [fastdrop_keras.Dropout]
+    numbers = np.random.default_rng(0).normal(size=(3, 5, 8)).astype(np.float32)
+    np.testing.assert_array_equal(again(numbers), ours(numbers))
+
+
+def test_attention_without_a_layer_of_its_own_is_listed():
+    x = keras.Input((5, 8))
+    model = keras.Model(x, layers.AdditiveAttention(dropout=0.1, name="a")([x, x]))
+    _, report = convert(model, verbose=False, return_report=True)
+    assert [(line.path, line.note) for line in report.unchanged] == [
+        ("a", "drops without a dropout layer")
+    ]
+
+
+def test_a_subclassed_model_of_ours_cannot_be_copied_either():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.drop = fastdrop_keras.Dropout(0.5)
+
+        def call(self, x):
+            return self.drop(x)
+
+    with pytest.raises(ValueError, match="in_place=False"):
+        to_keras(Own(), in_place=False)
+
+
 def test_a_subclassed_model_cannot_be_copied():
     with pytest.raises(ValueError, match=r"only be changed in place.*in_place=False.*Subclassed"):
         convert(Subclassed(), in_place=False)

@@ -68,7 +68,8 @@ sys.modules["keras"] = types.SimpleNamespace(config=config, __version__="3.9.2",
 def test_the_public_names(run_python):
     code = (
         "import fastdrop, fastdrop_keras as fk\n"
-        "assert fk.__version__ == fastdrop.__version__\n"
+        "from importlib.metadata import version\n"
+        "assert fk.__version__ == fastdrop.__version__ == version('fastdrop')\n"
         "for name in fk.__all__: getattr(fk, name)\n"
     )
     process = run_python(code)

@@ -198,6 +198,46 @@ def test_weights_of_a_subclassed_model_with_layers_in_a_list_and_a_dict(tmp_path
         np.testing.assert_array_equal(a.seed_generator.state, b.seed_generator.state)
 
 
+@keras.saving.register_keras_serializable("tests")
+class InListsAndDicts(keras.Model):
+    """Layers where `tf.train.Checkpoint` does not look for them."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.listed = [Dropout(0.5), [Dropout(0.5)]]
+        self.named = {"a": Dropout(0.5)}
+        self.dense = [keras.layers.Dense(3)]
+
+    def dropouts(self):
+        return [self.listed[0], self.listed[1][0], self.named["a"]]
+
+    def states(self):
+        return [layer.seed_generator.state.numpy().tolist() for layer in self.dropouts()]
+
+    def call(self, x, training=False):
+        for layer in self.dropouts():
+            x = layer(x, training=training)
+        return self.dense[0](x)
+
+
+def test_a_keras_file_has_what_is_in_lists_and_dicts_and_a_checkpoint_has_not(tmp_path):
+    used, x = InListsAndDicts(), tf.ones((4, 33))
+    for _ in range(2):
+        used(x, training=True)
+    used.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.states() == used.states()
+    np.testing.assert_array_equal(loaded(x), used(x))
+    # Nor has it Keras's weights there: README says so.
+    path = tf.train.Checkpoint(model=used).save(str(tmp_path / "checkpoint"))
+    fresh = InListsAndDicts()
+    fresh(x)
+    states, kernel = fresh.states(), fresh.dense[0].kernel.numpy()
+    tf.train.Checkpoint(model=fresh).restore(path).expect_partial()
+    assert fresh.states() == states
+    np.testing.assert_array_equal(fresh.dense[0].kernel, kernel)
+
+
 def test_weights_without_state_load_and_leave_the_state(tmp_path):
     """As of a model with Keras's own layers."""
     model(keras.layers.Dropout).save_weights(tmp_path / "model.weights.h5")

@@ -320,3 +320,38 @@ def test_training_is_one_operation_in_the_graph(bridge):
     assert "PyFunc" not in types
     # And two for the seed.
     assert types.count("ReadVariableOp") == types.count("AssignAddVariableOp") == 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_instruction_set_and_number_of_threads(expected, run, isa, threads):
+    shape = (700, 800)
+    layers = {None: Dropout(0.3, seed=3), (None, 1): Dropout(0.3, (None, 1), seed=3)}
+
+    def gradients(x):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            outputs = [layer(x, training=True) for layer in layers.values()]
+        return outputs, [tape.gradient(y, x) for y in outputs]
+
+    with fastdrop.num_threads(threads):
+        outputs, dxs = run(gradients)(tf.ones(shape))
+    for noise_shape, y, dx in zip(layers, outputs, dxs, strict=True):
+        factors = expected.factors(shape, 0.3, 3, noise_shape=noise_shape)
+        np.testing.assert_array_equal(y, factors)
+        np.testing.assert_array_equal(dx, factors)
+
+
+def test_as_many_dimensions_as_numpy_has(expected, run):
+    ones = (1,) * 62
+    x = numbers((20, 33)).reshape(20, 33, *ones)
+    y = run(training_call(Dropout(0.5, seed=3)))(tf.constant(x))
+    assert_same_bits(y.numpy(), expected.output(x, 0.5, 3))
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=r"64|ndim|dimension"):
+        run(training_call(Dropout(0.5)))(tf.ones((2, 3, *ones, 1)))
+
+
+@pytest.mark.parametrize("spatial", [1, 2, 3])
+def test_spatial_layers_refuse_other_dtypes(run, spatial):
+    layer = getattr(fastdrop_keras, f"SpatialDropout{spatial}D")(0.5)
+    with pytest.raises(TypeError, match="dtype int32"):
+        run(training_call(layer))(tf.ones((2,) * (spatial + 2), tf.int32))

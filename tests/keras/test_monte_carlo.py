@@ -522,3 +522,32 @@ def test_shared_masks_need_a_rank():
     assert quiet(Unranked())[0].shape == X.shape
     with pytest.raises(ValueError, match=r"'unranked' cannot share a mask"):
         quiet(Unranked(), shared_masks=True)
+
+
+# What the arguments stand for.
+
+MANY = np.random.default_rng(1).normal(size=(40, 33)).astype(np.float32)
+
+
+def test_batches_are_of_32_by_default():
+    model = linear()
+    np.testing.assert_array_equal(quiet(model, MANY), quiet(model, MANY, batch_size=32))
+    assert not np.array_equal(quiet(model, MANY), quiet(model, MANY, batch_size=40))
+
+
+def test_a_dataset_is_gone_through_once():
+    begun = []
+
+    def batches():
+        begun.append(1)
+        yield from np.split(MANY, 4)
+
+    signature = tf.TensorSpec((10, 33))
+    quiet(linear(), tf.data.Dataset.from_generator(batches, output_signature=signature))
+    assert begun == [1]
+
+
+def test_a_tuple_of_inputs():
+    a, b = keras.Input((33,)), keras.Input((33,))
+    model = keras.Model((a, b), Dropout(0.5)(a) + b)
+    np.testing.assert_array_equal(quiet(model, (X, 2 * X)), quiet(model, [X, 2 * X]))

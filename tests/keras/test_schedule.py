@@ -300,3 +300,12 @@ def test_steps_without_an_optimizer():
     model.optimizer = None
     with pytest.raises(ValueError, match="no optimizer"):
         fit(model, RateSchedule(lambda step: 0.5, unit="step"))
+
+
+def test_a_name_stands_for_every_layer_that_has_it():
+    same, other = [Dropout(0.1, name="same") for _ in range(2)], Dropout(0.1, name="other")
+    inner = [keras.Sequential([keras.Input(SHAPE[1:]), layer]) for layer in same]
+    model = keras.Sequential([keras.Input(SHAPE[1:]), *inner, other, keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    fit(model, RateSchedule(lambda epoch: 0.5, layers="same"))
+    assert [layer.rate for layer in (*same, other)] == [0.5, 0.5, 0.1]
