@@ -1,5 +1,6 @@
 """Owns the build of the extension modules: one for each instruction set, from one kernel source."""
 
+import math
 import os
 import platform
 import runpy
@@ -98,6 +99,8 @@ DIRECTIVES = {
     "boundscheck": False,
     "wraparound": False,
     "cdivision": True,
+    # A pickle could make classes in C of any numbers that it likes, pointers too.
+    "auto_pickle": False,
     "embedsignature": True,
     "embedsignature.format": "python",
     "freethreading_compatible": True,
@@ -114,6 +117,15 @@ def depends(*patterns):
 VOCABULARIES = depends("_kernels/*.pxi", *(f"simd/{isa.name}.h" for isa in ISAS))
 HEADERS = depends("*.h", "*.pxd", "_kernels/*.h", "_kernels/*.pxd", "simd/*.h")
 HEADERS = [path for path in HEADERS if path not in VOCABULARIES]
+SETTINGS = ["setup.py", "fastdrop/_isas.py"]
+# Other directives make other C: it has a place of its own.
+GENERATED = Path("build", "" if BUILD_NAME == "release" else BUILD_NAME)
+
+
+def of_other_settings():
+    """Whether C was generated before the settings changed: Cython looks at its own sources only."""
+    made = [path.stat().st_mtime for path in (ROOT / GENERATED / "fastdrop").rglob("*.c")]
+    return min(made, default=math.inf) < (ROOT / "setup.py").stat().st_mtime
 
 
 def kernel_extension(isa):
@@ -123,7 +135,7 @@ def kernel_extension(isa):
         include_dirs=INCLUDE_DIRS,
         extra_compile_args=[*COMPILE_ARGS, *isa.flags, *BUILD.compile_args],
         extra_link_args=[*BUILD.link_args],
-        depends=[*HEADERS, *VOCABULARIES],
+        depends=[*SETTINGS, *HEADERS, *VOCABULARIES],
     )
 
 
@@ -140,7 +152,7 @@ def module_extension(name):
         ],
         extra_compile_args=[*COMPILE_ARGS, "-pthread", *BUILD.compile_args],
         extra_link_args=["-pthread", *BUILD.link_args],
-        depends=HEADERS,
+        depends=[*SETTINGS, *HEADERS],
     )
 
 
@@ -160,7 +172,7 @@ def native_operation():
             *BUILD.compile_args,
         ],
         extra_link_args=[*BUILD.link_args],
-        depends=HEADERS,
+        depends=[*SETTINGS, *HEADERS],
         optional=True,
     )
 
@@ -243,8 +255,8 @@ setup(
         ],
         compiler_directives={**DIRECTIVES, **BUILD.directives},
         nthreads=0,
-        # Other directives make other C: it has a place of its own.
-        build_dir=str(Path("build", "" if BUILD_NAME == "release" else BUILD_NAME)),
+        build_dir=str(GENERATED),
+        force=of_other_settings(),
     ),
     cmdclass={"build_ext": BuildExtensions},
     options={"build_ext": {"parallel": os.cpu_count()}},

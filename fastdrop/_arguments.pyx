@@ -38,6 +38,7 @@ cdef object OVERLAP_EFFORT = 100_000
 
 cdef enum:
     MAX_DIMS = 64                   # NumPy's own limit, 32 before NumPy 2
+    FIRST_REGISTERED = 256          # the lowest number of a dtype that is not NumPy's own
 
 # ml_dtypes registers bfloat16 at run time, so its number is known only once that is imported.
 cdef int bfloat16_number = -1
@@ -49,11 +50,13 @@ _reprs.maxstring = _reprs.maxother = _reprs.maxlong = 200
 cdef object shown(object value):
     """A value for an error message: whole if it is short. What shows itself may be a user's code,
     and an error of its own would take the place of the one that is told."""
+    cdef np.ndarray array
     cdef str kind
-    if isinstance(value, numpy.ndarray):
-        kind = f"an array of shape {value.shape} and dtype {value.dtype}"
+    if isinstance(value, np.ndarray):
+        array = plain(value)
+        kind = f"an array of shape {(<object>array).shape} and dtype {(<object>array).dtype}"
         try:
-            return f"{kind}, {value!r}" if value.size <= 8 else kind
+            return f"{kind}, {value!r}" if np.PyArray_SIZE(array) <= 8 else kind
         except Exception:
             return kind
     try:
@@ -70,14 +73,20 @@ cdef object shown(object value):
 cdef double rate_of(object rate) except -1:
     """The probability of dropping, in [0, 1]."""
     cdef double value
-    if type(rate) is not float:
+    cdef bint inside
+    if type(rate) is float:
+        value = rate
+        inside = 0.0 <= value <= 1.0  # not NaN
+    else:
         if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
             raise TypeError(f"`rate` must be a number in [0, 1], got {shown(rate)}")
-    try:
-        value = rate
-    except OverflowError:
-        value = float("inf")
-    if not 0.0 <= value <= 1.0:  # NaN fails too
+        try:
+            # Before it is rounded, which may lead into the interval.
+            inside = 0 <= rate <= 1
+            value = rate if inside else 2.0
+        except Exception as error:
+            raise TypeError(f"`rate` must be a number in [0, 1], got {shown(rate)}") from error
+    if not inside:
         raise ValueError(f"`rate` must be a number in [0, 1], got {shown(rate)}")
     return value
 
@@ -125,6 +134,9 @@ cdef double scale_of(object scale, double rate) except? -1:
         value = scale
     except OverflowError:
         value = float("inf")
+    except Exception as error:
+        raise TypeError(
+            f"`scale` must be None or a finite number, got {shown(scale)}") from error
     if not isfinite(value):
         raise ValueError(f"`scale` must be None or a finite number, got {shown(scale)}")
     return value
@@ -136,7 +148,7 @@ cdef bint flag_of(object value, str name) except -1:
         return value is True
     try:
         return bool(value)
-    except ValueError:
+    except (TypeError, ValueError):
         raise TypeError(f"`{name}` must be a bool, got {shown(value)}") from None
 
 
@@ -164,9 +176,15 @@ cdef tuple shape_of(object shape):
     if not isinstance(entries, (tuple, list)):
         raise TypeError(f"`shape` must be an int or a tuple of ints, got {shown(shape)}")
     for entry in entries:
-        if not is_integer(entry):
+        # In the loop: what is iterated over may be a subclass that never ends.
+        if len(sizes) == MAX_DIMS:
+            raise ValueError(f"`shape` must have at most {MAX_DIMS} dimensions, got {shown(shape)}")
+        try:
+            size = operator.index(entry) if is_integer(entry) else None
+        except TypeError:
+            size = None
+        if size is None:
             raise TypeError(f"`shape` must be an int or a tuple of ints, got {shown(shape)}")
-        size = operator.index(entry)
         # Counted as NumPy does, without the zeros: even an empty array's strides must fit.
         product *= size or 1
         if size < 0 or product > sys.maxsize:
@@ -175,8 +193,6 @@ cdef tuple shape_of(object shape):
                 f"{shown(shape)}"
             )
         sizes.append(size)
-    if len(sizes) > MAX_DIMS:
-        raise ValueError(f"`shape` must have at most {MAX_DIMS} dimensions, got {len(sizes)}")
     return tuple(sizes)
 
 
@@ -189,10 +205,16 @@ cdef tuple noise_entries_of(object noise_shape):
         raise TypeError(
             f"`noise_shape` must be None or a tuple of ints and None, got {shown(noise_shape)}")
     for entry in noise_shape:
-        if entry is not None and not is_integer(entry):
-            raise TypeError(
-                f"`noise_shape` must be None or a tuple of ints and None, got {shown(noise_shape)}")
-        entries.append(None if entry is None else operator.index(entry))
+        if len(entries) == MAX_DIMS:
+            raise ValueError(f"`noise_shape` must have an entry for each dimension, at most "
+                             f"{MAX_DIMS}, got {shown(noise_shape)}")
+        try:
+            if entry is not None and not is_integer(entry):
+                raise TypeError
+            entries.append(None if entry is None else operator.index(entry))
+        except TypeError:
+            raise TypeError("`noise_shape` must be None or a tuple of ints and None, got "
+                            f"{shown(noise_shape)}") from None
     return tuple(entries)
 
 
@@ -217,6 +239,17 @@ cdef tuple noise_shape_of(tuple entries, tuple shape):
 
 # ---- Arrays ----
 
+cdef int number_of_bfloat16():
+    """What ml_dtypes has registered; -1 where it is not imported, or something else of its name."""
+    try:
+        dtype = numpy.dtype(sys.modules["ml_dtypes"].bfloat16)
+        if dtype.itemsize == 2 and dtype.num >= FIRST_REGISTERED and dtype.name == "bfloat16":
+            return dtype.num
+    except Exception:
+        pass
+    return -1
+
+
 cdef int kind_of(np.ndarray array, str name) except -1:
     """Which kernel the dtype is for."""
     global bfloat16_number
@@ -229,9 +262,7 @@ cdef int kind_of(np.ndarray array, str name) except -1:
         if number == np.NPY_FLOAT16:
             return KIND_F16
         if bfloat16_number < 0:
-            bfloat16 = getattr(sys.modules.get("ml_dtypes"), "bfloat16", None)
-            if bfloat16 is not None:
-                bfloat16_number = numpy.dtype(bfloat16).num
+            bfloat16_number = number_of_bfloat16()
         # Dtypes made with NumPy's newer interface all have the number -1.
         if number == bfloat16_number and number >= 0:
             return KIND_BF16
@@ -243,7 +274,7 @@ cdef int kind_of(np.ndarray array, str name) except -1:
 
 
 cdef ndarray_only(object x, str name):
-    if not isinstance(x, numpy.ndarray):
+    if not isinstance(x, np.ndarray):
         raise TypeError(
             f"`{name}` must be a numpy.ndarray, since it is changed in place, got {shown(x)} of "
             f"type {type(x).__name__}"
@@ -258,13 +289,14 @@ cdef np.ndarray plain(np.ndarray array):
 
 
 cdef np.ndarray held(np.ndarray array):
-    """The same elements under a header of our own, which nobody else can change."""
+    """The same elements under a header of our own, which nobody else can change: other threads may
+    give an array another shape as soon as kernels let go of the GIL."""
     return PyArray_View(array, NULL, <PyTypeObject *>np.ndarray)
 
 
 cdef np.ndarray input_of(object x, str name):
     """An array to read: anything that NumPy makes an array of."""
-    if isinstance(x, numpy.ndarray):
+    if isinstance(x, np.ndarray):
         return plain(x)
     try:
         return plain(numpy.asarray(x))
@@ -276,7 +308,7 @@ cdef np.ndarray inplace_of(object x, str name):
     """An array to change: writeable, each element in a place of its own."""
     cdef np.ndarray array
     ndarray_only(x, name)
-    array = plain(x)
+    array = held(x)
     if not PyArray_ISWRITEABLE(array):
         raise ValueError(f"`{name}` must be writeable, got a read-only array of shape "
                          f"{(<object>array).shape}")

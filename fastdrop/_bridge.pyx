@@ -7,7 +7,7 @@ from libc.string cimport memcpy
 cimport numpy as np
 
 from fastdrop._arguments cimport (
-    default_scale, kind_of, noise_entries_of, noise_shape_of, rate_of, shown, size_of,
+    default_scale, held, kind_of, noise_entries_of, noise_shape_of, rate_of, shown, size_of,
 )
 from fastdrop._kernels.table cimport KIND_F32, KIND_F64, stream_key
 from fastdrop._layout cimport (
@@ -80,23 +80,30 @@ def forward(np.ndarray x not None, np.ndarray seed not None, rate, noise_shape):
     TypeError, ValueError
         If an argument is not as described.
     """
-    cdef int kind = kind_of(x, "x")
     cdef double checked_rate = rate_of(rate)
-    cdef tuple noise = noise_shape_of(noise_entries_of(noise_shape), (<object>x).shape)
+    cdef tuple noise = noise_entries_of(noise_shape)
     cdef double scale = default_scale(checked_rate)
-    cdef size_t size = size_of(noise)
-    cdef np.npy_intp residual_size = (size + 7) // 8 + SCALE_BYTES
-    cdef Buffer residual = new_pooled_buffer(residual_size)
-    cdef np.ndarray y = array_like(x, np.PyArray_ITEMSIZE(x))
+    cdef object words = seed.tolist()
+    cdef int kind
+    cdef size_t size
+    cdef np.npy_intp residual_size
+    cdef Buffer residual
+    cdef np.ndarray y
     cdef stream_key key
     cdef Draw draw
-    words = seed.tolist()
     if not isinstance(words, list) or len(words) not in (2, 3):
         raise ValueError(f"`seed` must hold 2 or 3 integers, got {shown(seed)}")
     draw.low = words[0] & 0xFFFFFFFFFFFFFFFF
     draw.step = words[1] & 0xFFFFFFFFFFFFFFFF
     draw.high = words[2] & 0xFFFFFFFFFFFFFFFF if len(words) == 3 else 0
     derive_key(&key, &draw, checked_rate)
+    x = held(x)
+    kind = kind_of(x, "x")
+    noise = noise_shape_of(noise, (<object>x).shape)
+    size = size_of(noise)
+    residual_size = (size + 7) // 8 + SCALE_BYTES
+    residual = new_pooled_buffer(residual_size)
+    y = array_like(x, np.PyArray_ITEMSIZE(x))
     if is_straight(y, x, noise):
         draw_apply_straight(kind, &key, y, x, residual.data, scale)
     else:
@@ -129,12 +136,16 @@ def backward(np.ndarray dy not None, np.ndarray residual not None, noise_shape):
     TypeError, ValueError
         If an argument is not as described, or the residual is of another shape's dropout.
     """
-    cdef int kind = kind_of(dy, "dy")
-    cdef tuple noise = noise_shape_of(noise_entries_of(noise_shape), (<object>dy).shape)
-    cdef size_t size = (size_of(noise) + 7) // 8
+    cdef tuple noise = noise_entries_of(noise_shape)
+    cdef int kind
+    cdef size_t size
     cdef double scale
     cdef const uint8_t *bits
     cdef np.ndarray dx
+    dy, residual = held(dy), held(residual)
+    kind = kind_of(dy, "dy")
+    noise = noise_shape_of(noise, (<object>dy).shape)
+    size = (size_of(noise) + 7) // 8
     if (
         np.PyArray_TYPE(residual) != np.NPY_UINT8 or np.PyArray_NDIM(residual) != 1
         or not np.PyArray_IS_C_CONTIGUOUS(residual)

@@ -2,8 +2,8 @@
 cimport numpy as np
 
 from fastdrop._arguments cimport (
-    flag_of, inplace_of, input_of, kind_of, noise_entries_of, noise_shape_of, output_of, rate_of,
-    scale_of,
+    flag_of, held, inplace_of, input_of, kind_of, noise_entries_of, noise_shape_of, output_of,
+    rate_of, scale_of,
 )
 from fastdrop._kernels.table cimport stream_key
 from fastdrop._layout cimport apply_bits, draw_apply_straight, draw_bits, is_straight
@@ -112,7 +112,7 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
     cdef tuple noise_entries = noise_entries_of(noise_shape)
     cdef bint stored = flag_of(store_mask, "store_mask")
     cdef Seed checked_seed = seed_of(seed)
-    cdef np.ndarray from_ = input_of(x, "x")
+    cdef np.ndarray from_ = held(input_of(x, "x"))
     cdef int kind = kind_of(from_, "x")
     cdef Mask mask = mask_for(from_, checked_rate, checked_scale, noise_entries, stored)
     cdef np.ndarray to = (

@@ -1,5 +1,5 @@
 """Owns dropout fused with its neighbours in a network: ReLU before it, a bias and a residual."""
-from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -10,7 +10,7 @@ from fastdrop._arguments cimport (
     scale_of, shown,
 )
 from fastdrop._isa cimport kernels
-from fastdrop._kernels.table cimport BLOCK, KIND_F64, stream_key
+from fastdrop._kernels.table cimport BLOCK, KIND_F16, KIND_F32, KIND_F64, stream_key
 from fastdrop._layout cimport draw_bits, grains, is_plain, spread_bits
 from fastdrop._mask cimport Mask, mask_of, masked, new_mask, start_draw
 from fastdrop._memory cimport Buffer, new_buffer
@@ -20,6 +20,20 @@ from fastdrop._threads cimport run
 import numpy
 
 np.import_array()
+
+cdef extern from "numpy/arrayobject.h":
+    # NumPy's copyto is a function of Python's, in which an interrupt may come: half-way.
+    int copy_into "PyArray_CopyInto"(np.ndarray to, np.ndarray from_) except -1
+
+cdef extern from "simd/elements.h" nogil:
+    ctypedef struct f16:
+        pass
+    ctypedef struct bf16:
+        pass
+    f16 f16_of_float(float value)
+    bf16 bf16_of_float(float value)
+    uint32_t bits_of_float(float value)
+    float float_of_bits(uint32_t bits)
 
 cdef extern from "simd/float_state.h" nogil:
     ctypedef struct float_state:
@@ -114,7 +128,7 @@ cdef finish(Pass *work, np.ndarray x, np.ndarray to, Mask mask, Seed seed):
         work.key, work.bits = &key, NULL if drawn is None else drawn.data
     run_pass(work)
     if result is not to:
-        numpy.copyto(to, result)
+        copy_into(to, result)
     if work.bias == NULL:
         # ReLU decides on each element, from x: the seed alone does not tell the bits any more.
         mask.drawn = False
@@ -421,15 +435,33 @@ cdef void add_up(const Sums *work, int64_t groups, double *totals, uint64_t colu
     float_state_leave(saved)
 
 
-cdef round_to(np.ndarray result, np.ndarray numbers):
-    """Writes numbers into an array of another dtype, whatever the caller's modes are."""
-    cdef float_state saved
-    with numpy.errstate(all="ignore"):
-        saved = float_state_enter()
-        try:
-            numpy.copyto(result, numbers, casting="unsafe")
-        finally:
-            float_state_leave(saved)
+cdef float rounded_to_odd(double x) noexcept nogil:
+    """In single precision, with the last bit set where that is not exact: rounded once more, to
+    half precision, this is x rounded once (Boldo and Melquiond, 2008)."""
+    cdef float y = <float>x
+    cdef uint32_t bits
+    if y == x or x != x:
+        return y
+    bits = bits_of_float(y)
+    if (<double>y > x) == (x > 0):
+        bits -= 1
+    return float_of_bits(bits | 1)
+
+
+cdef void round_sums(int kind, const double *totals, void *to, uint64_t columns) noexcept nogil:
+    """To nearest even in the dtype of the elements, whatever the caller's modes are."""
+    cdef float_state saved = float_state_enter()
+    cdef uint64_t i
+    for i in range(columns):
+        if kind == KIND_F64:
+            (<double *>to)[i] = totals[i]
+        elif kind == KIND_F32:
+            (<float *>to)[i] = <float>totals[i]
+        elif kind == KIND_F16:
+            (<f16 *>to)[i] = f16_of_float(rounded_to_odd(totals[i]))
+        else:
+            (<bf16 *>to)[i] = bf16_of_float(rounded_to_odd(totals[i]))
+    float_state_leave(saved)
 
 
 def bias_dropout_add_grad(dy, mask, *, out=None):
@@ -501,7 +533,10 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
     from_ = plain(array)
     result = to if is_plain(to) else plain_like(to)
     columns = np.PyArray_DIM(array, np.PyArray_NDIM(array) - 1)
-    totals = numpy.zeros(columns)
+    try:
+        totals = numpy.zeros(columns)
+    except ValueError:  # as NumPy says where a size does not fit
+        raise MemoryError(f"unable to allocate sums of {columns} columns") from None
     dbias = numpy.empty(columns, (<object>array).dtype)
     if np.PyArray_SIZE(array):
         bits = checked.stored_bits()
@@ -533,6 +568,6 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
             add_up(&work, groups, <double *>np.PyArray_DATA(totals), columns)
         free(block)
     if result is not to:
-        numpy.copyto(to, result)
-    round_to(dbias, totals)
+        copy_into(to, result)
+    round_sums(kind, <const double *>np.PyArray_DATA(totals), np.PyArray_DATA(dbias), columns)
     return to if out is None else out, dbias, array if not isinstance(dy, numpy.ndarray) else dy

@@ -119,7 +119,7 @@ cdef void draw_apply_blocks(void *context, int64_t begin, int64_t end) noexcept 
 
 cdef int64_t grains(int64_t items, int64_t size) noexcept nogil:
     """How many items a thread takes at a time: a few helpings each, so that none is waited for."""
-    cdef int64_t helpings = 4 * thread_count()
+    cdef int64_t helpings = 4 * <int64_t>thread_count()
     if size < PARALLEL_SIZE:
         return items
     return (items + helpings - 1) // helpings

@@ -1,15 +1,17 @@
 """Owns the mask: the packed bits of one dropout, or what they are drawn from, and their use."""
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 cimport numpy as np
 
 from fastdrop._arguments cimport (
-    flag_of, inplace_of, input_of, integer_of, kind_of, noise_entries_of, noise_shape_of,
+    flag_of, held, inplace_of, input_of, integer_of, kind_of, noise_entries_of, noise_shape_of,
     output_of, rate_of, scale_of, shape_of, shown, size_of,
 )
-from fastdrop._kernels.table cimport BLOCK, BLOCK_BYTES, stream_key
+from fastdrop._kernels.table cimport stream_key
 from fastdrop._layout cimport apply_bits, draw_apply_straight, draw_bits, is_straight
 from fastdrop._memory cimport Buffer, array_over, new_buffer
 from fastdrop._stream cimport Seed, Stream, derive_key, seed_number, seed_of
@@ -20,6 +22,9 @@ np.import_array()
 
 cdef extern from *:
     int __builtin_popcountll(unsigned long long word) noexcept nogil
+
+cdef enum:
+    COUNTED = 1 << 24               # elements that are drawn at once to count them
 
 cdef object UINT8 = numpy.dtype(numpy.uint8)
 LARGEST_OFFSET = 2**63
@@ -180,19 +185,22 @@ cdef class Mask:
         13069
         """
         cdef stream_key key
-        cdef uint8_t window[BLOCK_BYTES]
+        cdef Buffer window
         cdef uint64_t some, first = 0, total = 0
         if self.buffer is not None:
             with nogil:
                 total = count_ones(self.buffer.data, self.packed_size())
             return total
+        window = new_buffer(min(self.packed_size(), <size_t>COUNTED // 8))
         derive_key(&key, &self.draw, self.rate)
-        with nogil:
-            while first < self.size_:
-                some = min(self.size_ - first, <uint64_t>BLOCK)
-                draw_bits(&key, self.offset + first, some, window)
-                total += count_ones(window, (some + 7) // 8)
-                first += some
+        while first < self.size_:
+            # A mask without bits can be of any size, and take years.
+            PyErr_CheckSignals()
+            some = min(self.size_ - first, <uint64_t>COUNTED)
+            with nogil:
+                draw_bits(&key, self.offset + first, some, window.data)
+                total += count_ones(window.data, (some + 7) // 8)
+            first += some
         return total
 
     def unpack(self):
@@ -421,7 +429,6 @@ def _restored(state):
     """A mask from its state, for unpickling: every field is checked as an argument would be."""
     cdef Mask mask = Mask.__new__(Mask)
     cdef Seed seed
-    cdef const uint8_t[::1] bytes_
     if not isinstance(state, dict) or set(state) != {
         "shape", "noise_shape", "rate", "scale", "seed", "step", "offset", "bits"
     }:
@@ -449,16 +456,14 @@ def _restored(state):
         if not mask.drawn:
             raise ValueError("`state` must hold the bits of a mask, or a seed, a step and a rate")
         return mask
-    if not isinstance(bits, bytes) or <size_t>len(bits) != mask.packed_size():
+    if type(bits) is not bytes or <size_t>len(bits) != mask.packed_size():
         raise ValueError(f"`bits` must be {mask.packed_size()} bytes for the noise shape "
                          f"{mask.noise_shape}, got {shown(bits)}")
     if mask.size_ % 8 and bits[len(bits) - 1] >> (mask.size_ % 8):
         raise ValueError("`bits` must have zeros above the last element's bit, got "
                          f"{bits[len(bits) - 1]:#x} in the last byte")
     mask.buffer = new_buffer(mask.packed_size())
-    bytes_ = bits
-    if len(bits):
-        memcpy(mask.buffer.data, &bytes_[0], mask.packed_size())
+    memcpy(mask.buffer.data, PyBytes_AS_STRING(bits), mask.packed_size())
     return mask
 
 
@@ -478,7 +483,7 @@ cdef Mask mask_of(object mask, np.ndarray x, str name):
 
 cdef masked(object mask, object x, object out, str name):
     """A new array, or out, with the mask applied to x."""
-    cdef np.ndarray from_ = input_of(x, name)
+    cdef np.ndarray from_ = held(input_of(x, name))
     cdef int kind = kind_of(from_, name)
     cdef Mask checked = mask_of(mask, from_, name)
     cdef np.ndarray to = (

@@ -15,6 +15,8 @@ cdef class Stream:
     cdef uint64_t next_step
     cdef bint exhausted
     cdef _set(self, object seed, object step)
+    cdef dict _take(self, object n)
+    cdef _give_back(self, dict state, object n)
 
 cdef class Seed:
     cdef Stream stream

@@ -43,8 +43,13 @@ cdef Draw words_of(object seed, object step):
 
 cdef object sequence_number(object sequence):
     """The seed that a SeedSequence stands for: its first two 64-bit words, low word first."""
-    low, high = sequence.generate_state(2, np.uint64)
-    return int(high) << 64 | int(low)
+    bounds = "or a SeedSequence whose state is two words in [0, 2**64)"
+    try:
+        low, high = sequence.generate_state(2, np.uint64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`seed` must be an int {bounds}, got {shown(sequence)}") from error
+    low = integer_of(low, "seed", 0, STEPS - 1, bounds)
+    return integer_of(high, "seed", 0, STEPS - 1, bounds) << 64 | low
 
 
 @cython.final
@@ -175,8 +180,6 @@ cdef class Stream:
         >>> left.seed == right.seed
         False
         """
-        cdef Seed parent = seed_of(self)
-        cdef Draw draw
         n = integer_of(n, "n", 0, STEPS, "of at least 0")
         if n > STEPS - self.step:
             raise OverflowError(
@@ -186,11 +189,37 @@ cdef class Stream:
             children = [None] * n
         except (MemoryError, OverflowError):
             raise MemoryError(f"`n`: no memory for {shown(n)} streams") from None
-        for i in range(n):
-            draw = parent.take()
-            entropy = np.random.SeedSequence(seed_number(&draw), spawn_key=(draw.step,))
-            children[i] = Stream(entropy)
+        state = self._take(n)
+        try:
+            for i in range(n):
+                children[i] = Stream(
+                    np.random.SeedSequence(state["seed"], spawn_key=(state["step"] + i,)))
+        except BaseException:
+            # Without memory, or interrupted: as if nothing had been taken.
+            self._give_back(state, n)
+            raise
         return children
+
+    cdef dict _take(self, object n):
+        """Takes n steps at once, or none; the state before."""
+        cdef Draw draw
+        cdef bint exhausted
+        with cython.critical_section(self):
+            draw.low, draw.high, draw.step = self.low, self.high, self.next_step
+            exhausted = self.exhausted
+            state = {"seed": seed_number(&draw), "step": STEPS if exhausted else draw.step}
+            if n > STEPS - state["step"]:
+                raise OverflowError(
+                    f"`n`: the stream has {STEPS - state['step']} steps left, got {shown(n)}")
+            if n:
+                self.next_step += <uint64_t>(n & (STEPS - 1))
+                self.exhausted = state["step"] + n == STEPS
+        return state
+
+    cdef _give_back(self, dict state, object n):
+        """Goes back to a state from n steps on, unless others have taken steps since."""
+        if self.state == {"seed": state["seed"], "step": state["step"] + n}:
+            self._set(state["seed"], state["step"])
 
     def __reduce__(self):
         return _restored, (self.state,)
@@ -228,18 +257,37 @@ cdef class Seed:
 cdef Stream process_stream = Stream()
 
 
+cdef extern from * nogil:
+    """
+    #include <pthread.h>
+    #include <stdatomic.h>
+    static atomic_int in_child = 0;
+    static void note_fork(void) { in_child = 1; }
+    static int prepare_for_forks(void) { return pthread_atfork(0, 0, note_fork); }
+    """
+    bint in_child
+    int prepare_for_forks()
+
+
 def _reseed_after_fork():
     """A child that went on with its parent's stream would repeat its masks."""
+    global in_child
     process_stream._set(secrets.randbits(128), 0)
+    in_child = False
 
 
 os.register_at_fork(after_in_child=_reseed_after_fork)
+# Forks of other languages run none of Python's functions.
+if prepare_for_forks() != 0:
+    raise MemoryError("no memory to register what is to be done after a fork")
 
 
 cdef Seed seed_of(object seed):
     cdef Seed result = Seed.__new__(Seed)
     cdef object number
     if seed is None:
+        if in_child:
+            _reseed_after_fork()
         result.stream = process_stream
     elif isinstance(seed, Stream):
         result.stream = <Stream>seed

@@ -41,8 +41,8 @@ def set_num_threads(n):
     Parameters
     ----------
     n : int
-        At least 1. With 1, no thread is ever started; above 256, no more than with 256. Small arrays
-        use the calling thread only, whatever n is. Results do not depend on n.
+        At least 1. With 1, no thread is ever started; above 256, no more than with 256. Small
+        arrays use the calling thread only, whatever n is. Results do not depend on n.
 
     Raises
     ------

@@ -15,6 +15,10 @@
 
 #define POOL_MAX_WORKERS 255
 
+/* The kernels' frames take less than a tenth of it. The system's own choice may be too little for
+   them, and much more than that would be missed where address space is short. */
+#define POOL_STACK_BYTES (1 << 20)
+
 /* How often a worker looks for the next job before it sleeps: for about 10 microseconds without a
    break, then for about 200 while it lets any other thread have the CPU. A chain of calls so finds
    it awake: from sleep, above all on a virtual machine, it takes 30 to 60 microseconds. */
@@ -99,6 +103,7 @@ static int pool_start_worker(void) {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, POOL_STACK_BYTES);
     failed = pthread_create(&thread, &attributes, pool_worker, 0);
     pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, 0);

@@ -412,6 +412,18 @@ def test_out_overlaps_x_partly(call, pair):
     refuse(run, "out")
 
 
+def test_memory_that_is_shared_by_part_of_an_element():
+    memory = np.zeros(100, np.uint8)
+    x, out = memory[0:40].view(F4), memory[38:78].view(F4)
+    with pytest.raises(ValueError, match="`out`"):
+        fastdrop.dropout(x, 0.5, out=out)
+    # Places 0 7 14 and 10 17 24, of four bytes each: the last two of 14 are the first two of... 17.
+    x = np.lib.stride_tricks.as_strided(memory.view(F4), (2, 3), (10, 7))
+    with pytest.raises(ValueError, match="`x`"):
+        fastdrop.dropout_(x, 0.5)
+    assert not memory.any()
+
+
 @pytest.mark.parametrize("call", ["dropout_grad", "apply"])
 def test_out_overlaps_dy_partly(call):
     refuse(lambda s: INTO_OUT[call](s, s.buffer[4:16].reshape(3, 4)), "out")

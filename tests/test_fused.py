@@ -303,6 +303,20 @@ def test_bias_gradient(isa, dtype, columns):
     assert (np.abs(dbias.astype(np.float64) - exact_sums(summands)) <= bound + 1e-300).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "large"), [(DTYPES[0], 1024), (DTYPES[1], 256)], ids=["float16", "bfloat16"]
+)
+def test_sums_are_rounded_once(isa, dtype, large):
+    """A hair above the middle of two numbers, which single precision does not tell from it."""
+    dy = np.zeros((100_000, 1), dtype)
+    dy[0], dy[1], dy[-1] = large, ml_dtypes.finfo(dtype).eps * large / 2, 2.0**-24
+    for sign in (1, -1):
+        signed = (sign * dy).astype(dtype)
+        mask = fastdrop.draw_mask(dy.shape, 0.0)
+        _, dbias, _ = fastdrop.bias_dropout_add_grad(signed, mask)
+        assert float(dbias[0]) == sign * (large + float(ml_dtypes.finfo(dtype).eps) * large)
+
+
 @pytest.mark.parametrize("shape", [(300_000, 1), (9000, 33), (1000, 1025), (3, 100_003)], ids=str)
 def test_sums_of_many_groups_of_rows(isa, shape):
     """Of whole numbers below 2^24, so that every sum is exact."""

@@ -1,12 +1,15 @@
 """Arguments that lie, change while they are looked at, or are made to exhaust something."""
 
+import copy
 import ctypes
 import ctypes.util
+import numbers
 import pickle
 import platform
 import re
 import sys
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -210,13 +213,16 @@ def test_the_callers_modes_do_not_matter_and_are_left(isa, dtype, modes):
     expected = [array.tobytes() for call in calls for array in call()]
     assert expected[0] == reference.dropout(x, kept, mask.scale).tobytes()
     libm = ctypes.CDLL(ctypes.util.find_library("m"))
-    before, after = FloatingPointEnvironment(), FloatingPointEnvironment()
+    before, after, before_call, after_call = (FloatingPointEnvironment() for _ in range(4))
     assert libm.fegetenv(ctypes.byref(before)) == 0
     odd = FloatingPointEnvironment.from_buffer_copy(before)
     odd.mxcsr |= modes
     libm.fesetenv(ctypes.byref(odd))
     try:
         flushed = float(np.float64(5e-324) * 1.0)
+        libm.fegetenv(ctypes.byref(before_call))
+        fastdrop.dropout_(x.copy(), 0.3, seed=1)
+        libm.fegetenv(ctypes.byref(after_call))
         found = [array.tobytes() for call in calls for array in call()]
         libm.fegetenv(ctypes.byref(after))
     finally:
@@ -224,6 +230,8 @@ def test_the_callers_modes_do_not_matter_and_are_left(isa, dtype, modes):
     assert (flushed == 0) == (modes == FLUSH)
     assert found == expected
     assert after.mxcsr & MODES == odd.mxcsr & MODES
+    # A kernel leaves no exception's flag either.
+    assert after_call.mxcsr == before_call.mxcsr
 
 
 class Meddler:
@@ -433,3 +441,163 @@ def test_a_wrong_value_that_cannot_be_shown_is_refused_by_name_too(argument, val
     arguments = {"rate": 0.5} | {argument: value}
     with pytest.raises(TypeError, match=f"`{argument}`"):
         fastdrop.draw_mask(3, **arguments)
+
+
+# What only looks like what is wanted.
+
+
+@pytest.mark.parametrize(
+    "function", [copy.copy, copy.deepcopy, pickle.dumps], ids=lambda f: f.__name__
+)
+def test_the_memory_of_bits_cannot_be_copied_as_an_object(function):
+    memory = fastdrop.draw_mask(100, 0.5).bits.base
+    for of in (memory, type(memory)()):
+        with pytest.raises(TypeError, match="pickle"):
+            function(of)
+
+
+def test_nothing_is_restored_but_masks_and_streams():
+    """Cython makes a function for each class in C, which sets pointers to what a pickle says."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("fastdrop")]
+    names = [name for module in modules for name in vars(module)]
+    assert len(names) > 100
+    assert not [name for name in names if "unpickle" in name]
+
+
+class Long(bytes):
+    """Says that it is longer than it is."""
+
+    def __len__(self):
+        return 300_000_000
+
+    def __getitem__(self, index):
+        return 0
+
+
+def test_bits_that_lie_about_their_length():
+    shape = (2_400_000_000,)
+    with pytest.raises(ValueError, match="`bits`"):
+        crafted(shape=shape, noise_shape=shape, bits=Long(b"abc"))
+
+
+class Endless(tuple):
+    def __iter__(self):
+        while True:
+            yield 1
+
+
+@pytest.mark.parametrize("argument", ["shape", "noise_shape"])
+def test_a_shape_that_never_ends(argument):
+    arguments = {"shape": 3, argument: Endless((1,))}
+    with pytest.raises(ValueError, match=f"`{argument}`.*64"):
+        fastdrop.draw_mask(arguments.pop("shape"), 0.5, **arguments)
+
+
+class Faceless(np.ndarray):
+    """Has no shape that it would tell."""
+
+    @property
+    def shape(self):
+        raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("argument", ["rate", "seed", "scale", "noise_shape"])
+def test_an_array_that_tells_no_shape_is_refused_by_name(argument):
+    arguments = {"rate": 0.5} | {argument: np.ones(3).view(Faceless)}
+    with pytest.raises(TypeError, match=f"`{argument}` .*an array of shape"):
+        fastdrop.draw_mask(3, **arguments)
+
+
+class Proxy:
+    """Takes itself for another object, as wrapt's proxies and mocks do."""
+
+    def __init__(self, array):
+        self._array = array
+
+    __class__ = property(lambda self: np.ndarray)
+
+    def __array__(self, dtype=None, copy=None):
+        return self._array
+
+
+def test_a_proxy_of_an_array_is_read_and_not_changed_in_place():
+    x = np.ones(100)
+    y, mask = fastdrop.dropout(Proxy(x), 0.5, seed=1)
+    reference.assert_same_bits(y, fastdrop.dropout(x, 0.5, seed=1)[0])
+    reference.assert_same_bits(mask.apply(Proxy(x)), y)
+    with pytest.raises(TypeError, match="`x`"):
+        fastdrop.dropout_(Proxy(x), 0.5)
+    with pytest.raises(TypeError, match="`out`"):
+        fastdrop.dropout(x, 0.5, out=Proxy(x))
+
+
+class OtherWords(np.random.SeedSequence):
+    words = ()
+
+    def generate_state(self, n_words, dtype=np.uint32):
+        return self.words
+
+
+@pytest.mark.parametrize(
+    "words", [(), (1,), (1, 2, 3), (-1, 2), (1.5, 2), (2**64, 0), (1, None), 7]
+)
+@pytest.mark.parametrize(
+    "use", [fastdrop.Stream, lambda seed: fastdrop.draw_mask(3, 0.5, seed=seed)]
+)
+def test_a_seed_sequence_of_other_words(words, use):
+    sequence = OtherWords(1)
+    sequence.words = words
+    with pytest.raises((TypeError, ValueError), match="`seed`"):
+        use(sequence)
+
+
+class NoAnswer:
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+
+@numbers.Real.register
+class NoNumber:
+    def __float__(self):
+        raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("store_mask", NoAnswer()), ("rate", NoNumber()), ("scale", NoNumber())],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_converted_is_refused_by_name(argument, value):
+    with pytest.raises(TypeError, match=f"`{argument}`"):
+        fastdrop.draw_mask(3, **{"rate": 0.5, argument: value})
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [Fraction(2**60 + 1, 2**60), Fraction(-1, 10**400), np.nextafter(np.longdouble(1), 2)],
+    ids=["above", "below", "long double"],
+)
+def test_a_rate_that_would_be_rounded_into_the_interval(rate):
+    with pytest.raises(ValueError, match="`rate`"):
+        fastdrop.draw_mask(3, rate)
+
+
+@pytest.mark.parametrize(
+    "stand_in", ["MagicMock()", "types.SimpleNamespace(bfloat16=object)", "types.ModuleType('m')"]
+)
+def test_something_else_in_the_place_of_ml_dtypes(run_python, stand_in):
+    done = run_python(
+        "import sys, types\nfrom unittest.mock import MagicMock\n"
+        f"sys.modules['ml_dtypes'] = {stand_in}\n"
+        "import numpy as np, fastdrop\n"
+        "for x in (np.ones(3, int), np.array([None, 2.5])):\n"
+        "    try: fastdrop.dropout(x, 0.5)\n"
+        "    except TypeError as error: print('`x` must have the dtype' in str(error))\n"
+    )
+    assert done.stdout == "True\nTrue\n", done.stderr
+
+
+def test_a_gradient_of_more_columns_than_memory_has_room_for():
+    mask = fastdrop.draw_mask((0, 2**60), 0.5)
+    with pytest.raises(MemoryError):
+        fastdrop.bias_dropout_add_grad(np.empty((0, 2**60), np.float32), mask)

@@ -36,6 +36,7 @@ CALLS = {
     "dropout_grad: the result": "fastdrop.dropout_grad(x, stored)",
     "dropout_grad_: the bits": "fastdrop.dropout_grad_(x, shifted)",
     "==": "replayed == stored",
+    "count: the bits": "replayed.count()",
     "pickle": "pickle.dumps(stored)",
     "unpickle": "pickle.loads(pickled)",
     "relu_dropout: the result": "fastdrop.relu_dropout(x, 0.5, seed=stream)",

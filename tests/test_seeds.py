@@ -341,7 +341,33 @@ def test_spawning_many_can_be_interrupted():
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert stream.step < 1_000_000
+    assert stream.step == 0
+
+
+def test_spawning_without_memory_takes_no_step(run_python):
+    done = run_python("""
+import resource, fastdrop
+stream = fastdrop.Stream(1)
+with open("/proc/self/statm") as pages:
+    size = int(pages.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**25, resource.RLIM_INFINITY))
+try:
+    stream.spawn(1_000_000)
+except MemoryError:
+    print(stream.step)
+""")
+    assert done.stdout == "0\n", done.stderr
+
+
+def test_threads_that_spawn_take_all_of_their_steps_or_none(stream_at, eager_switching):
+    for _ in range(20):
+        stream = stream_at(5, 2**64 - 300)
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(stream.spawn, 200) for _ in range(2)]
+            errors = [future.exception() for future in futures]
+        assert sorted(map(type, errors), key=str) == [type(None), OverflowError]
+        assert all("`n`" in str(error) for error in errors if error)
+        assert stream.step == 2**64 - 100
 
 
 # Keeping and sharing a stream.
@@ -482,6 +508,25 @@ print("done")
 
 
 @needs_fork
+def test_a_child_that_no_python_forked_reseeds_too(run_python):
+    """Functions that Python runs after its own forks are not run after those of other languages."""
+    done = run_python("""
+import ctypes, os, fastdrop
+fork = ctypes.PyDLL(None).fork
+fastdrop.draw_mask(1, 0.5)
+read, write = os.pipe()
+child = fork()
+drawn = fastdrop.draw_mask(1000, 0.5)
+if not child:
+    os.write(write, f"{drawn.seed}".encode())
+    os._exit(0)
+os.waitpid(child, 0)
+assert int(os.read(read, 100)) != drawn.seed
+print("done")
+""")
+    assert done.stdout == "done\n", done.stderr
+
+
 def test_a_forked_child_keeps_the_seeds_that_were_chosen(run_python):
     program = run_python(
         FORK

@@ -5,6 +5,7 @@ import ctypes
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sysconfig
 import threading
@@ -147,16 +148,27 @@ def test_many_python_threads_at_once(isa):
             assert_same_bits(dx, expected[seed])
 
 
-def test_the_interpreter_runs_on_while_a_kernel_does():
-    size = 2**27
+LONG = np.ones((2**13, 2**12), np.float32)
+LONG_CALLS = {
+    "draw_mask": lambda: fastdrop.draw_mask(2**27, 0.3, seed=1),
+    "dropout_": lambda: fastdrop.dropout_(LONG, 0.3, seed=1, scale=1.0),
+    "dropout_, Fortran": lambda: fastdrop.dropout_(LONG.T, 0.3, seed=1, scale=1.0),
+    "relu_dropout": lambda: fastdrop.relu_dropout(LONG, 0.3, seed=1, scale=1.0, out=LONG),
+    "bias_dropout_add": lambda: fastdrop.bias_dropout_add(LONG, None, LONG, 0.3, out=LONG),
+    "count": lambda: fastdrop.draw_mask(2**27, 0.3, seed=1, store_mask=False).count(),
+}
+
+
+@pytest.mark.parametrize("call", LONG_CALLS)
+def test_the_interpreter_runs_on_while_a_kernel_does(call):
     with fastdrop._isa.using("portable"), fastdrop.num_threads(1):
         start = time.perf_counter()
-        fastdrop.draw_mask(size, 0.3, seed=1)
+        LONG_CALLS[call]()
         alone = time.perf_counter() - start
         # One pause may be the operating system's: a kernel that held the GIL would make five.
         longest_pauses = []
         for _ in range(5):
-            worker = threading.Thread(target=fastdrop.draw_mask, args=(size, 0.3))
+            worker = threading.Thread(target=LONG_CALLS[call])
             worker.start()
             longest, before = 0, time.perf_counter()
             while worker.is_alive():
@@ -364,6 +376,67 @@ def test_the_count_may_change_while_calls_run(isa):
         changer.join()
 
 
+RESHAPED = """
+import threading, time, warnings
+import numpy as np, fastdrop
+fastdrop.set_num_threads(1)
+warnings.simplefilter("ignore", DeprecationWarning)  # newer NumPy advises against it
+shape = (2048, 2048, 2)
+x, out = np.ones(shape, np.float32), np.ones(shape, np.float32)
+args = dict(seed=1, noise_shape=(None, None, 1))
+replayed = fastdrop.draw_mask(shape, 0.5, offset=3, store_mask=False, seed=1)
+calls = {
+    "dropout": lambda: (fastdrop.dropout(x, 0.5, **args)[0], args),
+    "dropout, out": lambda: (fastdrop.dropout(x, 0.5, out=out, **args)[0], args),
+    "dropout_": lambda: (fastdrop.dropout_(x, 0.5, scale=1.0, **args), None),
+    "apply": lambda: (replayed.apply(x), None),
+    "apply_": lambda: (replayed.apply_(x), None),
+    "dropout_grad": lambda: (fastdrop.dropout_grad(x, replayed, out=out), None),
+    "relu_dropout": lambda: (fastdrop.relu_dropout(x, 0.5, out=out, **args), None),
+    "bias_dropout_add": lambda: (fastdrop.bias_dropout_add(x, None, out, 0.5, **args), None),
+    "bias_dropout_add_grad": lambda: (fastdrop.bias_dropout_add_grad(x, replayed, out=out), None),
+}
+expected = fastdrop.dropout(x, 0.5, **args)[0].tobytes()
+stop, go = threading.Event(), threading.Event()
+
+def reshape():
+    # While the mask is drawn, which is most of each call.
+    while not stop.is_set():
+        go.wait()
+        time.sleep(0.001)
+        for array in (x, out):
+            array.shape = (2,) * 23
+            array.shape = (2**23, 1, 1)
+        go.clear()
+
+other = threading.Thread(target=reshape)
+other.start()
+for name, call in calls.items():
+    for _ in range(5):
+        x.shape = out.shape = shape
+        x[...] = out[...] = 1
+        go.set()
+        try:
+            result, known = call()
+        except ValueError as error:
+            assert "shape" in str(error), error  # it was another one before the call
+            continue
+        finally:
+            while go.is_set():
+                time.sleep(0.0001)
+        assert known is None or result.tobytes() == expected, name
+stop.set()
+go.set()
+other.join()
+print("done")
+"""
+
+
+def test_an_array_that_another_thread_reshapes_during_a_call(run_python):
+    program = run_python(RESHAPED)
+    assert program.stdout == "done\n", (program.returncode, program.stderr)
+
+
 # How many threads there are.
 
 COUNT = """
@@ -406,6 +479,22 @@ def test_no_more_than_256_threads(run_python):
     assert program.stdout == "255\n", program.stderr
 
 
+@pytest.mark.parametrize("n", [2**29, 2**30 - 1, 2**30, 2**31 - 1])
+@pytest.mark.parametrize("by", ["call", "environment"])
+def test_any_number_of_threads_may_be_asked_for(run_python, n, by):
+    environment = {"FASTDROP_NUM_THREADS": str(n)} if by == "environment" else {}
+    program = run_python(
+        "import numpy as np, fastdrop\n"
+        f"{'' if environment else f'fastdrop.set_num_threads({n})'}\n"
+        f"assert fastdrop.get_num_threads() == {n}\n"
+        "y, _ = fastdrop.dropout(np.ones(2**21, np.float32), 0.5, seed=3)\n"
+        "print(np.packbits(y[-5000:] != 0).tobytes().hex())\n",
+        **environment,
+    )
+    expected = np.packbits(reference.keep_mask(3, 0, 0.5, 5000, offset=2**21 - 5000))
+    assert program.stdout.strip() == expected.tobytes().hex(), program.stderr
+
+
 @needs_proc
 def test_small_arrays_start_no_thread(run_python):
     program = run_python("""
@@ -413,7 +502,10 @@ import os
 import numpy as np, fastdrop
 before = len(os.listdir("/proc/self/task"))
 fastdrop.set_num_threads(8)
-fastdrop.dropout(np.ones(4096), 0.2)
+for size in (4096, 2**16):
+    fastdrop.dropout(np.ones(size), 0.2)
+    fastdrop.draw_mask(size, 0.2)
+    fastdrop.relu_dropout(np.ones((size // 64, 64)).T, 0.2)
 assert len(os.listdir("/proc/self/task")) == before
 fastdrop.dropout(np.ones(2**21), 0.2)
 assert len(os.listdir("/proc/self/task")) == before + 7
@@ -537,6 +629,78 @@ print("done")
 def test_an_interrupt_comes_between_calls(run_python, threads):
     program = run_python(INTERRUPT.format(threads=threads))
     assert program.stdout == "done\n", program.stderr
+
+
+INTERRUPT_ANY = """
+import signal, traceback
+import numpy as np, fastdrop
+fastdrop.set_num_threads(1)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+x = np.full((2**11, 2**11), 3.0, np.float32)
+memory = np.full((2**11, 2**12), 7.0, np.float32)
+strided, plain = memory[:, ::2], np.full_like(x, 7.0)
+bias, stream = np.ones(2**11, np.float32), fastdrop.Stream(1)
+mask = fastdrop.draw_mask(x.shape, 0.5, seed=1)
+replayed = fastdrop.draw_mask(x.shape, 0.5, seed=1, store_mask=False)
+calls = {{
+    "dropout": lambda out: fastdrop.dropout(x, 0.5, seed=stream, out=out),
+    "dropout_": lambda out: fastdrop.dropout_(out, 0.5, seed=stream),
+    "relu_dropout": lambda out: fastdrop.relu_dropout(x, 0.5, seed=stream, out=out),
+    "bias_dropout_add": (
+        lambda out: fastdrop.bias_dropout_add(x, bias, x, 0.5, seed=stream, out=out)
+    ),
+    "dropout_grad": lambda out: fastdrop.dropout_grad(x, replayed, out=out),
+    "bias_dropout_add_grad": lambda out: fastdrop.bias_dropout_add_grad(x, mask, out=out),
+    "draw_mask": lambda out: fastdrop.draw_mask(x.shape, 0.5, seed=stream),
+    "spawn": lambda out: stream.spawn(3000),
+}}
+call, inside = calls[{call!r}], 0
+for out in (strided, plain):
+    for i in range(25):
+        strided[...], plain[...] = 7.0, 7.0
+        stream.state = {{"seed": 1, "step": 0}}
+        signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0004 * i)
+        try:
+            try:
+                call(out)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt as interrupt:
+            frames = traceback.extract_tb(interrupt.__traceback__)
+            if any("fastdrop" in frame.name for frame in frames):
+                inside += 1
+                assert stream.step == 0, frames
+                assert (strided == 7).all() and (plain == 7).all(), frames
+print("done", inside)
+"""
+
+ANY_CALL = (
+    *("dropout", "dropout_", "relu_dropout", "bias_dropout_add", "dropout_grad"),
+    *("bias_dropout_add_grad", "draw_mask", "spawn"),
+)
+
+
+@pytest.mark.parametrize("call", ANY_CALL)
+def test_an_interrupted_call_has_changed_nothing_or_is_done(run_python, call):
+    program = run_python(INTERRUPT_ANY.format(call=call))
+    assert program.stdout.startswith("done "), program.stderr
+
+
+def test_counting_what_is_not_stored_can_be_interrupted():
+    """A mask without bits may be as large as a number can say."""
+    mask = fastdrop.draw_mask((2**60,), 0.5, store_mask=False)
+
+    def stop(*_):
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(InterruptedError):
+            mask.count()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @needs_proc

@@ -96,9 +96,9 @@ for dtype in DTYPES:
                 check(x.array, "dropout_", *case)
                 check(mask.bits, "bits", *case)
 for size in SIZES:
-    for offset in (0, 1, 32, 4095):
-        mask = fastdrop.draw_mask(size, 0.3, seed=1, offset=offset)
-        check(mask.bits, size, offset)
+    for offset, rate in [(0, 0.3), (1, 0.3), (32, 0.3), (4095, 0.3), (0, 0), (1, 0), (0, 1)]:
+        mask = fastdrop.draw_mask(size, rate, seed=1, offset=offset)
+        check(mask.bits, size, offset, rate)
         check(mask.unpack(), size, offset)
         bits = fastdrop.Mask.pack(mask.unpack()).bits
         check(bits, "pack", size)

@@ -200,7 +200,7 @@ def work(config):
     layer = fastdrop_keras.Dropout.from_config(config)
     check(layer, 0, tf.function(gradient))
     check(layer, 1)
-    return fastdrop_keras.get_bridge(), masked(2, LARGE).tobytes()
+    return fastdrop_keras.get_bridge(), masked(2, LARGE).tobytes(), fastdrop.draw_mask(8, 0.5).seed
 
 if __name__ == "__main__":
     fastdrop.set_num_threads(2)
@@ -210,7 +210,9 @@ if __name__ == "__main__":
     check(layer, 1, graph)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         [found] = pool.map(work, [layer.get_config()])
-    assert found == (fastdrop_keras.get_bridge(), masked(2, LARGE).tobytes())
+    *found, seed = found
+    assert found == [fastdrop_keras.get_bridge(), masked(2, LARGE).tobytes()]
+    assert seed != fastdrop.draw_mask(8, 0.5).seed
     check(layer, 2)
     check(layer, 3, graph)
     print("done")
