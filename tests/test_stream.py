@@ -304,13 +304,16 @@ def test_mask_is_the_same_on_any_number_of_threads(isa, threads):
 
 
 def test_more_than_two_to_the_31_elements():
-    size = 2**31 + 4099
-    mask = fastdrop.draw_mask(size, 0.5, seed=5)
+    size = 2**31 + 2**24 + 4099
+    # So many that one begins beyond the first 2**31 elements, and does not only end there.
+    with fastdrop.num_threads(64):
+        mask = fastdrop.draw_mask(size, 0.5, seed=5)
     assert mask.nbytes == mask.bits.size == -(-size // 8)
-    tail = reference.keep_mask(5, 0, 0.5, 4099 + 8192, 2**31 - 8192)
-    np.testing.assert_array_equal(mask.bits[(2**31 - 8192) // 8 :], reference.pack_bits(tail))
-    middle = reference.keep_mask(5, 0, 0.5, 8192, 2**30)
-    np.testing.assert_array_equal(mask.bits[2**27 :][:1024], reference.pack_bits(middle))
+    for first in (2**30, 2**31 - 8192, 2**31, 2**31 + 2**24 - 8192):
+        count = min(16384, size - first)
+        expected = reference.pack_bits(reference.keep_mask(5, 0, 0.5, count, first))
+        bits = mask.bits[first // 8 :][: expected.size]
+        np.testing.assert_array_equal(bits, expected)
     # Not numpy.bitwise_count, which NumPy 1 does not have.
     bits_of_a_byte = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1).sum(
         axis=1

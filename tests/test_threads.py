@@ -169,8 +169,9 @@ def test_the_interpreter_runs_on_while_a_kernel_does(call):
         longest_pauses = []
         for _ in range(5):
             worker = threading.Thread(target=LONG_CALLS[call])
-            worker.start()
+            # Starting counts too: a thread may keep the GIL from its first moment on.
             longest, before = 0, time.perf_counter()
+            worker.start()
             while worker.is_alive():
                 now = time.perf_counter()
                 longest, before = max(longest, now - before), now
@@ -403,7 +404,7 @@ def reshape():
     # While the mask is drawn, which is most of each call.
     while not stop.is_set():
         go.wait()
-        time.sleep(0.001)
+        time.sleep(0.0005)
         for array in (x, out):
             array.shape = (2,) * 23
             array.shape = (2**23, 1, 1)
@@ -433,7 +434,7 @@ print("done")
 
 
 def test_an_array_that_another_thread_reshapes_during_a_call(run_python):
-    program = run_python(RESHAPED)
+    program = run_python(RESHAPED, FASTDROP_ISA="portable")
     assert program.stdout == "done\n", (program.returncode, program.stderr)
 
 
