@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find fastdrop fastdrop_keras -name '*.py[x]' -o -name '*.c' -o -name '*.px[di]' -o -name '*.h' -o -name '_isas.py')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-asan test-debug matrix fuzz bench bench-quick \
+.PHONY: help demo test test-slow test-asan test-debug faults matrix fuzz bench bench-quick \
   bench-instructions lint format clean
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test-slow  the slow tests"
 	@echo "make test-asan  the NumPy tests with AddressSanitizer and UBSan"
 	@echo "make test-debug  the same with bounds checks and asserts"
+	@echo "make faults     plant faults and see the tests fail; ONLY=fork for some"
 	@echo "make matrix     every Python, NumPy and TensorFlow that can be had here, in a table"
 	@echo "make fuzz       pickles, states, configs and files at random; FUZZ_SECONDS=60 for each target"
 	@echo "make bench      speed against the peers: a report in results/bench (ten minutes)"
@@ -65,6 +66,9 @@ test-asan: build/asan/built
 
 test-debug: build/debug/built
 	$(call WITH_BUILD,debug) PYTHONDEVMODE=1 $(PYTEST_NUMPY)
+
+faults: $(VENV)/installed-dev
+	$(RUN) -m pytest -v -m slow tests/test_planted_faults.py $(if $(ONLY),-k $(ONLY))
 
 matrix: $(VENV)/installed-dev
 	$(RUN) tests/matrix.py
