@@ -730,6 +730,15 @@ static void *make_until_stopped(void *unused) {
     return NULL;
 }
 
+static void *make_dials_until_stopped(void *unused) {
+    (void)unused;
+    for (int64_t number = 2 * DIALS; atomic_load(&running); number++) {
+        CHECK(fastdrop_new_dial(number, 0.5));
+        usleep(20); /* dials stay for good */
+    }
+    return NULL;
+}
+
 static void make_in_child(void) {
     TF_OpKernelConstruction construction = construction_of(TF_FLOAT, 0.5);
     alarm(20); /* which ends a child that hangs */
@@ -744,7 +753,8 @@ static void forks(void) {
         CHECK(fastdrop_new_dial(number, 0.5));
     atomic_store(&running, THREADS);
     for (int i = 0; i < THREADS; i++)
-        CHECK(pthread_create(&threads[i], NULL, make_until_stopped, NULL) == 0);
+        CHECK(pthread_create(&threads[i], NULL,
+                             i ? make_until_stopped : make_dials_until_stopped, NULL) == 0);
     for (int i = 0; i < FORKS; i++) {
         int status;
         pid_t child = fork();
