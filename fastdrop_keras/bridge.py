@@ -173,9 +173,11 @@ def dropout_again(
 def _checked(x: tf.Tensor | tf.Variable) -> tf.Tensor:
     """Return `x` as a tensor that the kernels can read."""
     dense = not isinstance(x, (tf.SparseTensor, tf.RaggedTensor))
-    if not dense or x.dtype not in SUPPORTED_DTYPES:
+    dtype = getattr(x, "dtype", None)
+    if not dense or dtype not in SUPPORTED_DTYPES:
+        of_dtype = "" if dtype is None else f" of dtype {tf.as_dtype(dtype).name}"
         raise TypeError(
             "Dropout expects a dense tensor of dtype float16, bfloat16, float32 or float64. "
-            f"Received: {type(x).__name__} of dtype {tf.as_dtype(x.dtype).name}"
+            f"Received: {type(x).__name__}{of_dtype}"
         )
     return tf.convert_to_tensor(x)

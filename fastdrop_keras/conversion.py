@@ -121,8 +121,9 @@ def convert(
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If a layer has to be copied and cannot be; if `in_place` is `False` and the
-            model is a subclassed one.
+        ValueError: If a layer has to be copied and cannot be; if an attribute does not take
+            another layer, and the model is as it was then; if `in_place` is `False` and the model
+            is a subclassed one.
 
     Example:
 
@@ -168,8 +169,9 @@ def to_keras(
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If a layer has to be copied and cannot be; if `in_place` is `False` and the
-            model is a subclassed one.
+        ValueError: If a layer has to be copied and cannot be; if an attribute does not take
+            another layer, and the model is as it was then; if `in_place` is `False` and the model
+            is a subclassed one.
 
     Example:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import numbers
 import operator
 import os
@@ -18,13 +19,14 @@ from fastdrop_keras import bridge, recomputation, sampling, seed_state, surround
 from fastdrop_keras.dial import Dial
 from fastdrop_keras.noise_shape import NoiseShape
 
-_taking_a_seed = threading.Lock()
+# Reentrant: a signal's handler may call a layer while its own thread is in here.
+_taking_a_seed = threading.RLock()
 
 
 def _forget_the_lock() -> None:
     """In a forked child, whose parent's other threads are not there to release it."""
     global _taking_a_seed
-    _taking_a_seed = threading.Lock()
+    _taking_a_seed = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -450,10 +452,20 @@ def checked_rate(rate: Any, argument: str = "rate") -> float:
     )
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)):
         raise TypeError(f"{problem} Received: {argument}={rate!r} (of type {type(rate).__name__})")
-    # Written so that NaN fails too.
-    if not 0 <= rate <= 1:
-        raise ValueError(f"{problem} Received: {argument}={rate}")
-    return float(rate)
+    # What is used is what is checked: a subclass may convert to another number than it compares as.
+    number = float(rate) if 0 <= rate <= 1 else math.nan
+    # Written so that NaN fails.
+    if not 0 <= number <= 1:
+        raise ValueError(f"{problem} Received: {argument}={_shown(rate)}")
+    return number
+
+
+def _shown(number: Any) -> str:
+    """Return a number for an error message: Python prints no int of more than some 4,000 digits."""
+    try:
+        return str(number)
+    except ValueError:
+        return f"an integer of {number.bit_length()} bits"
 
 
 def checked_seed(seed: Any) -> int | None:
@@ -469,7 +481,7 @@ def checked_seed(seed: Any) -> int | None:
     if not 0 <= number < 2**63:
         raise ValueError(
             "Invalid value received for argument `seed`. Expected an integer from 0 to 2**63 - 1 "
-            f"or None. Received: seed={seed}"
+            f"or None. Received: seed={_shown(number)}"
         )
     return number
 

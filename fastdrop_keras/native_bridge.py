@@ -22,8 +22,7 @@ def drop(
             x=x,
             seed=tf.cast(seed, tf.int64),
             **_attributes(noise_shape),
-            # For a graph that is loaded where there is no such dial.
-            rate_bits=struct.unpack("<q", struct.pack("<d", dial.rate))[0],
+            rate_bits=_rate_bits(dial),
             dial=dial.number,
         )
     if tf.executing_eagerly():
@@ -40,6 +39,14 @@ def drop_again(x: tf.Tensor, residual: tf.Tensor, noise_shape: NoiseShape | None
     if tf.executing_eagerly():
         eager_tape.linear(x, y, lambda dy: drop_again(dy, residual, noise_shape))
     return y
+
+
+def _rate_bits(dial: Dial) -> int:
+    """Return the rate for a graph that is loaded where there is no such dial."""
+    # Eagerly there always is one; and TensorFlow keeps a kernel for each value of an attribute.
+    if tf.executing_eagerly():
+        return 0
+    return int(struct.unpack("<q", struct.pack("<d", dial.rate))[0])
 
 
 def _attributes(noise_shape: NoiseShape | None) -> dict[str, object]:

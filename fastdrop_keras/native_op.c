@@ -273,6 +273,7 @@ static bool fit_noise_shape(const operation *op, shapes *of) {
 static void read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of,
                         TF_Status *status) {
     int64_t bits = 1;
+    bool fits = true;
     of->ndim = TF_NumDims(tensor);
     if (of->ndim > TENSOR_MAX_DIMS) {
         invalid(status, "Dropout expects at most %d dimensions. Received: %d", TENSOR_MAX_DIMS,
@@ -291,8 +292,20 @@ static void read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of
                 "noise_shape=%s for an input of shape %s", noise, shape);
         return;
     }
+    /* A tensor without elements may have sizes whose product fits nowhere; and so may its mask, which
+       has one bit along dimensions of none. */
     for (int i = 0; i < of->ndim; i++)
-        bits *= of->noise_shape[i];
+        if (of->noise_shape[i] == 0)
+            bits = 0;
+    for (int i = 0; bits && fits && i < of->ndim; i++)
+        fits = !__builtin_mul_overflow(bits, of->noise_shape[i], &bits) && bits <= INT64_MAX - 64;
+    if (!fits) {
+        char shape[200];
+        text_of_shape(shape, sizeof shape, of->noise_shape, of->ndim);
+        invalid(status, "`noise_shape` must have a product below 2^63. Received: a mask of shape %s",
+                shape);
+        return;
+    }
     of->residual_bytes = (bits + 7) / 8 + RESIDUAL_SCALE_BYTES;
 }
 

@@ -34,7 +34,7 @@ class RateSchedule(keras.callbacks.Callback):
         log_as: String, the key of the rate in the logs.
 
     Raises:
-        TypeError: If `schedule` is not callable.
+        TypeError: If `schedule` is not callable or `log_as` no string.
         ValueError: If `unit` is not one of the two. When training starts: if the model has no
             dropout layer of this package, or not those of `layers`; if steps are to be counted
             and there is no optimizer. While it runs, with the number of the epoch or step: if
@@ -71,6 +71,11 @@ class RateSchedule(keras.callbacks.Callback):
             raise ValueError(
                 "Invalid value received for argument `unit`. Expected 'epoch' or 'step'. "
                 f"Received: unit={unit!r}"
+            )
+        if not isinstance(log_as, str):
+            raise TypeError(
+                "Invalid value received for argument `log_as`. Expected a string. "
+                f"Received: log_as={log_as!r} (of type {type(log_as).__name__})"
             )
         self.schedule = schedule
         self.unit = unit

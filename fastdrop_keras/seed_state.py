@@ -10,6 +10,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -34,8 +35,17 @@ class SeedState(keras.Operation):
 
     def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Read the state from a file, where there is one; called by Keras."""
-        if "state" in store.keys():  # noqa: SIM118 - Keras's stores are not all dicts
-            self._state.assign(store["state"])
+        if "state" not in store.keys():  # noqa: SIM118 - Keras's stores are not all dicts
+            return
+        saved = store["state"]
+        # Before anything is read: a damaged file may be of any size, and numbers of any kind.
+        if np.dtype(saved.dtype).kind not in "iu" or tuple(saved.shape) != tuple(self._state.shape):
+            raise ValueError(
+                "The state of a dropout layer's seed generator must be two integers. Received: an "
+                f"array of shape {tuple(saved.shape)} and dtype {saved.dtype} in the file, for "
+                f"{self._state.path}"
+            )
+        self._state.assign(saved)
 
 
 def checkpointed(generator: keras.random.SeedGenerator) -> tf.train.Checkpoint:

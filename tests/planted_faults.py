@@ -765,7 +765,46 @@ FAULTS = [
         "        with contextlib.nullcontext():\n",
         ("keras/test_layer_safety.py::test_many_threads_on_one_layer",),
     ),
+    Fault(
+        "a signal's handler waits for its own thread",
+        LAYERS,
+        "is in here.\n_taking_a_seed = threading.RLock()\n",
+        "is in here.\n_taking_a_seed = threading.Lock()\n",
+        ("keras/test_layer_safety.py::test_a_signals_handler_may_call_a_layer",),
+    ),
     # ---- Hostile input ----
+    Fault(
+        "a seed's state may be of any numbers",
+        "fastdrop_keras/seed_state.py",
+        'kind not in "iu"',
+        'kind not in "iufcb"',
+        ("keras/test_layer_state.py::test_a_damaged_state_is_refused_and_changes_nothing",),
+    ),
+    Fault(
+        "what was converted stays where the rest cannot be",
+        "fastdrop_keras/layer_swap.py",
+        "        for action in (*tracked_again, *reversed(undo), *tracked_again):\n",
+        "        for action in ():\n",
+        ("keras/test_conversion.py::test_a_model_that_cannot_be_changed_whole_stays_as_it_was",),
+    ),
+    Fault(
+        "the bits of a mask are counted in 64 bits, whatever their number",
+        NATIVE,
+        "        fits = !__builtin_mul_overflow(bits, of->noise_shape[i], &bits) && bits <= "
+        "INT64_MAX - 64;\n",
+        "        bits *= of->noise_shape[i];\n",
+        (
+            "keras/test_bridges.py::test_a_mask_of_more_bits_than_a_size_can_count",
+            "test_native_operations.py::test_no_byte_beside_a_tensor_and_nothing_kept",
+        ),
+    ),
+    Fault(
+        "a rate is an attribute of each eager operation",
+        "fastdrop_keras/native_bridge.py",
+        "    if tf.executing_eagerly():\n        return 0\n",
+        "",
+        ("keras/test_layer_safety.py::test_a_new_rate_at_each_eager_step_leaves_nothing_behind",),
+    ),
     Fault(
         "an output may overlap its input partly",
         ARGUMENTS,

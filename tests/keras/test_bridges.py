@@ -10,11 +10,14 @@ import reference
 import tensorflow as tf
 from reference import assert_same_bits
 from tensorflow.python.framework import kernels
+from tensorflow.python.framework.ops import gradient_registry
 
 import fastdrop_keras
+from fastdrop import _bridge
 from fastdrop_keras import Dropout, get_bridge, native_bridge, native_library, set_bridge
 from fastdrop_keras.bridge import dropout, dropout_again
 from fastdrop_keras.dial import Dial
+from fastdrop_keras.python_bridge import _gradient_name
 
 native_only = pytest.mark.skipif(sys.platform != "linux", reason="native operations are for Linux")
 
@@ -302,3 +305,62 @@ def test_a_graph_that_drops_runs_where_the_operations_are(bridge, expected, tmp_
     done = run_python(SERVE.format(first="", path=str(tmp_path)))
     assert done.returncode != 0
     assert "FastdropForward" in done.stderr
+
+
+@pytest.mark.parametrize("sizes", [(0, 2**32, 2**31), (0, 2**31, 2**33 + 1)], ids=str)
+def test_a_mask_of_more_bits_than_a_size_can_count(run, bridge, sizes):
+    """Of an array without elements, with one bit along the dimension of none."""
+    x = tf.reshape(tf.zeros(0), tf.constant(sizes, tf.int64))
+    shared = Dropout(0.5, noise_shape=(1, None, None))
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):
+        run(lambda x: shared(x, training=True))(x)
+    if bridge == "native":  # NumPy has no arrays of such sizes
+        own = Dropout(0.5)
+        assert run(lambda x: own(x, training=True))(x).shape == sizes
+
+
+# What a framework may hand to the functions on arrays.
+
+
+@pytest.mark.parametrize(
+    "seed", [np.array([1]), np.array([1, 2, 3, 4]), np.array(1), np.array([])], ids=str
+)
+def test_a_seed_of_other_words(seed):
+    with pytest.raises(ValueError, match="`seed` must hold 2 or 3 integers"):
+        _bridge.forward(np.ones(8, np.float32), seed, 0.5, None)
+
+
+RESIDUAL = np.zeros(24, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "residual",
+    [
+        RESIDUAL[:8],
+        RESIDUAL[:10],
+        RESIDUAL[::2][:9],
+        RESIDUAL[:9].view(np.int8),
+        RESIDUAL[:9].reshape(1, 9),
+        RESIDUAL[0],
+    ],
+    ids=["short", "long", "with gaps", "signed", "of two dimensions", "a number"],
+)
+def test_a_residual_of_another_shape(residual):
+    with pytest.raises((TypeError, ValueError), match="residual"):
+        _bridge.backward(np.ones(8, np.float32), residual, None)
+    assert _bridge.backward(np.ones(8, np.float32), RESIDUAL[:9], None).tolist() == [0.0] * 8
+
+
+def test_a_number_of_a_dial_cannot_be_guessed():
+    numbers = [Dial(0.5).number for _ in range(100)]
+    assert len(set(numbers)) == 100
+    # Each bit is set in about half of them.
+    for bit in range(63):
+        assert 20 < sum(number >> bit & 1 for number in numbers) < 80
+
+
+def test_a_gradient_without_an_operation_is_refused_when_it_runs():
+    """`tf.saved_model.save` asks for one, of what `tf.vectorized_map` has copied."""
+    gradient = gradient_registry.lookup(_gradient_name(None))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="is not in a SavedModel"):
+        gradient(None, tf.ones(3))

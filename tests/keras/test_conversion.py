@@ -851,6 +851,39 @@ def test_a_subclassed_model_of_ours_cannot_be_copied_either():
         to_keras(Own(), in_place=False)
 
 
+class Refusing(keras.Model):
+    """Its second attribute takes no other layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = layers.Dropout(0.1)
+        self.listed = [layers.Dropout(0.1)]
+        self.named = {"a": layers.Dropout(0.1)}
+        self.second = layers.Dropout(0.1)
+
+    def __setattr__(self, name, value):
+        if name == "second" and hasattr(self, "second"):
+            raise AttributeError("this one stays")
+        super().__setattr__(name, value)
+
+    def call(self, x, training=False):
+        for layer in (self.first, *self.listed, self.named["a"], self.second):
+            x = layer(x, training=training)
+        return x
+
+
+def test_a_model_that_cannot_be_changed_whole_stays_as_it_was():
+    model = Refusing()
+    model(np.ones((2, 3)))
+    inside = [model.first, *model.listed, model.named["a"], model.second]
+    tracked = list(model.layers)
+    with pytest.raises(ValueError, match=r"attribute 'second' of .*this one stays"):
+        convert(model, verbose=False)
+    assert [model.first, *model.listed, model.named["a"], model.second] == inside
+    assert model.layers == tracked
+    assert all(type(layer) is layers.Dropout for layer in inside)
+
+
 def test_a_subclassed_model_cannot_be_copied():
     with pytest.raises(ValueError, match=r"only be changed in place.*in_place=False.*Subclassed"):
         convert(Subclassed(), in_place=False)

@@ -388,6 +388,15 @@ def in_a_loop_in_a_function_that_was_used_before(layer):
     return f
 
 
+def in_a_branch_in_a_function_that_was_used_before(layer):
+    @tf.function
+    def f(x):
+        return tf.cond(x[0, 0] > -9, lambda: layer(x, training=True), lambda: x)
+
+    f(tf.constant(numbers()))
+    return f
+
+
 def in_a_vectorized_loop(layer):
     return lambda x: tf.vectorized_map(lambda row: layer(row, training=True), x)
 
@@ -399,6 +408,7 @@ def in_a_vectorized_loop(layer):
         in_a_function_that_was_used_before,
         in_a_function_within_a_function_that_was_used_before,
         in_a_loop_in_a_function_that_was_used_before,
+        in_a_branch_in_a_function_that_was_used_before,
         in_a_vectorized_loop,
     ],
 )

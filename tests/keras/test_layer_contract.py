@@ -113,6 +113,26 @@ def test_bad_rate(layer_class, rate):
     assert layer.rate == 0.25
 
 
+class Fickle(float):
+    """Converts to another number than it compares as."""
+
+    def __float__(self):
+        return 5.0
+
+
+def test_a_rate_that_is_not_what_it_seems():
+    layer = fastdrop_keras.Dropout(0.25)
+    with pytest.raises(ValueError, match="argument `rate`"):
+        layer.rate = Fickle(0.5)
+    assert layer.rate == 0.25
+
+
+@pytest.mark.parametrize("argument", ["rate", "seed"])
+def test_integers_of_more_digits_than_python_prints(argument):
+    with pytest.raises(ValueError, match=f"argument `{argument}`.*an integer of 16610 bits"):
+        fastdrop_keras.Dropout(**{"rate": 0.5, argument: 10**5000})
+
+
 @pytest.mark.parametrize("rate", [0, 1, 0.5, np.float32(0.5), np.float16(0.25), np.int64(1)])
 def test_good_rate(rate):
     layer = fastdrop_keras.Dropout(rate)

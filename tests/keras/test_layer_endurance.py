@@ -13,10 +13,13 @@ pytestmark = [
 STEPS = 100_000
 
 
-@pytest.mark.parametrize("mode", ["graph", "eager"])
-def test_steps_keep_nothing(run_python, bridge, mode):
+@pytest.mark.parametrize(
+    ("mode", "rate"), [("graph", "fixed"), ("eager", "fixed"), ("graph", "new"), ("eager", "new")]
+)
+def test_steps_keep_nothing(run_python, bridge, mode, rate):
     done = run_python(
         f"""{resident.SAMPLER}
+import itertools
 import tensorflow as tf, fastdrop_keras
 layer = fastdrop_keras.Dropout(0.5)
 x = tf.ones((16, 32))
@@ -28,7 +31,11 @@ def step():
     return tape.gradient(y, x)
 if {mode!r} == "graph":
     step = tf.function(step)
-sample(step, {STEPS})
+rates = itertools.count(1)
+def turned():
+    layer.rate = 1 / (2 + next(rates))
+    return step()
+sample(step if {rate!r} == "fixed" else turned, {STEPS})
 """,
         FASTDROP_KERAS_BRIDGE=bridge,
         timeout=1200,

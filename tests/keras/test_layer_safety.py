@@ -352,10 +352,19 @@ import threading
 import tensorflow as tf, fastdrop_keras
 from fastdrop_keras import layers
 layer = fastdrop_keras.Dropout(0.5)
-with layers._taking_a_seed:
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if layers._taking_a_seed.acquire(timeout=10) else 1)
+taken, done = threading.Event(), threading.Event()
+def take():
+    with layers._taking_a_seed:
+        taken.set()
+        done.wait()
+other = threading.Thread(target=take)
+other.start()
+taken.wait()
+child = os.fork()
+if child == 0:
+    os._exit(0 if layers._taking_a_seed.acquire(timeout=10) else 1)
+done.set()
+other.join()
 _, status = os.waitpid(child, 0)
 print(os.waitstatus_to_exitcode(status))
 """,
@@ -364,7 +373,62 @@ print(os.waitstatus_to_exitcode(status))
     assert done.stdout.strip() == "0", done.stderr
 
 
+def test_a_signals_handler_may_call_a_layer(run_python, bridge):
+    done = run_python(
+        """
+import signal, time
+import tensorflow as tf, fastdrop_keras
+one, other = fastdrop_keras.Dropout(0.5), fastdrop_keras.Dropout(0.5)
+x = tf.ones(8)
+calls = busy = 0
+def handle(*_):
+    global calls, busy
+    if not busy:
+        busy = 1
+        other(x, training=True)
+        calls, busy = calls + 1, 0
+one(x, training=True), other(x, training=True)
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.00117)
+end = time.time() + 5
+while time.time() < end:
+    one(x, training=True)
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(calls)
+""",
+        timeout=60,
+        FASTDROP_KERAS_BRIDGE=bridge,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
+
+
 # Very many steps.
+
+
+def test_a_new_rate_at_each_eager_step_leaves_nothing_behind(run_python, bridge):
+    """As a schedule by the step sets it. TensorFlow keeps a kernel for each new attribute."""
+    done = run_python(
+        """
+import tensorflow as tf, fastdrop_keras
+layer = fastdrop_keras.Dropout(0.5)
+x = tf.ones((4, 8))
+def resident():
+    with open("/proc/self/statm") as pages:
+        return int(pages.read().split()[1]) * 4096
+def steps(first, count):
+    for i in range(first, first + count):
+        layer.rate = i / 10_000
+        layer(x, training=True)
+steps(0, 500)
+before = resident()
+steps(500, 1000)
+print((resident() - before) / 1000)
+""",
+        FASTDROP_KERAS_BRIDGE=bridge,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 4000
 
 
 @pytest.mark.slow

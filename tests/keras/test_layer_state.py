@@ -7,6 +7,7 @@ import pickle
 import textwrap
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -236,6 +237,34 @@ def test_a_keras_file_has_what_is_in_lists_and_dicts_and_a_checkpoint_has_not(tm
     tf.train.Checkpoint(model=fresh).restore(path).expect_partial()
     assert fresh.states() == states
     np.testing.assert_array_equal(fresh.dense[0].kernel, kernel)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        np.array([np.nan, np.inf]),
+        np.array([1.5, 2.5], np.float32),
+        np.array([1 + 2j, 3]),
+        np.array([True, False]),
+        np.zeros(3, np.int64),
+        np.zeros((2, 1), np.int64),
+    ],
+    ids=str,
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(used, tmp_path, damaged):
+    used.save_weights(tmp_path / "damaged.weights.h5")
+    saved = []
+    with h5py.File(tmp_path / "damaged.weights.h5", "r+") as file:
+        file.visit(lambda name: saved.append(name) if name.endswith("/state") else None)
+        for name in saved:
+            del file[name]
+            file[name] = damaged
+    assert saved
+    fresh = model()
+    before = states(fresh)
+    with pytest.raises(ValueError, match="seed generator must be two integers"):
+        fresh.load_weights(tmp_path / "damaged.weights.h5")
+    assert states(fresh) == before
 
 
 def test_weights_without_state_load_and_leave_the_state(tmp_path):

@@ -262,6 +262,11 @@ def test_bad_schedule(schedule):
         RateSchedule(schedule)
 
 
+def test_a_name_in_the_logs_is_a_string():
+    with pytest.raises(TypeError, match=r"argument `log_as`.*log_as=\['x'\]"):
+        RateSchedule(lambda epoch: 0.5, log_as=["x"])
+
+
 @pytest.mark.parametrize("unit", ["epochs", "batch", None, 1], ids=repr)
 def test_bad_unit(unit):
     with pytest.raises(ValueError, match=f"argument `unit`.*unit={unit!r}"):

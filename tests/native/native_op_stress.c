@@ -624,6 +624,16 @@ static void errors(void) {
         other = construction_of(TF_FLOAT, (double[]){-0.1, 1.1, 1e300, 0.0 / 0.0}[i]);
         refused_at_making(&other, "`rate_bits` must be those");
     }
+    /* Without elements, and with more bits than a size can count. */
+    int64_t none[3] = {0, INT64_C(1) << 32, INT64_C(1) << 31};
+    other = usual;
+    other.rank = other.count = 3, other.noise_shape[0] = 1;
+    other.noise_shape[1] = other.noise_shape[2] = -1;
+    refused(&forwards, &other, new_tensor(3, none, 0), new_seed(2, 1), TF_INVALID_ARGUMENT,
+            "below 2^63");
+    none[2] = (INT64_C(1) << 33) + 1;
+    refused(&backwards, &other, new_tensor(3, none, 0), new_tensor(1, (int64_t[]){8}, 8),
+            TF_INVALID_ARGUMENT, "below 2^63");
     CHECK(each_failure(false) == 10);
     CHECK(each_failure(true) == 7);
     shape_inference();
