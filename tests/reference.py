@@ -1,20 +1,21 @@
-"""The slow, plain reference: stream version 1, the bit packing and dropout, from docs/stream.md.
+"""The slow, plain reference: stream version 2, the bit packing and dropout, from docs/stream.md.
 
 It is written from the stream's specification and never from the library, so that the two can
-disagree. Everything here is said twice: once in plain Python integers, one element at a time,
-which is short enough to check by eye, and once in NumPy, for masks of millions of elements;
+disagree. The stream is said twice: once in plain Python integers, one element at a time, which is
+short enough to check by eye, and once in NumPy, for masks of millions of elements;
 ``test_stream.py`` holds the second to the first.
 """
 
+import itertools
 import math
 
 import numpy as np
 
 BLOCK = 4096
+VECTOR = 512
 LANES = 8
-FIELDS = 4
-ELEMENTS_PER_STEP = LANES * FIELDS
-STEPS = BLOCK // ELEMENTS_PER_STEP
+DIGITS = 48
+PLANES_WITHOUT_A_TEST = 12
 
 WORD = 2**64 - 1
 G = 0x9E3779B97F4A7C15
@@ -37,7 +38,7 @@ def rotl(x, k):
 
 
 def key(seed, step):
-    """The five key words (k0..k4) of a seed in [0, 2**128) and a step in [0, 2**64)."""
+    """The four key words of a seed in [0, 2**128) and a step in [0, 2**64)."""
     lo, hi = seed & WORD, seed >> 64
     h0 = mix64(lo + G)
     h1 = mix64(hi + h0 + 2 * G)
@@ -47,23 +48,29 @@ def key(seed, step):
         k1 ^= WORD
     k2 = mix64(k1 + h1 + 5 * G)
     k3 = mix64(k2 + h0 + 6 * G)
-    k4 = mix64(k3 + h1 + 7 * G)
-    return k0, k1, k2, k3, k4
+    return k0, k1, k2, k3
 
 
 def threshold(rate):
-    """K: the probability of keeping, in units of 2**-48."""
-    return math.floor((1.0 - rate) * 2.0**48 + 0.5)
+    """T: the probability of keeping, in units of 2**-48."""
+    return math.floor((1.0 - rate) * 2.0**DIGITS + 0.5)
 
 
-def field(keys, index):
-    """The 16 random bits of one element, by stepping its lane from the start of its block."""
-    block, within = divmod(index, BLOCK)
-    number, within_step = divmod(within, ELEMENTS_PER_STEP)
-    lane, which = divmod(within_step, FIELDS)
-    s0, s1, s2, s3 = (mix64(k + (LANES * block + lane) * G) for k in keys[:4])
-    for _ in range(number + 1):
-        r = (rotl((s0 + s3) & WORD, 23) + s0) & WORD
+def digit(t, d):
+    """Digit d of t / 2**48 in binary, the first being worth a half."""
+    return (t >> (DIGITS - d)) & 1
+
+
+def last_digit(t):
+    """L: the place of the last 1 among the digits; 0 where there is none (t = 0 or 2**48)."""
+    return max((d for d in range(1, DIGITS + 1) if digit(t, d)), default=0)
+
+
+def lane_words(keys, lane):
+    """The random words of a lane, counted through all blocks, without end."""
+    s0, s1, s2, s3 = (mix64(k + lane * G) for k in keys)
+    while True:
+        yield (rotl((s0 + s3) & WORD, 23) + s0) & WORD
         t = (s1 << 17) & WORD
         s2 ^= s0
         s3 ^= s1
@@ -71,15 +78,35 @@ def field(keys, index):
         s0 ^= s3
         s2 ^= t
         s3 = rotl(s3, 45)
-    return (r >> (16 * which)) & 0xFFFF
+
+
+def kept_vectors(keys, t, block):
+    """The block's vectors in order: each the 512 decisions, one integer, and its planes' number."""
+    lanes = [lane_words(keys, LANES * block + lane) for lane in range(LANES)]
+    everything = 2**VECTOR - 1
+    for _ in range(BLOCK // VECTOR):
+        kept = everything if t == 2**DIGITS else 0
+        undecided, planes = everything, 0
+        for d in range(1, last_digit(t) + 1):
+            if d > PLANES_WITHOUT_A_TEST and not undecided:
+                break
+            r = sum(next(words) << (64 * lane) for lane, words in enumerate(lanes))
+            planes = d
+            if digit(t, d):
+                kept |= undecided & ~r
+                undecided &= r
+            else:
+                undecided &= ~r
+        yield kept, planes
 
 
 def kept_bit(seed, step, rate, index):
     """Whether element ``index`` of the flattened noise shape is kept."""
-    keys = key(seed, step)
-    high, low = divmod(threshold(rate), 2**32)
-    f = field(keys, index)
-    return f < high or (f == high and (mix64(keys[4] + index * G) >> 32) < low)
+    block, within = divmod(index, BLOCK)
+    vector, place = divmod(within, VECTOR)
+    vectors = kept_vectors(key(seed, step), threshold(rate), block)
+    kept, _ = next(itertools.islice(vectors, vector, None))
+    return bool(kept >> place & 1)
 
 
 # Millions of elements, in NumPy.
@@ -100,45 +127,65 @@ def weyl(key_word, counters):
     return np.uint64(key_word) + counters * np.uint64(G)
 
 
-def block_fields(keys, first_block, blocks):
-    """The 16 random bits of every element of ``blocks`` blocks, in order, as uint16."""
-    first_lane = (first_block * LANES) & WORD
-    lanes = np.uint64(first_lane) + np.arange(blocks * LANES, dtype=np.uint64)
-    s0, s1, s2, s3 = (mix64_array(weyl(k, lanes)).reshape(blocks, LANES) for k in keys[:4])
-    out = np.empty((blocks, STEPS, LANES), dtype="<u8")
-    for number in range(STEPS):
-        out[:, number] = rotl_array(s0 + s3, 23) + s0
-        t = s1 << np.uint64(17)
-        s2 ^= s0
-        s3 ^= s1
-        s1 ^= s2
-        s0 ^= s3
-        s2 ^= t
-        s3 = rotl_array(s3, 45)
-    return out.reshape(-1).view("<u2")
+def lane_states(keys, lanes):
+    """The four words of the state of each lane at the start of its block."""
+    return np.stack([mix64_array(weyl(k, lanes)) for k in keys])
 
 
-def kept_by_threshold(fields, keys, rate, first):
-    """Compare fields with the threshold; ``first`` is the index of the first field's element."""
-    high, low = divmod(threshold(rate), 2**32)
-    kept = fields < np.uint32(high)
-    ties = np.flatnonzero(fields == np.uint32(high))
-    if ties.size:
-        elements = np.uint64(first & WORD) + ties.astype(np.uint64)
-        kept[ties] = (mix64_array(weyl(keys[4], elements)) >> np.uint64(32)) < np.uint64(low)
+def next_words(state):
+    """One step of all lanes: their random words; ``state`` is advanced in place."""
+    s0, s1, s2, s3 = state
+    r = rotl_array(s0 + s3, 23) + s0
+    t = s1 << np.uint64(17)
+    s2 ^= s0
+    s3 ^= s1
+    s1 ^= s2
+    s0 ^= s3
+    s2 ^= t
+    s3[...] = rotl_array(s3, 45)
+    return r
+
+
+def decide(t, d, r, kept, undecided):
+    """What plane d, the words ``r``, decides; ``kept`` and ``undecided`` change in place."""
+    if digit(t, d):
+        kept |= undecided & ~r
+        undecided &= r
+    else:
+        undecided &= ~r
+
+
+def next_vectors(state, t, next_words=next_words):
+    """The next vector of each of many blocks: words of decisions, a row of lanes for each block."""
+    kept = np.full(state.shape[1:], WORD if t == 2**DIGITS else 0, dtype=np.uint64)
+    undecided = np.full_like(kept, WORD)
+    last = last_digit(t)
+    for d in range(1, min(last, PLANES_WITHOUT_A_TEST) + 1):
+        decide(t, d, next_words(state), kept, undecided)
+    # Only some blocks go on: those are taken out, advanced and put back.
+    for d in range(PLANES_WITHOUT_A_TEST + 1, last + 1):
+        rows = np.flatnonzero(undecided.any(axis=1))
+        if not rows.size:
+            break
+        some_state, some_kept, some_undecided = state[:, rows], kept[rows], undecided[rows]
+        decide(t, d, next_words(some_state), some_kept, some_undecided)
+        state[:, rows], kept[rows], undecided[rows] = some_state, some_kept, some_undecided
     return kept
 
 
 def keep_mask(seed, step, rate, size, offset=0):
     """A bool array: whether each of the elements ``offset .. offset + size - 1`` is kept."""
-    keys = key(seed, step)
+    keys, t = key(seed, step), threshold(rate)
     kept = np.empty(size, dtype=bool)
     at_once = 512
     end = offset + size
     for first_block in range(offset // BLOCK, -(-end // BLOCK), at_once):
         first = first_block * BLOCK
         blocks = min(at_once, -(-(end - first) // BLOCK))
-        piece = kept_by_threshold(block_fields(keys, first_block, blocks), keys, rate, first)
+        lanes = np.uint64(LANES * first_block & WORD) + np.arange(blocks * LANES, dtype=np.uint64)
+        state = lane_states(keys, lanes).reshape(-1, blocks, LANES)
+        words = np.stack([next_vectors(state, t) for _ in range(BLOCK // VECTOR)], axis=1)
+        piece = np.unpackbits(words.astype("<u8").reshape(-1).view(np.uint8), bitorder="little")
         start, stop = max(first, offset), min(first + blocks * BLOCK, end)
         kept[start - offset : stop - offset] = piece[start - first : stop - first]
     return kept
