@@ -1,4 +1,4 @@
-"""Makes vectors.csv, the frozen masks of stream version 1, from the slow reference.
+"""Makes vectors.csv, the frozen masks of stream version 2, from the slow reference.
 
     python tests/data/make_vectors.py > tests/data/vectors.csv
 
@@ -26,9 +26,18 @@ SEEDS = [
     2**128 - 1,
 ]
 STEPS = [0, 1, 2**32, 2**63, 2**64 - 1]
-RATES = [0.0, 1e-15, 1e-5, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.7, 0.9, 0.999, 1 - 2**-48, 1.0]
-SIZES = [1, 7, 8, 9, 31, 32, 33, 511, 512, 513, 4095, 4096, 4097, 12289, 70001]
-OFFSETS = [0, 0, 1, 5, 8, 32, 100, 4095, 4096, 4097, 2**31 - 3, 2**32 + 17, 2**40, 2**52 + 4001]
+# No plane; up to twelve, the last of which is the threshold's; more, by a threshold of 13 digits,
+# of 48 and of those that a double has.
+RATES = [
+    *[0.0, 1.0, 0.5, 0.25, 0.625, 2**-12, 1 - 2**-12],
+    *[2**-13, 1 - 2**-13, 2**-48, 1 - 2**-48, 1e-15, 1e-5, 0.1, 0.2, 1 / 3, 0.7, 0.9, 0.999],
+]
+SIZES = [1, 7, 8, 9, 33, 63, 64, 65, 511, 512, 513, 4095, 4096, 4097, 12289, 70001]
+# Within a vector, a vector's and a block's ends, and where 32 and 52 bits end.
+OFFSETS = [
+    *[0, 1, 8, 100, 0, 511, 512, 513, 1500, 4095, 4096, 4097],
+    *[2**31 - 3, 2**32 + 17, 2**40, 2**52 + 4001, 5 * 4096 + 777],
+]
 
 
 def cases():
