@@ -11,7 +11,7 @@ from fastdrop._threads import get_num_threads
 
 __version__ = version("fastdrop")
 
-STREAM_VERSION = 1
+STREAM_VERSION = 2
 
 
 def description() -> dict[str, str]:

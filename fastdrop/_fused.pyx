@@ -10,7 +10,9 @@ from fastdrop._arguments cimport (
     scale_of, shown,
 )
 from fastdrop._isa cimport kernels
-from fastdrop._kernels.table cimport BLOCK, KIND_F16, KIND_F32, KIND_F64, stream_key
+from fastdrop._kernels.table cimport (
+    ADD, BLOCK, KIND_F16, KIND_F32, KIND_F64, RELU, SUM, operands, stream_key,
+)
 from fastdrop._layout cimport draw_bits, grains, is_plain, spread_bits
 from fastdrop._mask cimport Mask, mask_of, masked, new_mask, start_draw
 from fastdrop._memory cimport Buffer, new_buffer
@@ -72,15 +74,16 @@ cdef void use_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
     cdef const Pass *work = <const Pass *>context
     cdef uint64_t first = <uint64_t>begin * BLOCK
     cdef uint64_t size = min(<uint64_t>end * BLOCK, work.size) - first
-    cdef char *to = work.to + first * work.itemsize
-    cdef const char *from_ = work.from_ + first * work.itemsize
-    cdef uint8_t *bits = work.bits + first // 8 if work.bits else NULL
-    if work.bias == NULL:
-        kernels.relu(work.kind, work.key, first, size, to, from_, bits, work.scale)
-    else:
-        kernels.add(work.kind, work.key, first, size, to, from_, work.bias, work.period,
-                    work.residual + work.advance * first * work.itemsize, work.advance, bits,
-                    work.scale)
+    cdef operands on
+    on.kind, on.use, on.size, on.scale = work.kind, ADD if work.bias else RELU, size, work.scale
+    on.to = work.to + first * work.itemsize
+    on.from_ = work.from_ + first * work.itemsize
+    on.bits, on.bit, on.streaming = work.bits + first // 8 if work.bits else NULL, 0, False
+    if work.bias:
+        on.bias, on.period, on.column, on.advance = (
+            work.bias, work.period, first % work.period, work.advance)
+        on.residual = work.residual + work.advance * first * work.itemsize
+    kernels.use(work.key, first, &on)
 
 
 cdef run_pass(Pass *work):
@@ -409,14 +412,17 @@ cdef void sum_groups(void *context, int64_t begin, int64_t end) noexcept nogil:
     """Groups begin .. end - 1 of rows: each has its sums to itself, whatever thread makes them."""
     cdef const Sums *work = <const Sums *>context
     cdef uint64_t group, first, last, count
+    cdef operands on
     for group in range(<uint64_t>begin, <uint64_t>end):
         first = group * work.rows * work.row
         last = min(first + work.rows * work.row, work.size)
         while first < last:
             count = min(work.row, last - first)
-            kernels.apply_sum(work.kind, count, work.to + first * work.itemsize,
-                              work.from_ + first * work.itemsize, work.bits, first, work.scale,
-                              work.sums + group * work.row * work.sum_size)
+            on.kind, on.use, on.size, on.scale = work.kind, SUM, count, work.scale
+            on.to, on.from_ = work.to + first * work.itemsize, work.from_ + first * work.itemsize
+            on.bits, on.bit, on.streaming = <uint8_t *>work.bits, first, False
+            on.sums = work.sums + group * work.row * work.sum_size
+            kernels.use(NULL, 0, &on)
             first += count
 
 

@@ -23,7 +23,7 @@ cimport numpy as np
 
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport (
-    BLOCK, KIND_F32, KIND_F64, KIND_W16, KIND_W32, KIND_W64, stream_key,
+    ALL_KEPT, BLOCK, KIND_F32, KIND_F64, KIND_W16, KIND_W32, KIND_W64, SCALE, operands, stream_key,
 )
 from fastdrop._threads cimport run, thread_count
 
@@ -111,10 +111,14 @@ cdef void draw_apply_blocks(void *context, int64_t begin, int64_t end) noexcept 
     cdef DrawTask *task = <DrawTask *>context
     cdef uint64_t first = <uint64_t>begin * BLOCK
     cdef uint64_t size = min(<uint64_t>end * BLOCK, task.size) - first
-    kernels.draw_apply(
-        task.kind, task.key, task.first + first, size, task.to + first * task.itemsize,
-        task.from_ + first * task.itemsize, task.bits + first // 8 if task.bits else NULL,
-        task.scale)
+    cdef operands on
+    on.kind, on.use, on.size, on.scale = task.kind, SCALE, size, task.scale
+    on.to = task.to + first * task.itemsize
+    on.from_ = task.from_ + first * task.itemsize
+    on.bits = task.bits + first // 8 if task.bits else NULL
+    on.bit = 0
+    on.streaming = False
+    kernels.use(task.key, task.first + first, &on)
 
 
 cdef int64_t grains(int64_t items, int64_t size) noexcept nogil:
@@ -645,10 +649,16 @@ cdef void move_items(char *to, int64_t to_stride, const char *from_, int64_t fro
 
 cdef inline void use_bits(const Plan *plan, void *to, const void *from_, int64_t count,
                           const uint8_t *bits, int64_t bit) noexcept nogil:
+    cdef stream_key same
+    cdef operands on
+    on.kind, on.use, on.size, on.scale = plan.kind, SCALE, count, plan.scale
+    on.to, on.from_, on.bits, on.bit, on.streaming = to, from_, <uint8_t *>bits, bit, False
     if plan.how == ONE:
-        kernels.apply_one(plan.kind, count, to, from_, bit_at(bits, bit), plan.scale)
+        same.threshold = ALL_KEPT if bit_at(bits, bit) else 0
+        on.bits = NULL
+        kernels.use(&same, 0, &on)
     else:
-        kernels.apply(plan.kind, count, to, from_, bits, bit, plan.scale)
+        kernels.use(NULL, 0, &on)
 
 
 cdef void apply_row(const Plan *plan, char *to, const char *from_, int64_t count,

@@ -15,7 +15,7 @@ STEPS = 2**64
 
 
 cdef void derive_key(stream_key *key, const Draw *draw, double rate) noexcept nogil:
-    """The keys and the threshold of the stream, version 1 (docs/stream.md)."""
+    """The keys and the threshold of the stream, version 2 (docs/stream.md)."""
     cdef uint64_t h0 = mix64(draw.low + GOLDEN)
     cdef uint64_t h1 = mix64(draw.high + h0 + 2 * GOLDEN)
     key.k[0] = mix64(draw.step + h1 + 3 * GOLDEN)
@@ -24,7 +24,6 @@ cdef void derive_key(stream_key *key, const Draw *draw, double rate) noexcept no
         key.k[1] = ~key.k[1]
     key.k[2] = mix64(key.k[1] + h1 + 5 * GOLDEN)
     key.k[3] = mix64(key.k[2] + h0 + 6 * GOLDEN)
-    key.k[4] = mix64(key.k[3] + h1 + 7 * GOLDEN)
     key.threshold = threshold_of(rate)
 
 
@@ -58,7 +57,7 @@ cdef class Stream:
 
     A mask is a pure function of the seed, the step, the rate and the element's index, so a stream
     is no more than a seed and a counter. The same seed gives the same masks, bit for bit, on every
-    CPU, thread count, operating system and version of fastdrop (stream version 1).
+    CPU, thread count, operating system and version of fastdrop (stream version 2).
 
     Parameters
     ----------

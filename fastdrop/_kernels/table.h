@@ -4,10 +4,10 @@
 
 #include <stdint.h>
 
-/* A mask as a function of the element's index: the keys derived from (seed, step), and the number
-   out of 2^48 of the field's values that keep an element. */
+/* A mask as a function of the element's index: the keys derived from (seed, step), and how many of
+   2^48 numbers keep an element. */
 typedef struct {
-    uint64_t k[5];
+    uint64_t k[4];
     uint64_t threshold;
 } stream_key;
 
@@ -17,51 +17,61 @@ enum element_kind {
     KIND_F16, KIND_BF16, KIND_F32, KIND_F64, KIND_W16, KIND_W32, KIND_W64
 };
 
-/* Sizes and indices count elements; bit i % 8 of bits[i / 8] tells whether element i is kept.
-   `to` may be `from`; otherwise the two do not overlap. Nothing else is touched, nothing allocated,
-   and the GIL is not needed. */
+/* What becomes of a kept element; a dropped one becomes zero. Words of bits know SCALE only. */
+enum element_use {
+    SCALE,  /* from * scale */
+    RELU,   /* the same, after dropping those with from <= 0 too, whose bits are cleared */
+    ADD,    /* residual + (from + bias) * scale, and residual + 0 where dropped */
+    SUM,    /* from * scale, and each result is added to the sum of the same index */
+};
+
+/* Elements and what is done with them. `to` may be `from` or `residual`; otherwise no two overlap.
+   Nothing else is touched, nothing allocated, and the GIL is not needed. */
+typedef struct {
+    int kind;
+    int use;
+    uint64_t size;          /* elements */
+    void *to;
+    const void *from;
+    uint8_t *bits;          /* bit i % 8 of bits[i / 8] tells whether an element is kept, */
+    uint64_t bit;           /* the first of them for i = bit; bit % 8 is 0 for RELU */
+    double scale;
+
+    /* Of ADD: the bias (float, or double for F64) of an element is that of its column, which goes
+       from `column` up to the period and then from 0; the period is at least 32, and the first 31
+       columns stand again after it. With `advance` 0, all elements have the residuals 0 .. 31
+       instead of their own. */
+    const void *bias;
+    uint64_t period;
+    uint64_t column;
+    const void *residual;
+    int advance;
+
+    void *sums;             /* of SUM: float, or double for F64 */
+
+    /* Whether the result should not push other memory out of the caches. */
+    int streaming;
+} operands;
+
 typedef struct {
     const char *name;
 
     /* The mask of elements first .. first + size - 1. */
     void (*draw)(const stream_key *key, uint64_t first, uint64_t size, uint8_t *bits);
 
-    /* Draws as above (first a multiple of BLOCK) and applies in the same pass. Bits is NULL where
-       they are not wanted. */
-    void (*draw_apply)(int kind, const stream_key *key, uint64_t first, uint64_t size, void *to,
-                       const void *from, uint8_t *bits, double scale);
-
-    /* Applies bits bit_offset .. bit_offset + size - 1. */
-    void (*apply)(int kind, uint64_t size, void *to, const void *from, const uint8_t *bits,
-                  uint64_t bit_offset, double scale);
-
-    /* Applies one bit to all elements. */
-    void (*apply_one)(int kind, uint64_t size, void *to, const void *from, int kept, double scale);
-
-    /* The three that follow are for the kinds that scale. With a key, the first two draw as above
-       (first a multiple of BLOCK); without one, the bits are there. */
-
-    /* Applies, after clearing the bits of elements that ReLU drops too (x <= 0). */
-    void (*relu)(int kind, const stream_key *key, uint64_t first, uint64_t size, void *to,
-                 const void *from, uint8_t *bits, double scale);
-
-    /* residual + (from + bias) * scale where kept, residual + 0 where dropped; `to` may be
-       `residual` as well. The bias (float, or double for F64) of an element is that of its index
-       modulo the period, which is at least 32, with the first 31 again after it. With `advance` 0,
-       all elements have the residuals 0 .. 31 instead of their own. Bits is NULL where a key is
-       there and they are not wanted. */
-    void (*add)(int kind, const stream_key *key, uint64_t first, uint64_t size, void *to,
-                const void *from, const void *bias, uint64_t period, const void *residual,
-                int advance, uint8_t *bits, double scale);
-
-    /* As apply, and adds each result to the sum (float, or double for F64) of the same index. */
-    void (*apply_sum)(int kind, uint64_t size, void *to, const void *from, const uint8_t *bits,
-                      uint64_t bit_offset, double scale, void *sums);
+    /* Uses bits that are there; or, with a key, draws them for elements from first on (a multiple
+       of BLOCK) and uses them in the same pass. Then `bit` is 0, and `bits` NULL where they are not
+       wanted, which RELU always does. */
+    void (*use)(const stream_key *key, uint64_t first, const operands *on);
 } kernel_table;
 
-/* Elements that share one seeding of the lanes. */
+/* Elements that are decided at once, and that share one seeding of the lanes. */
+#define VECTOR 512
+#define VECTOR_BYTES (VECTOR / 8)
 #define BLOCK 4096
-#define BLOCK_BYTES (BLOCK / 8)
+
+/* Planes of random bits that each vector takes at least, unless the threshold has fewer digits. */
+#define SURE_PLANES 12
 
 /* The threshold from which on nothing is dropped. */
 #define ALL_KEPT (UINT64_C(1) << 48)

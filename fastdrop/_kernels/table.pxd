@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint64_t
 
 cdef extern from "table.h" nogil:
     ctypedef struct stream_key:
-        uint64_t k[5]
+        uint64_t k[4]
         uint64_t threshold
 
     enum:
@@ -14,8 +14,31 @@ cdef extern from "table.h" nogil:
         KIND_W16
         KIND_W32
         KIND_W64
+        SCALE
+        RELU
+        ADD
+        SUM
+        VECTOR
+        VECTOR_BYTES
         BLOCK
-        BLOCK_BYTES
+        SURE_PLANES
+
+    ctypedef struct operands:
+        int kind
+        int use
+        uint64_t size
+        void *to
+        const void *from_ "from"
+        uint8_t *bits
+        uint64_t bit
+        double scale
+        const void *bias
+        uint64_t period
+        uint64_t column
+        const void *residual
+        int advance
+        void *sums
+        int streaming
 
     const uint64_t ALL_KEPT
     const uint64_t GOLDEN
@@ -28,21 +51,7 @@ cdef extern from "table.h" nogil:
         const char *name
         void (*draw)(const stream_key *key, uint64_t first, uint64_t size,
                      uint8_t *bits) noexcept nogil
-        void (*draw_apply)(int kind, const stream_key *key, uint64_t first, uint64_t size,
-                           void *to, const void *from_, uint8_t *bits,
-                           double scale) noexcept nogil
-        void (*apply)(int kind, uint64_t size, void *to, const void *from_, const uint8_t *bits,
-                      uint64_t bit_offset, double scale) noexcept nogil
-        void (*apply_one)(int kind, uint64_t size, void *to, const void *from_, int kept,
-                          double scale) noexcept nogil
-        void (*relu)(int kind, const stream_key *key, uint64_t first, uint64_t size, void *to,
-                     const void *from_, uint8_t *bits, double scale) noexcept nogil
-        void (*add)(int kind, const stream_key *key, uint64_t first, uint64_t size, void *to,
-                    const void *from_, const void *bias, uint64_t period, const void *residual,
-                    int advance, uint8_t *bits, double scale) noexcept nogil
-        void (*apply_sum)(int kind, uint64_t size, void *to, const void *from_,
-                          const uint8_t *bits, uint64_t bit_offset, double scale,
-                          void *sums) noexcept nogil
+        void (*use)(const stream_key *key, uint64_t first, const operands *on) noexcept nogil
 
 
 cdef inline uint64_t mix64(uint64_t z) noexcept nogil:

@@ -4,9 +4,10 @@
 cdef extern from *:
     const char *ISA_NAME
 
-    # How many blocks to draw at once, 1 or 2: two where both states fit the registers.
+    # How many groups of 32 elements to use between two planes of the next draw: none where the state
+    # of the lanes and what is used do not fit the registers together.
     enum:
-        BLOCKS_IN_FLIGHT
+        GROUPS_BETWEEN_PLANES
 
     # Elements that C has no name for.
     ctypedef struct f16:
@@ -18,23 +19,24 @@ cdef extern from *:
     ctypedef struct u64x8:
         pass
     u64x8 u64x8_load(const uint64_t *from_) noexcept nogil
-    void u64x8_store(uint64_t *to, u64x8 a) noexcept nogil
+    void u64x8_store(uint8_t *to, u64x8 a) noexcept nogil
     u64x8 u64x8_splat(uint64_t a) noexcept nogil
     u64x8 u64x8_add(u64x8 a, u64x8 b) noexcept nogil
     u64x8 u64x8_mul(u64x8 a, u64x8 b) noexcept nogil
     u64x8 u64x8_xor(u64x8 a, u64x8 b) noexcept nogil
+    u64x8 u64x8_and(u64x8 a, u64x8 b) noexcept nogil
+    u64x8 u64x8_andnot(u64x8 a, u64x8 b) noexcept nogil         # those of b that are not in a
+    u64x8 u64x8_or(u64x8 a, u64x8 b) noexcept nogil
+    bint u64x8_any(u64x8 a) noexcept nogil                      # whether a bit is set
     u64x8 u64x8_xor3(u64x8 a, u64x8 b, u64x8 c) noexcept nogil
     u64x8 u64x8_shl(u64x8 a, int count) noexcept nogil
     u64x8 u64x8_shr(u64x8 a, int count) noexcept nogil
     u64x8 u64x8_rotl(u64x8 a, int count) noexcept nogil
 
-    # Which of 32 consecutive elements are kept. Field i % 4 (16 bits, the lowest first) of lane
-    # i / 4 decides on element i; bit i of four bytes, least significant first, is its answer.
+    # Which of 32 consecutive elements are kept: bit i of four bytes, least significant first, is
+    # the answer on element i.
     ctypedef struct keep32:
         pass
-    keep32 keep32_less(u64x8 words, uint16_t limit) noexcept nogil
-    bint any_equal(u64x8 first, u64x8 second, uint16_t limit) noexcept nogil
-    keep32 keep32_load(const uint8_t *bits) noexcept nogil
     # The answers from bit `shift` (0 to 7) on, out of eight bytes.
     keep32 keep32_load_at(const uint8_t *bits, int shift) noexcept nogil
     void keep32_store(uint8_t *bits, keep32 keep) noexcept nogil
@@ -76,6 +78,11 @@ cdef extern from *:
                             float scale) noexcept nogil
     void keep_scale_sum_f64(double *to, const double *from_, double *sums, keep32 keep,
                             double scale) noexcept nogil
+
+    # Lines of 64 bytes to a line's beginning, past the caches where the instruction set has a way;
+    # and what comes after the last of them.
+    void stream_lines(void *to, const void *from_, uint64_t size) noexcept nogil
+    void stream_end() noexcept nogil
 
     # The caller's rounding and subnormal modes, set aside while a kernel runs.
     ctypedef struct float_state:

@@ -4,9 +4,8 @@
    What the kernels lean on (port and latency on Cascade Lake / Zen 4):
      vpternlogq  p05, 1 cycle     / any of 4 pipes
      vprolq      p0,  1 cycle     / 2 of 4 pipes
-     vpcmpuw     p5,  3 cycles    / to a mask register: masks are never expanded
-     vmulps {z}  p05, 4 cycles    / zeroing by the mask register is free
-     kortest     p0,  1 cycle     / one flag for the ties of 64 elements */
+     vmulps {z}  p05, 4 cycles    / zeroing by the mask register is free: masks are never expanded
+     vptestmq    p5,  3 cycles    / one flag for 512 undecided elements */
 #ifndef FASTDROP_AVX512_H
 #define FASTDROP_AVX512_H
 
@@ -15,17 +14,21 @@
 #include "float_state.h"
 
 #define ISA_NAME "avx512"
-#define BLOCKS_IN_FLIGHT 2
+#define GROUPS_BETWEEN_PLANES 2
 
 /* ---- eight 64-bit lanes ---- */
 typedef __m512i u64x8;
 
 static inline u64x8 u64x8_load(const uint64_t *from) { return _mm512_loadu_si512(from); }
-static inline void u64x8_store(uint64_t *to, u64x8 a) { _mm512_storeu_si512(to, a); }
+static inline void u64x8_store(uint8_t *to, u64x8 a) { _mm512_storeu_si512(to, a); }
 static inline u64x8 u64x8_splat(uint64_t a) { return _mm512_set1_epi64((long long)a); }
 static inline u64x8 u64x8_add(u64x8 a, u64x8 b) { return _mm512_add_epi64(a, b); }
 static inline u64x8 u64x8_mul(u64x8 a, u64x8 b) { return _mm512_mullo_epi64(a, b); }
 static inline u64x8 u64x8_xor(u64x8 a, u64x8 b) { return _mm512_xor_si512(a, b); }
+static inline u64x8 u64x8_and(u64x8 a, u64x8 b) { return _mm512_and_si512(a, b); }
+static inline u64x8 u64x8_andnot(u64x8 a, u64x8 b) { return _mm512_andnot_si512(a, b); }
+static inline u64x8 u64x8_or(u64x8 a, u64x8 b) { return _mm512_or_si512(a, b); }
+static inline int u64x8_any(u64x8 a) { return _mm512_test_epi64_mask(a, a) != 0; }
 static inline u64x8 u64x8_xor3(u64x8 a, u64x8 b, u64x8 c) {
     return _mm512_ternarylogic_epi64(a, b, c, 0x96);
 }
@@ -37,27 +40,11 @@ static inline u64x8 u64x8_xor3(u64x8 a, u64x8 b, u64x8 c) {
 /* ---- which of 32 consecutive elements are kept ---- */
 typedef __mmask32 keep32;
 
-static inline keep32 keep32_less(u64x8 words, uint16_t limit) {
-    return _mm512_cmplt_epu16_mask(words, _mm512_set1_epi16((short)limit));
-}
-static inline int any_equal(u64x8 first, u64x8 second, uint16_t limit) {
-    __m512i limits = _mm512_set1_epi16((short)limit);
-    return !_kortestz_mask32_u8(_mm512_cmpeq_epi16_mask(first, limits),
-                                _mm512_cmpeq_epi16_mask(second, limits));
-}
 #ifdef __SANITIZE_ADDRESS__
 /* The instructions take any address; but gcc's functions for them are pointers' accesses, in which
    its sanitizer sees a misaligned one. With memcpy drawing costs 5 % more. */
-static inline keep32 keep32_load(const uint8_t *bits) {
-    keep32 keep;
-    memcpy(&keep, bits, sizeof keep);
-    return keep;
-}
 static inline void keep32_store(uint8_t *bits, keep32 keep) { memcpy(bits, &keep, sizeof keep); }
 #else
-static inline keep32 keep32_load(const uint8_t *bits) {
-    return _load_mask32((__mmask32 *)bits);
-}
 static inline void keep32_store(uint8_t *bits, keep32 keep) {
     _store_mask32((__mmask32 *)bits, keep);
 }
@@ -244,5 +231,12 @@ static inline void keep_scale_sum_f64(double *to, const double *from, double *su
         _mm512_storeu_pd(sums + 8 * i, _mm512_add_pd(_mm512_loadu_pd(sums + 8 * i), kept));
     }
 }
+
+/* ---- past the caches ---- */
+static inline void stream_lines(void *to, const void *from, uint64_t size) {
+    for (uint64_t i = 0; i < size; i += 64)
+        _mm512_stream_si512((void *)((char *)to + i), _mm512_loadu_si512((const char *)from + i));
+}
+static inline void stream_end(void) { _mm_sfence(); }
 
 #endif
