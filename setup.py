@@ -37,14 +37,17 @@ INCLUDE_DIRS = ["fastdrop", "fastdrop/_kernels", "fastdrop/simd"]
 
 # The modules between the user's arrays and the kernels, built for the baseline.
 MODULES = (
+    "_apply",
     "_arguments",
+    "_bits",
     "_bridge",
+    "_draw",
     "_dropout",
     "_fused",
     "_isa",
-    "_layout",
     "_mask",
     "_memory",
+    "_plan",
     "_stream",
     "_threads",
 )

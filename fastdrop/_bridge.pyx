@@ -2,19 +2,20 @@
 memory that is used again, with all that the gradient needs in one array of bytes."""
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 cimport numpy as np
 
 from fastdrop._arguments cimport (
     default_scale, held, kind_of, noise_entries_of, noise_shape_of, rate_of, shown, size_of,
 )
-from fastdrop._kernels.table cimport KIND_F32, KIND_F64, stream_key
-from fastdrop._layout cimport (
-    apply_bits, apply_strided, draw_apply_flat, draw_apply_straight, draw_bits, is_straight,
-)
+from fastdrop._kernels.table cimport KIND_F32, KIND_F64, SCALE, stream_key
+from fastdrop._apply cimport Work, look_at, scaling_kind, use_on, use_on_arrays
+from fastdrop._draw cimport derive_key
 from fastdrop._memory cimport Buffer, array_over, new_pooled_buffer
-from fastdrop._stream cimport Draw, derive_key
+from fastdrop._stream cimport Draw
+
+from fastdrop._plan cimport FROM, TO
 
 import numpy
 
@@ -84,6 +85,8 @@ def forward(np.ndarray x not None, np.ndarray seed not None, rate, noise_shape):
     cdef tuple noise = noise_entries_of(noise_shape)
     cdef double scale = default_scale(checked_rate)
     cdef object words = seed.tolist()
+    cdef tuple shape
+    cdef Work work
     cdef int kind
     cdef size_t size
     cdef np.npy_intp residual_size
@@ -99,17 +102,15 @@ def forward(np.ndarray x not None, np.ndarray seed not None, rate, noise_shape):
     derive_key(&key, &draw, checked_rate)
     x = held(x)
     kind = kind_of(x, "x")
-    noise = noise_shape_of(noise, (<object>x).shape)
+    shape = (<object>x).shape
+    noise = noise_shape_of(noise, shape)
     size = size_of(noise)
     residual_size = (size + 7) // 8 + SCALE_BYTES
     residual = new_pooled_buffer(residual_size)
     y = array_like(x, np.PyArray_ITEMSIZE(x))
-    if is_straight(y, x, noise):
-        draw_apply_straight(kind, &key, y, x, residual.data, scale)
-    else:
-        with nogil:
-            draw_bits(&key, 0, size, residual.data)
-        apply_bits(kind, y, x, noise, residual.data, scale)
+    look_at(&work, kind, SCALE, y, x, None if noise is shape else noise, scale)
+    work.on.bits = residual.data
+    use_on_arrays(&work, &key)
     memcpy(residual.data + residual_size - SCALE_BYTES, &scale, SCALE_BYTES)
     return y, array_over(residual, UINT8, 1, &residual_size, True)
 
@@ -142,9 +143,12 @@ def backward(np.ndarray dy not None, np.ndarray residual not None, noise_shape):
     cdef double scale
     cdef const uint8_t *bits
     cdef np.ndarray dx
+    cdef tuple shape
+    cdef Work work
     dy, residual = held(dy), held(residual)
     kind = kind_of(dy, "dy")
-    noise = noise_shape_of(noise, (<object>dy).shape)
+    shape = (<object>dy).shape
+    noise = noise_shape_of(noise, shape)
     size = (size_of(noise) + 7) // 8
     if (
         np.PyArray_TYPE(residual) != np.NPY_UINT8 or np.PyArray_NDIM(residual) != 1
@@ -158,43 +162,43 @@ def backward(np.ndarray dy not None, np.ndarray residual not None, noise_shape):
     bits = <const uint8_t *>np.PyArray_DATA(residual)
     memcpy(&scale, bits + size, SCALE_BYTES)
     dx = array_like(dy, np.PyArray_ITEMSIZE(dy))
-    apply_bits(kind, dx, dy, noise, bits, scale)
+    look_at(&work, kind, SCALE, dx, dy, None if noise is shape else noise, scale)
+    work.on.bits = <uint8_t *>bits
+    use_on_arrays(&work, NULL)
     return dx
 
 
 # ---- Without Python ----
 
 cdef struct Tensor:
-    int ndim
-    int itemsize
-    int64_t size
-    int64_t bits                    # of the noise shape
-    bint shared                     # whether elements share bits
+    Work work
     np.npy_intp shape[TENSOR_MAX_DIMS]
-    np.npy_intp noise_shape[TENSOR_MAX_DIMS]
     np.npy_intp strides[TENSOR_MAX_DIMS]
+    int64_t bits
 
 
 cdef void describe(Tensor *tensor, int kind, int ndim, const int64_t *shape,
-                   const int64_t *noise_shape) noexcept nogil:
+                   const int64_t *noise_shape, void *to, const void *from_, const uint8_t *residual,
+                   double scale) noexcept nogil:
+    cdef Work *work = &tensor.work
     cdef int i
-    tensor.ndim = ndim
-    tensor.itemsize = 8 if kind == KIND_F64 else 4 if kind == KIND_F32 else 2
-    tensor.size = tensor.bits = 1
-    tensor.shared = False
+    memset(work, 0, sizeof(Work))
+    work.ndim = ndim
+    work.itemsize = 8 if kind == KIND_F64 else 4 if kind == KIND_F32 else 2
+    work.size = tensor.bits = 1
+    work.aligned = work.straight = True
+    work.columns = 1
     for i in range(ndim - 1, -1, -1):
-        tensor.shape[i], tensor.noise_shape[i] = shape[i], noise_shape[i]
-        tensor.strides[i] = tensor.size * tensor.itemsize
-        tensor.size *= shape[i]
+        tensor.shape[i], work.own_noise_shape[i] = shape[i], noise_shape[i]
+        tensor.strides[i] = work.size * work.itemsize
+        work.size *= shape[i]
         tensor.bits *= noise_shape[i]
-        tensor.shared |= shape[i] != noise_shape[i]
-
-
-cdef void use_residual(int kind, const Tensor *tensor, void *to, const void *from_,
-                       const uint8_t *bits, double scale) noexcept nogil:
-    if tensor.size:
-        apply_strided(kind, tensor.itemsize, True, tensor.ndim, tensor.shape, to, tensor.strides,
-                      from_, tensor.strides, tensor.noise_shape, bits, scale)
+        work.straight &= shape[i] == noise_shape[i]
+    work.shape, work.noise_shape = tensor.shape, work.own_noise_shape
+    work.strides[TO] = work.strides[FROM] = tensor.strides
+    work.on.kind, work.on.use, work.on.scale = scaling_kind(kind, scale), SCALE, scale
+    work.on.size, work.on.to, work.on.from_ = work.size, to, from_
+    work.on.bits = <uint8_t *>residual
 
 
 cdef void tensor_forward(int kind, int ndim, const int64_t *shape, const int64_t *noise_shape,
@@ -204,14 +208,10 @@ cdef void tensor_forward(int kind, int ndim, const int64_t *shape, const int64_t
     cdef stream_key key
     cdef Draw draw
     cdef double scale = default_scale(rate)
-    describe(&tensor, kind, ndim, shape, noise_shape)
+    describe(&tensor, kind, ndim, shape, noise_shape, y, x, residual, scale)
     draw.low, draw.high, draw.step = seed[0], seed[1], seed[2]
     derive_key(&key, &draw, rate)
-    if tensor.shared:
-        draw_bits(&key, 0, tensor.bits, residual)
-        use_residual(kind, &tensor, y, x, residual, scale)
-    else:
-        draw_apply_flat(kind, tensor.itemsize, &key, tensor.size, y, x, residual, scale)
+    use_on(&tensor.work, &key)
     memcpy(residual + (tensor.bits + 7) // 8, &scale, SCALE_BYTES)
 
 
@@ -219,9 +219,10 @@ cdef void tensor_backward(int kind, int ndim, const int64_t *shape, const int64_
                           void *dx, const void *dy, const uint8_t *residual) noexcept nogil:
     cdef Tensor tensor
     cdef double scale
-    describe(&tensor, kind, ndim, shape, noise_shape)
+    describe(&tensor, kind, ndim, shape, noise_shape, dx, dy, residual, 0)
     memcpy(&scale, residual + (tensor.bits + 7) // 8, SCALE_BYTES)
-    use_residual(kind, &tensor, dx, dy, residual, scale)
+    tensor.work.on.kind, tensor.work.on.scale = scaling_kind(kind, scale), scale
+    use_on(&tensor.work, NULL)
 
 
 cdef tensor_table functions

@@ -1,8 +1,6 @@
 """Declares the streams of seeds to the modules that draw."""
 from libc.stdint cimport uint64_t
 
-from fastdrop._kernels.table cimport stream_key
-
 cdef struct Draw:
     # What a mask is drawn from besides its rate and shape.
     uint64_t low
@@ -18,11 +16,6 @@ cdef class Stream:
     cdef dict _take(self, object n)
     cdef _give_back(self, dict state, object n)
 
-cdef class Seed:
-    cdef Stream stream
-    cdef Draw fixed
-    cdef Draw take(self) except *
-
-cdef Seed seed_of(object seed)
-cdef void derive_key(stream_key *key, const Draw *draw, double rate) noexcept nogil
+cdef Stream stream_of(object seed, Draw *draw)
+cdef void take_step(Stream stream, Draw *draw) except *
 cdef object seed_number(const Draw *draw)
