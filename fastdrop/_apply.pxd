@@ -21,8 +21,6 @@ cdef struct Work:
     int64_t columns                 # of the bias; 1 without
     uint8_t *bits_left              # where ReLU puts its bits unless all is straight, in zeros
 
-cdef void move_items(char *to, int64_t to_stride, const char *from_, int64_t from_stride,
-                     int64_t count, int itemsize) noexcept nogil
 cdef void look_at(Work *work, int kind, int use, ndarray to, ndarray from_, tuple noise_shape,
                   double scale)
 cdef void look_at_residual(Work *work, ndarray residual)

@@ -107,24 +107,23 @@ cdef void fill_biases(const Plan *plan, char *window, int64_t column, int64_t fi
     cdef int size = sizeof(double) if plan.on.kind == KIND_F64 else sizeof(float)
     cdef int64_t stride = inner_dim(plan).column_stride
     cdef int64_t row = plan.row if plan.rows > 1 and plan.how != TRANSPOSED else first + count
+    cdef int64_t row_stride = outer_dim(plan).column_stride
     cdef int64_t place = first % row
-    cdef int64_t some
-    column += first // row * outer_dim(plan).column_stride + place * stride
+    cdef int64_t there, some
+    column += first // row * row_stride
     while count:
+        # As far as neither the row nor the bias ends; the stride is 0, 1 or -1.
+        there = within(column + place * stride, plan.columns)
         some = min(row - place, count)
-        column = within(column, plan.columns)
-        if stride == 0:
-            move_items(window, size, biases + column * size, 0, some, size)
-            window += some * size
-        else:
-            for _ in range(some):
-                memcpy(window, biases + column * size, size)
-                window += size
-                column = within(column + stride, plan.columns)
-            column -= some * stride
-        column += outer_dim(plan).column_stride - place * stride
+        if stride:
+            some = min(some, plan.columns - there if stride > 0 else there + 1)
+        move_items(window, size, biases + there * size, stride * size, some, size)
+        window += some * size
+        place += some
         count -= some
-        place = 0
+        if place == row:
+            place = 0
+            column += row_stride
     memset(window, 0, LAST_BIASES * size)
 
 
@@ -132,13 +131,20 @@ cdef void use_with_biases(const Plan *plan, operands *on, int64_t count, int64_t
                           int64_t first) noexcept nogil:
     """Biases that do not lie as the elements do are put together for each of these."""
     cdef double window[BIASES + LAST_BIASES]
+    cdef bint same = inner_dim(plan).column_stride == 0 and (
+        plan.rows == 1 or plan.how == TRANSPOSED)
     cdef int64_t some
     on.bias = &window[0]
     on.period = BIASES
     on.column = 0
+    if same:
+        on.period = LAST_BIASES
+        fill_biases(plan, <char *>window, column, first, 2 * LAST_BIASES)
     while count:
-        some = min(count, <int64_t>BIASES)
-        fill_biases(plan, <char *>window, column, first, some)
+        some = count
+        if not same:
+            some = min(count, <int64_t>BIASES)
+            fill_biases(plan, <char *>window, column, first, some)
         on.size = some
         if plan.how == ONE:
             use_one(on, bit_at(on.bits, on.bit))

@@ -1,21 +1,18 @@
 """Owns dropout fused with its neighbours in a network: ReLU before it, a bias and a residual."""
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.stdlib cimport calloc, free, llabs
+from libc.string cimport memcpy, memset
 
 cimport numpy as np
 
-from fastdrop._apply cimport (
-    Work, is_plain, look_at, look_at_residual, move_items, use_on_arrays,
-)
+from fastdrop._apply cimport Work, is_plain, look_at, look_at_residual, use_on_arrays
 from fastdrop._arguments cimport held, input_of, kind_of, output_of, shown
 from fastdrop._bits cimport spread_bits
 from fastdrop._draw cimport draw_bits
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport (
-    ADD, KIND_F16, KIND_F32, KIND_F64, RELU, SUM, operands, stream_key,
+    ADD, KIND_F16, KIND_F32, KIND_F64, RELU, SCALE, SUM, operands, stream_key,
 )
-from fastdrop._plan cimport MAX_DIMS
 from fastdrop._mask cimport Mask, Request, draw_and_use, mask_of, masked, request_of
 from fastdrop._memory cimport Buffer, new_buffer
 from fastdrop._threads cimport run
@@ -46,8 +43,10 @@ cdef enum:
     LEAST_SUMMED_ROWS = 16
     SUMMED_SIZE = 1 << 18           # elements that are added up together, where rows allow it
     LEAST_ROW = 1024                # elements that a call of a kernel is worth
-    SEGMENT = 256                   # of a row, gathered at a time
+    TILE_ROWS = 16                  # of an array with gaps, copied and added up at a time
+    TILE_ROW = 512                  # and elements of each
     PAGE = 4096                     # bytes
+    LINE = 64
 
 
 # ---- ReLU ----
@@ -333,89 +332,100 @@ cdef struct Sums:
     char *sums                      # a row for each group of rows
     int sum_size
     bint plain
-    # Otherwise: the dimensions, in the order of the indices, those joined that continue each other.
+    # Otherwise: the array's dimensions.
     int ndim
-    int64_t sizes[MAX_DIMS]
-    int64_t to_strides[MAX_DIMS]
-    int64_t from_strides[MAX_DIMS]
+    const np.npy_intp *shape
+    const np.npy_intp *strides
 
 
-cdef void join_in_order(Sums *work, np.ndarray to, np.ndarray from_):
-    cdef int i, last
-    work.ndim = 0
-    for i in range(np.PyArray_NDIM(to)):
-        last = work.ndim - 1
-        if last >= 0 and (
-            work.to_strides[last] == np.PyArray_STRIDE(to, i) * np.PyArray_DIM(to, i)
-            and work.from_strides[last] == np.PyArray_STRIDE(from_, i) * np.PyArray_DIM(to, i)
-        ):
-            work.sizes[last] *= np.PyArray_DIM(to, i)
-        else:
-            last = work.ndim
-            work.ndim += 1
-            work.sizes[last] = np.PyArray_DIM(to, i)
-        work.to_strides[last] = np.PyArray_STRIDE(to, i)
-        work.from_strides[last] = np.PyArray_STRIDE(from_, i)
-
-
-cdef void move_segment(const Sums *work, char *items, uint64_t first, int64_t count,
-                       bint back) noexcept nogil:
-    """Elements first .. first + count - 1 in the order of the indices, from the one array, or back
-    into the other."""
-    cdef const int64_t *strides = &work.to_strides[0] if back else &work.from_strides[0]
-    cdef char *array = <char *>work.on.to if back else <char *>work.on.from_
-    cdef char *place
-    cdef int last = work.ndim - 1
-    cdef int64_t some, rest, index
+cdef const char *place_of(const Sums *work, int64_t index) noexcept nogil:
+    """Where the element of an index in C order is."""
+    cdef const char *place = <const char *>work.on.from_
     cdef int i
+    for i in range(work.ndim - 1, -1, -1):
+        place += index % work.shape[i] * work.strides[i]
+        index //= work.shape[i]
+    return place
+
+
+cdef inline void copy_run(char *tile, const char **places, int64_t stride, int64_t rows,
+                          int64_t count, int itemsize) noexcept nogil:
+    """Elements of the last axis, of some rows: first along what lies closer together."""
+    cdef int64_t i, j
+    if llabs(stride) < LINE:
+        for i in range(rows):
+            for j in range(count):
+                memcpy(tile + (i * TILE_ROW + j) * itemsize, places[i] + j * stride, itemsize)
+        return
+    for j in range(count):
+        for i in range(rows):
+            memcpy(tile + (i * TILE_ROW + j) * itemsize, places[i] + j * stride, itemsize)
+
+
+cdef void copy_tile(const Sums *work, char *tile, int64_t first, int64_t rows,
+                    int64_t count) noexcept nogil:
+    """Elements from the first on, and those as far into the rows below."""
+    cdef int64_t columns = work.shape[work.ndim - 1]
+    cdef int64_t stride = work.strides[work.ndim - 1]
+    cdef const char *places[TILE_ROWS]
+    cdef int64_t i, some
     while count:
-        place, rest = array, first
-        for i in range(last, -1, -1):
-            place += rest % work.sizes[i] * strides[i]
-            rest //= work.sizes[i]
-        index = first % work.sizes[last]
-        some = min(work.sizes[last] - index, count)
-        if back:
-            move_items(place, strides[last], items, work.itemsize, some, work.itemsize)
+        for i in range(rows):
+            places[i] = place_of(work, first + i * work.row)
+        some = min(columns - first % columns, count)
+        if work.itemsize == 4:
+            copy_run(tile, places, stride, rows, some, 4)
+        elif work.itemsize == 2:
+            copy_run(tile, places, stride, rows, some, 2)
         else:
-            move_items(items, work.itemsize, place, strides[last], some, work.itemsize)
-        items += some * work.itemsize
+            copy_run(tile, places, stride, rows, some, 8)
+        tile += some * work.itemsize
         first += some
         count -= some
 
 
-cdef void sum_segment(const Sums *work, uint64_t first, uint64_t count, char *sums) noexcept nogil:
-    cdef uint64_t items[SEGMENT]
+cdef void sum_tiles(const Sums *work, int64_t first, int64_t last, char *sums) noexcept nogil:
+    """The sums of rows that do not lie in the order of their indices, added up in that order."""
+    cdef uint64_t tile[TILE_ROWS * TILE_ROW]
     cdef operands on = work.on
-    on.size, on.bit, on.sums = count, first, sums
-    if work.plain:
-        on.to = <char *>on.to + first * work.itemsize
-        on.from_ = <const char *>on.from_ + first * work.itemsize
-        kernels.use(NULL, 0, &on)
-        return
-    on.to = on.from_ = &items[0]
-    move_segment(work, <char *>items, first, count, False)
-    kernels.use(NULL, 0, &on)
-    move_segment(work, <char *>items, first, count, True)
+    cdef int64_t column = 0
+    cdef int64_t row = work.row
+    cdef int64_t place, rows, count, i
+    while column < row:
+        place = first + column
+        while place < last:
+            # The last row may end before the others.
+            count = min(row - column, last - place, <int64_t>TILE_ROW)
+            rows = min((last - place - count) // row + 1, <int64_t>TILE_ROWS)
+            copy_tile(work, <char *>tile, place, rows, count)
+            on.size, on.sums = count, sums + column * work.sum_size
+            for i in range(rows):
+                on.to = on.from_ = <char *>tile + i * TILE_ROW * work.itemsize
+                on.bit = place + i * row
+                kernels.use(NULL, 0, &on)
+            place += rows * row
+        column += TILE_ROW
 
 
 cdef void sum_groups(void *context, int64_t begin, int64_t end) noexcept nogil:
     """Groups begin .. end - 1 of rows: each has its sums to itself, whatever thread makes them."""
     cdef const Sums *work = <const Sums *>context
-    cdef uint64_t segment = work.row if work.plain else min(work.row, <uint64_t>SEGMENT)
-    cdef uint64_t group, first, last, place, column
+    cdef operands on = work.on
+    cdef uint64_t group, first, last
     for group in range(<uint64_t>begin, <uint64_t>end):
         first = group * work.rows * work.row
         last = min(first + work.rows * work.row, work.size)
-        column = 0
-        while column < work.row:
-            # Down the rows, whose lines of memory are still there for the next segments.
-            place = first + column
-            while place < last:
-                sum_segment(work, place, min(segment, work.row - column, last - place),
-                            work.sums + (group * work.row + column) * work.sum_size)
-                place += work.row
-            column += segment
+        on.sums = work.sums + group * work.row * work.sum_size
+        if not work.plain:
+            sum_tiles(work, first, last, <char *>on.sums)
+            continue
+        while first < last:
+            on.size = min(work.row, last - first)
+            on.bit = first
+            on.to = <char *>work.on.to + first * work.itemsize
+            on.from_ = <const char *>work.on.from_ + first * work.itemsize
+            kernels.use(NULL, 0, &on)
+            first += on.size
 
 
 cdef void add_up(const Sums *work, int64_t groups, double *totals, uint64_t columns) noexcept nogil:
@@ -513,8 +523,9 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
     cdef int kind = kind_of(array, "dy")
     cdef Mask checked = mask_of(mask, array, "dy")
     cdef np.ndarray to, totals, dbias
-    cdef Buffer bits
+    cdef Buffer bits, stored
     cdef Sums work
+    cdef Work product
     cdef char *block
     cdef size_t size
     cdef uint64_t columns
@@ -537,7 +548,7 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
     if np.PyArray_SIZE(array):
         memset(&work, 0, sizeof(work))
         work.size = np.PyArray_SIZE(array)
-        bits = checked.stored_bits()
+        bits = stored = checked.stored_bits()
         if checked.noise_shape is not checked.shape:
             bits = bits_of_all(checked, bits.data, work.size)
         work.on.kind, work.on.use, work.on.scale = kind, SUM, checked.scale
@@ -545,7 +556,15 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
         work.on.bits = bits.data
         work.itemsize = np.PyArray_ITEMSIZE(array)
         work.plain = is_plain(to) and is_plain(array)
-        join_in_order(&work, to, array)
+        work.ndim = np.PyArray_NDIM(array)
+        work.shape, work.strides = np.PyArray_DIMS(array), np.PyArray_STRIDES(array)
+        if not work.plain:
+            # dx in the order of memory, and the sums in that of the indices.
+            look_at(&product, kind, SCALE, to, array, checked.own_noise_shape(), checked.scale)
+            # As in one pass, a NaN becomes quiet.
+            product.on.kind = kind
+            product.on.bits = stored.data
+            use_on_arrays(&product, NULL)
         work.row = columns * ((LEAST_ROW + columns - 1) // columns)
         work.rows = min(max(SUMMED_SIZE // work.row, <uint64_t>LEAST_SUMMED_ROWS),
                         <uint64_t>SUMMED_ROWS)
