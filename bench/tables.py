@@ -58,7 +58,7 @@ TABLES = {
         "Rates",
         AN_ELEMENT,
         "float32 in place, one thread, over the time of rate 0.2: a rate whose threshold has "
-        "sixteen bits needs no tie test.",
+        "few binary digits takes as few random bits for a decision.",
     ),
     "noise shapes": Table(
         "Noise shapes",

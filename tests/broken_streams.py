@@ -1,57 +1,15 @@
 """Streams that are wrong on purpose: the statistical tests' negative controls, in NumPy.
 
-Each has the lanes, blocks, fields and keys of stream version 1 and one thing worse, the kind of
+Each has the lanes, blocks, planes and keys of stream version 2 and one thing worse, the kind of
 thing that a faster or simpler version of the library might do. Each is called like the library
 in ``test_statistics.py``: ``draw(seed, step, rate, size, offset=0)`` gives the packed bits.
 """
 
 import numpy as np
 import reference
-from reference import BLOCK, LANES, STEPS, G, mix64_array, rotl_array, weyl
+from reference import BLOCK, DIGITS, LANES, VECTOR, G, weyl
 
 AT_ONCE = 512
-
-
-def mixed_lane_states(keys, lanes):
-    return [mix64_array(weyl(k, lanes)) for k in keys[:4]]
-
-
-def xoshiro256plusplus(states):
-    s0, s1, s2, s3 = states
-    while True:
-        yield rotl_array(s0 + s3, 23) + s0
-        t = s1 << np.uint64(17)
-        s2 = s2 ^ s0
-        s3 = s3 ^ s1
-        s1 = s1 ^ s2
-        s0 = s0 ^ s3
-        s2 = s2 ^ t
-        s3 = rotl_array(s3, 45)
-
-
-def xorshift128_words(states):
-    """Marsaglia's xorshift128 of 2003, two 32-bit outputs to a word."""
-    x, y, z, w = (s.astype(np.uint32) for s in states)
-
-    def advance():
-        nonlocal x, y, z, w
-        t = x ^ (x << np.uint32(11))
-        x, y, z = y, z, w
-        w = w ^ (w >> np.uint32(19)) ^ t ^ (t >> np.uint32(8))
-        return w.astype(np.uint64)
-
-    while True:
-        low = advance()
-        yield low | (advance() << np.uint64(32))
-
-
-def xorshift128plus_words(states):
-    """xorshift128+ with a shift as wide as a field, which lays the top of one on another's."""
-    s0, s1 = states[:2]
-    while True:
-        yield s0 + s1
-        t = s0 ^ (s0 << np.uint64(16))
-        s0, s1 = s1, t ^ s1 ^ (t >> np.uint64(9)) ^ (s1 >> np.uint64(5))
 
 
 def draw(
@@ -62,51 +20,93 @@ def draw(
     offset=0,
     *,
     keys_of=reference.key,
-    lane_states=mixed_lane_states,
-    words=xoshiro256plusplus,
-    threshold=reference.kept_by_threshold,
+    lane_states=reference.lane_states,
+    next_words=reference.next_words,
+    threshold=reference.threshold,
+    next_vectors=reference.next_vectors,
 ):
-    """Stream version 1 with its parts open to replacement; offsets at block boundaries only."""
-    assert offset % BLOCK == 0
-    keys = keys_of(seed, step)
-    kept = np.empty(-(-size // BLOCK) * BLOCK, dtype=bool)
-    for start in range(0, size, AT_ONCE * BLOCK):
-        first = offset + start
-        blocks = min(AT_ONCE, -(-(size - start) // BLOCK))
-        lanes = np.uint64(first // BLOCK * LANES) + np.arange(blocks * LANES, dtype=np.uint64)
-        outputs = np.empty((blocks, STEPS, LANES), dtype="<u8")
-        source = words(lane_states(keys, lanes))
-        for number in range(STEPS):
-            outputs[:, number] = next(source).reshape(blocks, LANES)
-        fields = outputs.reshape(-1).view("<u2")
-        kept[start : start + fields.size] = threshold(fields, keys, rate, first)
-    return reference.pack_bits(kept[:size])
+    """Stream version 2 with its parts open to replacement."""
+    assert size % 8 == 0
+    keys, t = keys_of(seed, step), threshold(rate)
+    pieces = []
+    end = -(-(offset + size) // BLOCK)
+    for first in range(offset // BLOCK, end, AT_ONCE):
+        blocks = min(AT_ONCE, end - first)
+        lanes = np.uint64(first * LANES) + np.arange(blocks * LANES, dtype=np.uint64)
+        state = lane_states(keys, lanes).reshape(-1, blocks, LANES)
+        vectors = [next_vectors(state, t, next_words) for _ in range(BLOCK // VECTOR)]
+        pieces.append(np.stack(vectors, axis=1).astype("<u8").ravel())
+    packed = np.concatenate(pieces).view(np.uint8)
+    skip = offset % BLOCK
+    if skip:
+        packed = reference.pack_bits(np.unpackbits(packed, bitorder="little")[skip : skip + size])
+    return packed[: size // 8]
 
 
-def repeated_halves(states):
-    """Each word's upper half repeats its lower: 32 random bits spent as if they were 64."""
-    for word in xoshiro256plusplus(states):
-        low = word & np.uint64(0xFFFFFFFF)
-        yield low | low << np.uint64(32)
+# Other engines.
 
 
 def xorshift128(seed, step, rate, size, offset=0):
-    """128 bits of state and no nonlinear output: every bit a linear function of the state."""
-    return draw(seed, step, rate, size, offset, words=xorshift128_words)
+    """Marsaglia's of 2003: every bit is a linear function of 128 bits of state."""
+
+    def next_words(state):
+        x, y, z, w = state.astype(np.uint32)
+        outputs = []
+        for _ in range(2):
+            t = x ^ (x << np.uint32(11))
+            x, y, z, w = y, z, w, w ^ (w >> np.uint32(19)) ^ t ^ (t >> np.uint32(8))
+            outputs.append(w.astype(np.uint64))
+        state[...] = x, y, z, w
+        return outputs[0] | outputs[1] << np.uint64(32)
+
+    return draw(seed, step, rate, size, offset, next_words=next_words)
 
 
 def xorshift128plus(seed, step, rate, size, offset=0):
-    """Three outputs in a row are tied by one sum, which shows in the fields' top bits."""
-    return draw(seed, step, rate, size, offset, words=xorshift128plus_words)
+    """Vigna's of 2014: sums of three outputs in a row are tied, near enough, by exclusive ors."""
+
+    def next_words(state):
+        s0, s1 = state
+        r = s0 + s1
+        t = s0 ^ (s0 << np.uint64(23))
+        state[...] = s1, t ^ s1 ^ (t >> np.uint64(17)) ^ (s1 >> np.uint64(26))
+        return r
+
+    def lane_states(keys, lanes):
+        return reference.lane_states(keys[:2], lanes)
+
+    return draw(seed, step, rate, size, offset, lane_states=lane_states, next_words=next_words)
+
+
+def narrow_words(seed, step, rate, size, offset=0):
+    """Each random bit decides for two neighbours, as where bytes are counted and words meant."""
+
+    def next_words(state):
+        word = reference.next_words(state) & np.uint64(0xFFFFFFFF)
+        # Bit i goes to bit 2i, by halves of halves.
+        for shift, mask in [
+            (16, 0x0000FFFF0000FFFF),
+            (8, 0x00FF00FF00FF00FF),
+            (4, 0x0F0F0F0F0F0F0F0F),
+            (2, 0x3333333333333333),
+            (1, 0x5555555555555555),
+        ]:
+            word = (word | word << np.uint64(shift)) & np.uint64(mask)
+        return word | word << np.uint64(1)
+
+    return draw(seed, step, rate, size, offset, next_words=next_words)
+
+
+# Other seeding.
+
+
+def unmixed_states(keys, lanes):
+    return np.stack([weyl(k, lanes) for k in keys])
 
 
 def unmixed_lane_keys(seed, step, rate, size, offset=0):
     """The lanes' states are the keys plus a counter, without the last mix64."""
-
-    def states(keys, lanes):
-        return [weyl(k, lanes) for k in keys[:4]]
-
-    return draw(seed, step, rate, size, offset, lane_states=states)
+    return draw(seed, step, rate, size, offset, lane_states=unmixed_states)
 
 
 def unmixed_keys(seed, step, rate, size, offset=0):
@@ -114,41 +114,113 @@ def unmixed_keys(seed, step, rate, size, offset=0):
 
     def keys_of(seed, step):
         lo, hi = seed & reference.WORD, seed >> 64
-        return [(word + j * G) & reference.WORD for j, word in enumerate((lo, hi, step, 0, 0))]
+        return [(word + j * G) & reference.WORD for j, word in enumerate((lo, hi, step, 0))]
 
-    def states(keys, lanes):
-        return [weyl(k, lanes) for k in keys[:4]]
-
-    return draw(seed, step, rate, size, offset, keys_of=keys_of, lane_states=states)
-
-
-def short_threshold(seed, step, rate, size, offset=0):
-    """A 16-bit threshold, rounded to nearest, with no tie-break."""
-
-    def threshold(fields, keys, rate, first):
-        return fields < np.uint32(round((1.0 - rate) * 2**16))
-
-    return draw(seed, step, rate, size, offset, threshold=threshold)
-
-
-def narrow_words(seed, step, rate, size, offset=0):
-    """A 32-bit generator's outputs, cut as those of a 64-bit one."""
-    return draw(seed, step, rate, size, offset, words=repeated_halves)
+    return draw(seed, step, rate, size, offset, keys_of=keys_of, lane_states=unmixed_states)
 
 
 def lanes_share_a_state(seed, step, rate, size, offset=0):
     """Half of the lanes repeat the other half: a dead vector half, as has happened."""
 
-    def states(keys, lanes):
-        return [mix64_array(weyl(k, lanes & ~np.uint64(4))) for k in keys[:4]]
+    def lane_states(keys, lanes):
+        return reference.lane_states(keys, lanes & ~np.uint64(4))
 
-    return draw(seed, step, rate, size, offset, lane_states=states)
+    return draw(seed, step, rate, size, offset, lane_states=lane_states)
 
 
 def blocks_share_a_state(seed, step, rate, size, offset=0):
     """Every block starts from the same state: the counter that is never advanced."""
 
-    def states(keys, lanes):
-        return [mix64_array(weyl(k, lanes % np.uint64(LANES))) for k in keys[:4]]
+    def lane_states(keys, lanes):
+        return reference.lane_states(keys, lanes % np.uint64(LANES))
 
-    return draw(seed, step, rate, size, offset, lane_states=states)
+    return draw(seed, step, rate, size, offset, lane_states=lane_states)
+
+
+# Other thresholds.
+
+
+def short_threshold(seed, step, rate, size, offset=0):
+    """The threshold has 16 digits, rounded to nearest, and no plane comes after them."""
+
+    def threshold(rate):
+        return round((1.0 - rate) * 2**16) << (DIGITS - 16)
+
+    return draw(seed, step, rate, size, offset, threshold=threshold)
+
+
+def missing_plane(seed, step, rate, size, offset=0):
+    """The twelve planes are followed by digit 14: one digit falls between the two loops."""
+
+    def threshold(rate):
+        first, later = divmod(reference.threshold(rate), 2 ** (DIGITS - 12))
+        return (first << (DIGITS - 12)) + 2 * later % 2 ** (DIGITS - 12)
+
+    return draw(seed, step, rate, size, offset, threshold=threshold)
+
+
+def digits_from_the_wrong_end(seed, step, rate, size, offset=0):
+    """The first plane meets the threshold's last digit."""
+
+    def threshold(rate):
+        return int(f"{reference.threshold(rate):0{DIGITS}b}"[::-1], 2)
+
+    return draw(seed, step, rate, size, offset, threshold=threshold)
+
+
+# Other ways through the planes.
+
+
+class Remembered:
+    """An engine that knows the state before its last step."""
+
+    def __init__(self, next_words):
+        self.next_words = next_words
+
+    def __call__(self, state):
+        self.before = state.copy()
+        return self.next_words(state)
+
+
+def plane_used_twice(seed, step, rate, size, offset=0):
+    """The planes after the twelfth go on from a state of before it: the twelfth comes again."""
+
+    def next_vectors(state, t, next_words):
+        engine = Remembered(next_words)
+        kept, undecided = reference.first_planes(state, t, engine)
+        rows = undecided.any(axis=1) & (reference.last_digit(t) > 12)
+        state[:, rows] = engine.before[:, rows]
+        reference.late_planes(state, t, kept, undecided, next_words)
+        return kept
+
+    return draw(seed, step, rate, size, offset, next_vectors=next_vectors)
+
+
+def plane_of_two_vectors(seed, step, rate, size, offset=0):
+    """A vector's twelfth plane, or its last of fewer, is the first of the next vector too."""
+
+    def next_vectors(state, t, next_words):
+        engine = Remembered(next_words)
+        kept, undecided = reference.first_planes(state, t, engine)
+        after, state[...] = state.copy(), engine.before
+        reference.late_planes(after, t, kept, undecided, next_words)
+        return kept
+
+    return draw(seed, step, rate, size, offset, next_vectors=next_vectors)
+
+
+def outside_is_not_counted(seed, step, rate, size, offset=0):
+    """A vector is done when its elements inside of the piece are, whatever the others need."""
+    first, end = offset // BLOCK, -(-(offset + size) // BLOCK)
+    assert end - first <= AT_ONCE
+    places = np.arange(first * BLOCK, end * BLOCK)
+    inside = reference.pack_bits((places >= offset) & (places < offset + size))
+    by_vector = iter(inside.view("<u8").reshape(-1, BLOCK // VECTOR, LANES).swapaxes(0, 1))
+
+    def next_vectors(state, t, next_words):
+        kept, undecided = reference.first_planes(state, t, next_words)
+        undecided &= next(by_vector)
+        reference.late_planes(state, t, kept, undecided, next_words)
+        return kept
+
+    return draw(seed, step, rate, size, offset, next_vectors=next_vectors)

@@ -26,8 +26,8 @@ SMALL = [1, 2, 7, 8, 31, 32, 33, 63, 64, 65, 100, 255, 511, 512, 513, 700]
 LARGE = [4095, 4096, 4097, 4128, 8191, 8192, 8193, 12289, 16384, 16421, 20000, 33000]
 SEEDS = [0, 1, 42, 2**64 - 1, 2**64, 0x0123456789ABCDEFFEDCBA9876543210, 2**128 - 1]
 STEPS = [0, 7, 2**63, 2**64 - 1]
-# Whole fields of the threshold, halves of one, and the rates that take a path of their own.
-RATES = [0.5, 0.1, 0.2, 1 / 3, 0.9, 1e-5, 1 - 1e-5, 0.0, 1.0, 2**-17, 0.25]
+# One plane, two, twelve, thirteen, as many as it takes, and the rates that take none.
+RATES = [0.5, 0.1, 0.2, 1 / 3, 0.9, 1e-5, 1 - 1e-5, 0.0, 1.0, 2**-12, 2**-13, 2**-17, 0.25]
 FIRSTS = [0, 1, 3 * BLOCK, 31, 32, 5 * BLOCK + 4064, 2**32 - 7, 2**40 + 96, 2**52 + 4001]
 SCALES = [1.25, 2.0, 1 / 0.7, 0.0, -1.5, 3e-5, 60000.0]
 

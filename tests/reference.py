@@ -155,21 +155,30 @@ def decide(t, d, r, kept, undecided):
         undecided &= ~r
 
 
-def next_vectors(state, t, next_words=next_words):
-    """The next vector of each of many blocks: words of decisions, a row of lanes for each block."""
+def first_planes(state, t, next_words=next_words):
+    """Kept and undecided after the planes that are taken without a test, a row for each block."""
     kept = np.full(state.shape[1:], WORD if t == 2**DIGITS else 0, dtype=np.uint64)
     undecided = np.full_like(kept, WORD)
-    last = last_digit(t)
-    for d in range(1, min(last, PLANES_WITHOUT_A_TEST) + 1):
+    for d in range(1, min(last_digit(t), PLANES_WITHOUT_A_TEST) + 1):
         decide(t, d, next_words(state), kept, undecided)
-    # Only some blocks go on: those are taken out, advanced and put back.
-    for d in range(PLANES_WITHOUT_A_TEST + 1, last + 1):
+    return kept, undecided
+
+
+def late_planes(state, t, kept, undecided, next_words=next_words):
+    """The planes after them, of those blocks that need them: taken out, advanced and put back."""
+    for d in range(PLANES_WITHOUT_A_TEST + 1, last_digit(t) + 1):
         rows = np.flatnonzero(undecided.any(axis=1))
         if not rows.size:
             break
         some_state, some_kept, some_undecided = state[:, rows], kept[rows], undecided[rows]
         decide(t, d, next_words(some_state), some_kept, some_undecided)
         state[:, rows], kept[rows], undecided[rows] = some_state, some_kept, some_undecided
+
+
+def next_vectors(state, t, next_words=next_words):
+    """The next vector of each of many blocks: words of decisions, a row of lanes for each block."""
+    kept, undecided = first_planes(state, t, next_words)
+    late_planes(state, t, kept, undecided, next_words)
     return kept
 
 

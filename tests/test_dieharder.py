@@ -66,7 +66,8 @@ def one_block(seed):
 def dead_half(seed):
     """As if half of the lanes repeated the other half's state, as has happened elsewhere."""
     for bits in library(seed):
-        yield np.repeat(bits.view(np.uint16)[::2], 2)
+        # Four of eight lanes, of 64 bits each, in every vector of 512.
+        yield np.repeat(bits.reshape(-1, 2, 32)[:, :1], 2, axis=1)
 
 
 def write(pieces, pipe):
