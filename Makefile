@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(shell find fastdrop fastdrop_keras -name '*
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow test-asan test-debug faults matrix fuzz bench bench-quick \
-  bench-instructions lint format clean
+  lint format clean
 
 help:
 	@echo "make demo       train on real digits with and without dropout, and plot it"
@@ -20,7 +20,6 @@ help:
 	@echo "make fuzz       pickles, states, configs and files at random; FUZZ_SECONDS=60 for each target"
 	@echo "make bench      speed against the peers: a report in results/bench (ten minutes)"
 	@echo "make bench-quick  the same of less, in a minute"
-	@echo "make bench-instructions  what the kernels execute for an element, against baselines"
 	@echo "make lint       style, types, stubs"
 	@echo "make format     let ruff lay out the code"
 	@echo "make clean      remove what was built"
@@ -83,9 +82,6 @@ bench: $(VENV)/installed-bench
 
 bench-quick: $(VENV)/installed-bench
 	$(RUN) -m bench run --quick
-
-bench-instructions: $(VENV)/installed-dev
-	$(RUN) -m bench.instructions $(INSTRUCTIONS)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

@@ -12,7 +12,8 @@ import numpy as np
 import reference
 from frozen_inputs import numbers
 
-DRAW, DRAW_APPLY, APPLY, APPLY_ONE, RELU, ADD, APPLY_SUM = range(7)
+DRAW, USE = range(2)
+SCALE, RELU, ADD, SUM = range(4)
 APART, TO_IS_FROM, TO_IS_RESIDUAL = range(3)
 
 # In the order of `element_kind` in table.h.
@@ -22,16 +23,48 @@ KINDS = SCALED + [np.dtype(t) for t in (np.uint16, np.uint32, np.uint64)]
 BLOCK = reference.BLOCK
 GUARD = b"\xa5" * 64
 
-SMALL = [1, 2, 7, 8, 31, 32, 33, 63, 64, 65, 100, 255, 511, 512, 513, 700]
-LARGE = [4095, 4096, 4097, 4128, 8191, 8192, 8193, 12289, 16384, 16421, 20000, 33000]
+# Around a group of 32 elements, a vector of 512, a block of 4096, and the 32768 whose bits a kernel
+# holds at a time where nobody wants them.
+SMALL = [
+    1,
+    2,
+    7,
+    8,
+    31,
+    32,
+    33,
+    63,
+    64,
+    65,
+    95,
+    96,
+    100,
+    255,
+    511,
+    512,
+    513,
+    543,
+    544,
+    545,
+    575,
+    576,
+]
+LARGE = [700, 1023, 1024, 1025, 1087, 1535, 1600, 4095, 4096, 4097, 4128, 4608, 8191, 8192, 8193]
+LONG = [12289, 16421, 20000, 32767, 32768, 32769, 32800, 33300, 36864, 65535, 65536, 65537, 70001]
 SEEDS = [0, 1, 42, 2**64 - 1, 2**64, 0x0123456789ABCDEFFEDCBA9876543210, 2**128 - 1]
 STEPS = [0, 7, 2**63, 2**64 - 1]
 # One plane, two, twelve, thirteen, as many as it takes, and the rates that take none.
-RATES = [0.5, 0.1, 0.2, 1 / 3, 0.9, 1e-5, 1 - 1e-5, 0.0, 1.0, 2**-12, 2**-13, 2**-17, 0.25]
-FIRSTS = [0, 1, 3 * BLOCK, 31, 32, 5 * BLOCK + 4064, 2**32 - 7, 2**40 + 96, 2**52 + 4001]
+RATES = [0.5, 0.1, 0.2, 0.0, 1 / 3, 0.9, 1e-5, 2**-12, 1.0, 1 - 1e-5, 2**-13, 2**-17, 0.25]
+RATES += [2**-48, 1 - 2**-48]
+FIRSTS = [0, 1, 3 * BLOCK, 31, 32, 5 * BLOCK + 4064, 2**32 - 7, 2**40 + 96, 512, 2**52 + 4001]
+FIRSTS += [8, 504, 511, 513, 2 * BLOCK + 1024 + 8]
+WHOLE_BLOCKS = [0, BLOCK, 2**32, 2**52]
+BITS_BEFORE = [0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 64, 4097]
+PERIODS = [32, 33, 63, 64, 100, 1000, 5000]
 SCALES = [1.25, 2.0, 1 / 0.7, 0.0, -1.5, 3e-5, 60000.0]
+ALIGNMENTS = [0, 16, 8, 1, 48, 3, 62, 32, 4, 60]
 
-HEADER = struct.Struct("<13q4Qd6Q")
+HEADER = struct.Struct("<15q5Qd5Q")
 
 
 class Choices:
@@ -47,36 +80,39 @@ class Choices:
         self.turn += 1
 
 
-def new_call(entry, kind, size, choices):
-    seed, step = choices(SEEDS, 3), choices(STEPS, 5)
+def new_call(choices, size, **fields):
     return {
-        "entry": entry,
-        "kind": kind,
+        "entry": USE,
+        "kind": 0,
+        "use": SCALE,
         "size": size,
-        "seed": seed,
-        "step": step,
+        "seed": choices(SEEDS, 3),
+        "step": choices(STEPS, 5),
         "rate": choices(RATES, 7),
         "scale": choices(SCALES, 2),
         "first": 0,
-        "bit_offset": 0,
+        "bit": 0,
         "period": 0,
-        "kept": 0,
+        "column": 0,
         "advance": 1,
         "has_key": True,
         "place": choices([APART, TO_IS_FROM], 11),
+        "streaming": choices([0, 1], 17),
         "odd_float_modes": choices([0, 0, 1], 13),
-        "alignment": choices([0, 16, 8, 1, 48, 3, 62], 1),
+        "alignment": choices(ALIGNMENTS, 1),
+        "to_alignment": choices([0, *ALIGNMENTS], 19),
         "from": np.empty(0, np.uint8),
         "bits": np.empty(0, np.uint8),
         "bias": np.empty(0, np.uint8),
         "residual": np.empty(0, np.uint8),
         "sums": np.empty(0, np.uint8),
+        **fields,
     }
 
 
 def kept_by_bits(call):
     bits = np.unpackbits(call["bits"], bitorder="little")
-    return bits[call["bit_offset"] :][: call["size"]].astype(bool)
+    return bits[call["bit"] :][: call["size"]].astype(bool)
 
 
 def random_bits(bits, salt):
@@ -87,76 +123,72 @@ def random_bits(bits, salt):
     return packed
 
 
+def new_use(choices, kind, use, size, has_key):
+    """A call that uses bits on numbers: drawn ones, wanted or not, or those that are there."""
+    dtype = KINDS[kind]
+    call = new_call(choices, size, kind=kind, use=use, has_key=has_key)
+    call["from"] = numbers(dtype, size, choices.turn)
+    if has_key:
+        call["first"] = choices(WHOLE_BLOCKS, 2)
+        if use == RELU or choices([True, False], 3):
+            call["bits"] = np.full(-(-size // 8), 0x5A, np.uint8)
+    else:
+        call["bit"] = choices([0, 8, 64] if use == RELU else BITS_BEFORE, 1)
+        call["bits"] = random_bits(call["bit"] + size, choices.turn)
+    return call
+
+
+def with_bias_and_residual(choices, call):
+    dtype, size = KINDS[call["kind"]], call["size"]
+    call["place"] = choices([APART, TO_IS_FROM, TO_IS_RESIDUAL], 2)
+    call["advance"] = choices([1, 1, 0], 3)
+    if call["advance"]:
+        call["residual"] = numbers(dtype, size, choices.turn + 3)
+    else:
+        call["residual"] = np.repeat(numbers(dtype, 1, choices.turn + 3), 32)
+        if call["place"] == TO_IS_RESIDUAL:
+            call["place"] = APART
+    call["period"] = choices(PERIODS, 1)
+    call["column"] = choices([0, 1, 31, call["period"] - 1], 2)
+    bias = numbers(reference.computed_in(dtype), call["period"], choices.turn + 2)
+    call["bias"] = np.concatenate([bias, bias[:31]])
+    return call
+
+
 def calls():
-    """Every entry, kind and size; the rest in turns."""
+    """Every entry, kind, use and size; the rest in turns. Few of the long ones."""
     choices = Choices()
-    for size in [*SMALL, *LARGE, 2**20]:
-        for _ in range(3 if size < 2**20 else len(RATES)):
+    for size in [*SMALL, *LARGE, *LONG, 2**20]:
+        for _ in range(4 if size < 2**20 else len(RATES)):
             choices.next()
-            call = new_call(DRAW, 0, size, choices) | {"place": APART}
-            call["first"] = choices(FIRSTS, 4)
-            call["bits"] = np.full(-(-size // 8), 0x5A, np.uint8)
-            yield call
-    for kind, size in product(range(len(KINDS)), SMALL + LARGE):
-        choices.next()
-        x = numbers(KINDS[kind], size, choices.turn)
-        call = new_call(DRAW_APPLY, kind, size, choices) | {"from": x}
-        call["first"] = choices([0, BLOCK, 2**32, 2**52], 2)
-        if choices([True, False], 3):
-            call["bits"] = np.full(-(-size // 8), 0x5A, np.uint8)
-        yield call
-        choices.next()
-        call = new_call(APPLY, kind, size, choices) | {"from": x, "has_key": False}
-        call["bit_offset"] = choices([0, 1, 7, 3, 8, 13, 64, 4097], 1)
-        call["bits"] = random_bits(call["bit_offset"] + size, choices.turn)
-        yield call
-        choices.next()
-        call = new_call(APPLY_ONE, kind, size, choices) | {"from": x, "has_key": False}
-        call["kept"] = choices([1, 1, 0], 2)
-        yield call
-    for kind, size in product(range(len(SCALED)), SMALL + LARGE):
-        dtype = KINDS[kind]
-        wide = reference.computed_in(dtype)
-        x = numbers(dtype, size, choices.turn + 1)
-        for has_key in (True, False):
+            bits = np.full(-(-size // 8), 0x5A, np.uint8)
+            first = choices(FIRSTS, 4)
+            yield new_call(choices, size, entry=DRAW, place=APART, first=first, bits=bits)
+    for size, kind, has_key in product(SMALL + LARGE + LONG, range(len(KINDS)), (True, False)):
+        uses = [SCALE, RELU, ADD, SUM] if kind < len(SCALED) else [SCALE]
+        for use in uses:
             choices.next()
-            call = new_call(RELU, kind, size, choices) | {"from": x, "has_key": has_key}
-            call["first"] = choices([0, BLOCK, 2**32], 2)
-            call["bits"] = random_bits(size, choices.turn)
+            if size in LONG and (choices.turn + choices.turn // 4) % 4:
+                continue
+            call = new_use(choices, kind, use, size, has_key)
+            if use == ADD:
+                call = with_bias_and_residual(choices, call)
+            elif use == SUM:
+                wide = reference.computed_in(KINDS[kind])
+                call["sums"] = numbers(wide, size, choices.turn + 4)
             yield call
-            choices.next()
-            call = new_call(ADD, kind, size, choices) | {"from": x, "has_key": has_key}
-            call["place"] = choices([APART, TO_IS_FROM, TO_IS_RESIDUAL], 2)
-            call["first"] = choices([0, BLOCK, 2**32], 2)
-            call["advance"] = choices([1, 1, 0], 3)
-            if call["advance"] == 0 and call["place"] == TO_IS_RESIDUAL:
-                call["place"] = APART
-            call["period"] = choices([32, 33, 64, 100, 1000, 5000], 1)
-            bias = numbers(wide, call["period"], choices.turn + 2)
-            call["bias"] = np.concatenate([bias, bias[:31]])
-            call["residual"] = numbers(dtype, size if call["advance"] else 32, choices.turn + 3)
-            if not has_key or choices([True, False], 4):
-                call["bits"] = random_bits(size, choices.turn)
-            yield call
-        choices.next()
-        call = new_call(APPLY_SUM, kind, size, choices) | {"from": x, "has_key": False}
-        call["bit_offset"] = choices([0, 1, 7, 3, 8, 13, 64, 4097], 1)
-        call["bits"] = random_bits(call["bit_offset"] + size, choices.turn)
-        call["sums"] = numbers(wide, size, choices.turn + 4)
-        yield call
 
 
 def encoded(call):
-    key = (0,) * 6
+    key = (0,) * 5
     if call["has_key"]:
         key = (*reference.key(call["seed"], call["step"]), reference.threshold(call["rate"]))
     arrays = [call[name] for name in ("from", "bits", "bias", "residual", "sums")]
     header = HEADER.pack(
-        *(call[name] for name in ("entry", "kind", "place", "kept", "advance", "has_key")),
-        call["odd_float_modes"],
-        call["alignment"],
+        *(call[name] for name in ("entry", "kind", "use", "place", "advance", "has_key")),
+        *(call[name] for name in ("streaming", "odd_float_modes", "alignment", "to_alignment")),
         *(array.nbytes for array in arrays),
-        *(call[name] for name in ("first", "size", "bit_offset", "period")),
+        *(call[name] for name in ("first", "size", "bit", "period", "column")),
         call["scale"],
         *key,
     )
@@ -167,9 +199,7 @@ def result(call):
     """What is written to `to`, the bits and the sums afterwards."""
     x, size = call["from"], call["size"]
     bits, sums = call["bits"], call["sums"]
-    if call["entry"] == APPLY_ONE:
-        kept = np.full(size, bool(call["kept"]))
-    elif call["has_key"]:
+    if call["has_key"]:
         kept = reference.keep_mask(call["seed"], call["step"], call["rate"], size, call["first"])
         if bits.size:
             bits = reference.pack_bits(kept)
@@ -177,15 +207,15 @@ def result(call):
         kept = kept_by_bits(call)
     if call["entry"] == DRAW:
         return x, bits, sums
-    if call["entry"] == RELU:
+    if call["use"] == RELU:
         kept &= reference.positive(x)
-        bits = reference.pack_bits(kept)
-    if call["entry"] == ADD:
-        residual = call["residual"] if call["advance"] else np.resize(call["residual"], size)
-        columns = (call["first"] % call["period"] + np.arange(size)) % call["period"]
+        bits = np.concatenate([bits[: call["bit"] // 8], reference.pack_bits(kept)])
+    if call["use"] == ADD:
+        residual = np.resize(call["residual"], size)
+        columns = (call["column"] + np.arange(size)) % call["period"]
         bias = call["bias"][columns]
         return reference.bias_dropout_add(x, bias, residual, kept, call["scale"]), bits, sums
-    if call["entry"] == APPLY_SUM:
+    if call["use"] == SUM:
         wide = sums.dtype
         with np.errstate(all="ignore"):
             products = np.where(kept, x.astype(wide) * wide.type(call["scale"]), wide.type(0))

@@ -148,7 +148,8 @@ def test_every_kernel_against_the_reference(run_kernels, calls_and_results):
     wrong = collections.Counter()
     for call, result in zip(calls, results, strict=True):
         for fault in kernel_calls.faults(call, result, output):
-            wrong[call["entry"], kernel_calls.KINDS[call["kind"]].name, fault] += 1
+            kind = kernel_calls.KINDS[call["kind"]].name
+            wrong[call["entry"], call["use"], kind, call["has_key"], fault] += 1
     assert output.read() == b""
     assert not wrong
 
@@ -156,11 +157,12 @@ def test_every_kernel_against_the_reference(run_kernels, calls_and_results):
 def test_the_calls_reach_every_path(calls_and_results):
     """What is compared above would not be worth much if the calls were all alike."""
     calls, _, results = calls_and_results
-    combinations = {(call["entry"], call["kind"]) for call in calls}
-    assert len(combinations) == 1 + 3 * 7 + 3 * 4
+    combinations = {(call["entry"], call["use"], call["kind"]) for call in calls}
+    assert len(combinations) == 1 + 7 + 3 * 4
     kept_shares = [result[2].size and np.unpackbits(result[2]).mean() for result in results]
     assert {0 < share < 1 for share in kept_shares} == {True, False}
-    for field in ("place", "kept", "advance", "has_key", "odd_float_modes", "alignment"):
+    fields = ("place", "advance", "has_key", "streaming", "odd_float_modes", "alignment", "bit")
+    for field in (*fields, "to_alignment", "first", "column"):
         assert len({call[field] for call in calls}) > 1, field
 
 
@@ -170,7 +172,7 @@ def test_frozen_vectors(run_kernels):
     calls = []
     for vector in vectors:
         size = int(vector["size"])
-        call = kernel_calls.new_call(kernel_calls.DRAW, 0, size, kernel_calls.Choices())
+        call = kernel_calls.new_call(kernel_calls.Choices(), size, entry=kernel_calls.DRAW)
         call |= {"seed": int(vector["seed"], 16), "step": int(vector["step"])}
         call |= {"rate": float(vector["rate"]), "first": int(vector["offset"])}
         call |= {"place": kernel_calls.APART, "bits": np.zeros(-(-size // 8), np.uint8)}

@@ -1,10 +1,10 @@
 /* Owns the words of the vocabulary (see vocabulary.pxi) for NEON, which every aarch64 CPU has.
 
    What the kernels lean on (pipes and latency on Neoverse N1):
-     cmhi            V,   2 cycles   unsigned comparison straight to words
-     sxtl, sxtl2     V1,  2 cycles   the comparison's own words, widened, are the mask
-     umaxv           V1,  5 cycles   one flag for the ties of 64 elements
-     addv of places  V1,  5 cycles   words to bits: there is no movemask */
+     cmtst           V,   2 cycles   32 bits in each of four places become masks, and 16 in each of
+                                     eight: the bits need no shift and no comparison with a place
+     umaxv 4s        V1,  3 cycles   one flag for 512 undecided elements
+     addv of places  V1,  3 to 5     masks to bits: there is no movemask */
 #ifndef FASTDROP_NEON_H
 #define FASTDROP_NEON_H
 
@@ -13,7 +13,7 @@
 #include "float_state.h"
 
 #define ISA_NAME "neon"
-#define BLOCKS_IN_FLIGHT 1
+#define GROUPS_BETWEEN_PLANES 0
 
 /* ---- eight 64-bit lanes ---- */
 typedef struct { uint64x2_t pair[4]; } u64x8;
@@ -25,22 +25,27 @@ typedef struct { uint64x2_t pair[4]; } u64x8;
     return result
 
 static inline u64x8 u64x8_load(const uint64_t *from) { EACH_PAIR(vld1q_u64(from + 2 * i)); }
-static inline void u64x8_store(uint64_t *to, u64x8 x) {
+static inline void u64x8_store(uint8_t *to, u64x8 x) {
     for (int i = 0; i < 4; i++)
-        vst1q_u64(to + 2 * i, x.pair[i]);
+        vst1q_u8(to + 16 * i, vreinterpretq_u8_u64(x.pair[i]));
 }
 static inline u64x8 u64x8_splat(uint64_t x) { EACH_PAIR(vdupq_n_u64(x)); }
 static inline u64x8 u64x8_add(u64x8 x, u64x8 y) { EACH_PAIR(vaddq_u64(x.pair[i], y.pair[i])); }
 static inline u64x8 u64x8_xor(u64x8 x, u64x8 y) { EACH_PAIR(veorq_u64(x.pair[i], y.pair[i])); }
+static inline u64x8 u64x8_and(u64x8 x, u64x8 y) { EACH_PAIR(vandq_u64(x.pair[i], y.pair[i])); }
+static inline u64x8 u64x8_andnot(u64x8 x, u64x8 y) { EACH_PAIR(vbicq_u64(y.pair[i], x.pair[i])); }
+static inline u64x8 u64x8_or(u64x8 x, u64x8 y) { EACH_PAIR(vorrq_u64(x.pair[i], y.pair[i])); }
+static inline int u64x8_any(u64x8 x) {
+    uint64x2_t either = vorrq_u64(vorrq_u64(x.pair[0], x.pair[1]),
+                                  vorrq_u64(x.pair[2], x.pair[3]));
+    return vmaxvq_u32(vreinterpretq_u32_u64(either)) != 0;
+}
 static inline u64x8 u64x8_xor3(u64x8 x, u64x8 y, u64x8 z) { return u64x8_xor(u64x8_xor(x, y), z); }
-static inline u64x8 u64x8_shl(u64x8 x, int count) {
-    EACH_PAIR(vshlq_u64(x.pair[i], vdupq_n_s64(count)));
-}
-static inline u64x8 u64x8_shr(u64x8 x, int count) {
-    EACH_PAIR(vshlq_u64(x.pair[i], vdupq_n_s64(-count)));
-}
+/* In GNU C: the intrinsics for a constant count do not take a parameter for one. */
+static inline u64x8 u64x8_shl(u64x8 x, int count) { EACH_PAIR(x.pair[i] << count); }
+static inline u64x8 u64x8_shr(u64x8 x, int count) { EACH_PAIR(x.pair[i] >> count); }
 static inline u64x8 u64x8_rotl(u64x8 x, int count) {
-    return u64x8_xor(u64x8_shl(x, count), u64x8_shr(x, 64 - count));
+    return u64x8_or(u64x8_shl(x, count), u64x8_shr(x, 64 - count));
 }
 /* NEON multiplies no 64-bit lanes: the low 64 bits of a product, from 32-bit ones. */
 static inline uint64x2_t mul_u64x2(uint64x2_t x, uint64x2_t y) {
@@ -51,60 +56,45 @@ static inline uint64x2_t mul_u64x2(uint64x2_t x, uint64x2_t y) {
 }
 static inline u64x8 u64x8_mul(u64x8 x, u64x8 y) { EACH_PAIR(mul_u64x2(x.pair[i], y.pair[i])); }
 
-/* ---- which of 32 consecutive elements are kept: a 16-bit word each, all ones or zero ---- */
-typedef struct { uint16x8_t part[4]; } keep32;
+/* ---- which of 32 consecutive elements are kept ---- */
+typedef uint32_t keep32;
 
-static inline keep32 keep32_less(u64x8 words, uint16_t limit) {
-    keep32 keep;
-    for (int i = 0; i < 4; i++)
-        keep.part[i] = vcltq_u16(vreinterpretq_u16_u64(words.pair[i]), vdupq_n_u16(limit));
-    return keep;
-}
-static inline int any_equal(u64x8 first, u64x8 second, uint16_t limit) {
-    uint16x8_t limits = vdupq_n_u16(limit), equal = vdupq_n_u16(0);
-    for (int i = 0; i < 4; i++) {
-        equal = vorrq_u16(equal, vceqq_u16(vreinterpretq_u16_u64(first.pair[i]), limits));
-        equal = vorrq_u16(equal, vceqq_u16(vreinterpretq_u16_u64(second.pair[i]), limits));
-    }
-    return vmaxvq_u16(equal) != 0;
-}
-static inline uint16x8_t places(void) {
-    static const uint16_t place[8] = {1, 2, 4, 8, 16, 32, 64, 128};
-    return vld1q_u16(place);
-}
-static inline keep32 keep32_load(const uint8_t *bits) {
-    keep32 keep;
-    for (int i = 0; i < 4; i++)
-        keep.part[i] = vtstq_u16(vdupq_n_u16(bits[i]), places());
-    return keep;
-}
 static inline keep32 keep32_load_at(const uint8_t *bits, int shift) {
     uint64_t word;
     memcpy(&word, bits, sizeof word);
-    word >>= shift;
-    return keep32_load((const uint8_t *)&word);
+    return (keep32)(word >> shift);
 }
-static inline void keep32_store(uint8_t *bits, keep32 keep) {
-    for (int i = 0; i < 4; i++)
-        bits[i] = (uint8_t)vaddvq_u16(vandq_u16(keep.part[i], places()));
+static inline void keep32_store(uint8_t *bits, keep32 keep) { memcpy(bits, &keep, sizeof keep); }
+
+/* The places of elements 8i .. 8i+7 (i = 0..3) in their half of the bits, and those of 4i .. 4i+3
+   (i = 0..7) and of 2i and 2i+1 (i = 0..15) in all of them. */
+static inline uint16x8_t places_u16(int i) {
+    const uint16x8_t first = {0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80};
+    return first << (i % 2 * 8);
 }
-/* The words of elements 4i .. 4i+3 (i = 0..7), widened to 32 bits. */
+static inline uint32x4_t places_u32(int i) {
+    const uint32x4_t first = {0x1, 0x2, 0x4, 0x8};
+    return first << (4 * i);
+}
+static inline uint64x2_t places_u64(int i) {
+    const uint64x2_t first = {0x1, 0x2};
+    return first << (2 * i);
+}
+/* All ones for a kept one of these elements, and zeros for a dropped one. */
+static inline uint16x8_t keep32_words(keep32 keep, int i) {
+    return vtstq_u16(vdupq_n_u16((uint16_t)(keep >> (i / 2 * 16))), places_u16(i));
+}
 static inline uint32x4_t keep32_wide(keep32 keep, int i) {
-    int16x8_t part = vreinterpretq_s16_u16(keep.part[i / 2]);
-    int32x4_t wide = i & 1 ? vmovl_high_s16(part) : vmovl_s16(vget_low_s16(part));
-    return vreinterpretq_u32_s32(wide);
+    return vtstq_u32(vdupq_n_u32(keep), places_u32(i));
 }
-/* The words of elements 2i and 2i+1 (i = 0..15), widened to 64 bits. */
 static inline uint64x2_t keep32_widest(keep32 keep, int i) {
-    int32x4_t wide = vreinterpretq_s32_u32(keep32_wide(keep, i / 2));
-    int64x2_t widest = i & 1 ? vmovl_high_s32(wide) : vmovl_s32(vget_low_s32(wide));
-    return vreinterpretq_u64_s64(widest);
+    return vtstq_u64(vdupq_n_u64(keep), places_u64(i));
 }
 
 /* ---- 32 elements: kept ones as they are, dropped ones zero ---- */
 static inline void keep_w16(uint16_t *to, const uint16_t *from, keep32 keep) {
     for (int i = 0; i < 4; i++)
-        vst1q_u16(to + 8 * i, vandq_u16(vld1q_u16(from + 8 * i), keep.part[i]));
+        vst1q_u16(to + 8 * i, vandq_u16(vld1q_u16(from + 8 * i), keep32_words(keep, i)));
 }
 static inline void keep_w32(uint32_t *to, const uint32_t *from, keep32 keep) {
     for (int i = 0; i < 8; i++)
@@ -137,7 +127,7 @@ static inline void keep_scale_f16(f16 *to, const f16 *from, keep32 keep, float s
         float32x4_t low = vmulq_n_f32(vcvt_f32_f16(vget_low_f16(x)), scale);
         float32x4_t high = vmulq_n_f32(vcvt_high_f32_f16(x), scale);
         float16x8_t product = vcvt_high_f16_f32(vcvt_f16_f32(low), high);
-        uint16x8_t kept = vandq_u16(vreinterpretq_u16_f16(product), keep.part[i]);
+        uint16x8_t kept = vandq_u16(vreinterpretq_u16_f16(product), keep32_words(keep, i));
         vst1q_u16((uint16_t *)to + 8 * i, kept);
     }
 }
@@ -158,41 +148,38 @@ static inline void keep_scale_bf16(bf16 *to, const bf16 *from, keep32 keep, floa
         uint32x4_t low_bits = rounded_for_bf16(vmulq_n_f32(low, scale));
         uint32x4_t high_bits = rounded_for_bf16(vmulq_n_f32(high, scale));
         uint16x8_t product = vshrn_high_n_u32(vshrn_n_u32(low_bits, 16), high_bits, 16);
-        vst1q_u16((uint16_t *)to + 8 * i, vandq_u16(product, keep.part[i]));
+        vst1q_u16((uint16_t *)to + 8 * i, vandq_u16(product, keep32_words(keep, i)));
     }
 }
 
 /* ---- 32 elements: those of the kept ones that are not <= 0 ---- */
 static inline keep32 keep32_positive_f32(keep32 keep, const float *from) {
-    for (int i = 0; i < 4; i++) {
-        uint32x4_t low = vcleq_f32(vld1q_f32(from + 8 * i), vdupq_n_f32(0));
-        uint32x4_t high = vcleq_f32(vld1q_f32(from + 8 * i + 4), vdupq_n_f32(0));
-        keep.part[i] = vbicq_u16(keep.part[i], vmovn_high_u32(vmovn_u32(low), high));
+    uint32x4_t dropped = vdupq_n_u32(0);
+    for (int i = 0; i < 8; i++) {
+        uint32x4_t not_positive = vcleq_f32(vld1q_f32(from + 4 * i), vdupq_n_f32(0));
+        dropped = vorrq_u32(dropped, vandq_u32(not_positive, places_u32(i)));
     }
-    return keep;
-}
-static inline uint32x4_t not_positive_f64x4(const double *from) {
-    uint64x2_t low = vcleq_f64(vld1q_f64(from), vdupq_n_f64(0));
-    uint64x2_t high = vcleq_f64(vld1q_f64(from + 2), vdupq_n_f64(0));
-    return vmovn_high_u64(vmovn_u64(low), high);
+    return keep & ~vaddvq_u32(dropped);
 }
 static inline keep32 keep32_positive_f64(keep32 keep, const double *from) {
-    for (int i = 0; i < 4; i++) {
-        uint16x4_t low = vmovn_u32(not_positive_f64x4(from + 8 * i));
-        uint16x8_t both = vmovn_high_u32(low, not_positive_f64x4(from + 8 * i + 4));
-        keep.part[i] = vbicq_u16(keep.part[i], both);
+    uint64x2_t dropped = vdupq_n_u64(0);
+    for (int i = 0; i < 16; i++) {
+        uint64x2_t not_positive = vcleq_f64(vld1q_f64(from + 2 * i), vdupq_n_f64(0));
+        dropped = vorrq_u64(dropped, vandq_u64(not_positive, places_u64(i)));
     }
-    return keep;
+    return keep & ~(keep32)vaddvq_u64(dropped);
 }
 /* Words above zero, and those with a sign whose magnitude is above infinity's. */
 static inline keep32 positive_words(keep32 keep, const uint16_t *from, uint16_t minus_infinity) {
+    uint16x8_t positive[2] = {vdupq_n_u16(0), vdupq_n_u16(0)};
     for (int i = 0; i < 4; i++) {
         uint16x8_t x = vld1q_u16(from + 8 * i);
         uint16x8_t above = vcgtq_s16(vreinterpretq_s16_u16(x), vdupq_n_s16(0));
         uint16x8_t nan = vcgtq_u16(x, vdupq_n_u16(minus_infinity));
-        keep.part[i] = vandq_u16(keep.part[i], vorrq_u16(above, nan));
+        uint16x8_t either = vandq_u16(vorrq_u16(above, nan), places_u16(i));
+        positive[i / 2] = vorrq_u16(positive[i / 2], either);
     }
-    return keep;
+    return keep & ((keep32)vaddvq_u16(positive[1]) << 16 | vaddvq_u16(positive[0]));
 }
 static inline keep32 keep32_positive_f16(keep32 keep, const f16 *from) {
     return positive_words(keep, (const uint16_t *)from, F16_MINUS_INFINITY);
@@ -265,5 +252,11 @@ static inline void keep_scale_sum_f64(double *to, const double *from, double *su
         vst1q_f64(sums + 2 * i, vaddq_f64(vld1q_f64(sums + 2 * i), kept));
     }
 }
+
+/* ---- past the caches: stnp is but a hint ---- */
+static inline void stream_lines(void *to, const void *from, uint64_t size) {
+    memcpy(to, from, size);
+}
+static inline void stream_end(void) {}
 
 #endif

@@ -8,22 +8,26 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { DRAW, DRAW_APPLY, APPLY, APPLY_ONE, RELU, ADD, APPLY_SUM };
+#include "poison.h"
+
+enum { DRAW, USE };
 enum { APART, TO_IS_FROM, TO_IS_RESIDUAL };
 
 /* What begins each call; the bytes of `from`, the bits, the bias, the residual and the sums follow.
-  Counts of zero bytes stand for NULL. */
+   Counts of zero bytes stand for NULL. */
 typedef struct {
-    int64_t entry, kind, place, kept, advance, has_key, odd_float_modes, alignment;
+    int64_t entry, kind, use, place, advance, has_key, streaming, odd_float_modes;
+    int64_t alignment, to_alignment;
     int64_t from_bytes, bits_bytes, bias_bytes, residual_bytes, sums_bytes;
-    uint64_t first, size, bit_offset, period;
+    uint64_t first, size, bit, period, column;
     double scale;
     stream_key key;
 } call;
 
 enum { GUARD = 64, PATTERN = 0xA5 };
 
-/* Memory between two guards, so many bytes behind an address that 64 divides. */
+/* Memory between two guards, so many bytes behind an address that 64 divides. A guard shows what was
+   written to it; under AddressSanitizer, while a kernel runs, also what was read. */
 typedef struct {
     unsigned char *block, *at;
     size_t bytes;
@@ -49,7 +53,13 @@ static memory receive(int64_t bytes, int64_t alignment) {
 
 static void *pointer(memory m) { return m.bytes ? m.at : NULL; }
 
+static void close_guards(memory m) {
+    poison(m.at - GUARD, GUARD);
+    poison(m.at + m.bytes, GUARD);
+}
+
 static void send(memory m) {
+    unpoison(m.at - GUARD, m.bytes + 2 * GUARD);
     fwrite(m.at - GUARD, 1, m.bytes + 2 * GUARD, stdout);
 }
 
@@ -83,41 +93,25 @@ int main(void) {
         memory bias = receive(c.bias_bytes, c.alignment);
         memory residual = receive(c.residual_bytes, c.alignment);
         memory sums = receive(c.sums_bytes, c.alignment);
-        memory to = reserve(c.from_bytes, c.alignment);
+        memory to = reserve(c.from_bytes, c.to_alignment);
         const stream_key *key = c.has_key ? &c.key : NULL;
-        void *target = c.place == TO_IS_FROM ? from.at
-                       : c.place == TO_IS_RESIDUAL ? residual.at : to.at;
+        const operands on = {
+            .kind = (int)c.kind, .use = (int)c.use, .size = c.size,
+            .to = c.place == TO_IS_FROM ? from.at : c.place == TO_IS_RESIDUAL ? residual.at : to.at,
+            .from = from.at, .bits = pointer(bits), .bit = c.bit, .scale = c.scale,
+            .bias = pointer(bias), .period = c.period, .column = c.column,
+            .residual = pointer(residual), .advance = (int)c.advance,
+            .sums = pointer(sums), .streaming = (int)c.streaming,
+        };
         float_modes before = modes(), wanted = c.odd_float_modes ? ODD_FLOAT_MODES : before;
         int64_t kept_modes;
+        close_guards(from), close_guards(to), close_guards(bits);
+        close_guards(bias), close_guards(residual), close_guards(sums);
         set_modes(wanted);
-        switch (c.entry) {
-        case DRAW:
+        if (c.entry == DRAW)
             KERNEL(draw)(key, c.first, c.size, bits.at);
-            break;
-        case DRAW_APPLY:
-            KERNEL(draw_apply)((int)c.kind, key, c.first, c.size, target, from.at, pointer(bits),
-                               c.scale);
-            break;
-        case APPLY:
-            KERNEL(apply)((int)c.kind, c.size, target, from.at, bits.at, c.bit_offset, c.scale);
-            break;
-        case APPLY_ONE:
-            KERNEL(apply_one)((int)c.kind, c.size, target, from.at, (int)c.kept, c.scale);
-            break;
-        case RELU:
-            KERNEL(relu)((int)c.kind, key, c.first, c.size, target, from.at, bits.at, c.scale);
-            break;
-        case ADD:
-            KERNEL(add)((int)c.kind, key, c.first, c.size, target, from.at, bias.at, c.period,
-                        residual.at, (int)c.advance, pointer(bits), c.scale);
-            break;
-        case APPLY_SUM:
-            KERNEL(apply_sum)((int)c.kind, c.size, target, from.at, bits.at, c.bit_offset, c.scale,
-                              sums.at);
-            break;
-        default:
-            abort();
-        }
+        else
+            KERNEL(use)(key, c.first, &on);
         kept_modes = modes() == wanted;
         set_modes(before);
         fwrite(&kept_modes, sizeof kept_modes, 1, stdout);

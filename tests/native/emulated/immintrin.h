@@ -11,6 +11,7 @@
 #include <simde/x86/f16c.h>
 
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef uint8_t __mmask8;
@@ -28,21 +29,13 @@ typedef uint32_t __mmask32;
             mask |= (__mmask32)(x[i] operation y[i]) << i; \
         return mask; \
     }
-EMULATED_COMPARISON(_mm512_cmpeq_epi16_mask, int16_t, ==)
 EMULATED_COMPARISON(_mm512_cmpgt_epi16_mask, int16_t, >)
 EMULATED_COMPARISON(_mm512_cmpgt_epu16_mask, uint16_t, >)
-EMULATED_COMPARISON(_mm512_cmplt_epu16_mask, uint16_t, <)
 
 static inline __mmask32 _kand_mask32(__mmask32 a, __mmask32 b) { return a & b; }
 static inline __mmask32 _kor_mask32(__mmask32 a, __mmask32 b) { return a | b; }
-static inline unsigned char _kortestz_mask32_u8(__mmask32 a, __mmask32 b) { return (a | b) == 0; }
 static inline uint32_t _cvtmask32_u32(__mmask32 a) { return a; }
 static inline __mmask32 _cvtu32_mask32(uint32_t a) { return a; }
-static inline __mmask32 _load_mask32(__mmask32 *from) {
-    __mmask32 mask;
-    memcpy(&mask, from, sizeof mask);
-    return mask;
-}
 static inline void _store_mask32(__mmask32 *to, __mmask32 mask) { memcpy(to, &mask, sizeof mask); }
 static inline __mmask32 _mm512_kunpackw(__mmask32 high, __mmask32 low) {
     return high << 16 | (low & 0xFFFF);
@@ -81,6 +74,13 @@ static inline __m256i _mm512_cvtepi32_epi16(__m512i a) {
         narrow[i] = (uint16_t)x[i];
     memcpy(&result, narrow, sizeof result);
     return result;
+}
+
+/* The instruction refuses an address that 64 does not divide. */
+static inline void _mm512_stream_si512(void *to, __m512i a) {
+    if ((uintptr_t)to % 64)
+        abort();
+    memcpy(to, &a, sizeof a);
 }
 
 /* Half precision is the compiler's: its _Float16 is IEEE's, rounded to nearest even. */
