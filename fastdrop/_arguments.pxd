@@ -1,4 +1,6 @@
 """Declares the checks of what users pass to the functions that they pass it to."""
+from libc.stdint cimport uint64_t
+
 from numpy cimport ndarray
 
 cdef double rate_of(object rate) except -1
@@ -9,7 +11,7 @@ cdef object integer_of(object value, str name, object low, object high, str boun
 cdef tuple noise_entries_of(object noise_shape)
 cdef tuple noise_shape_of(tuple entries, tuple shape)
 cdef tuple shape_of(object shape)
-cdef object size_of(tuple shape)
+cdef uint64_t size_of(tuple shape)
 cdef object shown(object value)
 cdef int kind_of(ndarray array, str name) except -1
 cdef ndarray held(ndarray array)

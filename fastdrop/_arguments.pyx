@@ -3,6 +3,7 @@
 What may run a user's code (conversions to numbers) comes before what looks at arrays, so that no
 array can change between its check and its use.
 """
+import itertools
 import numbers
 import operator
 import reprlib
@@ -10,6 +11,7 @@ import sys
 
 from cpython.object cimport PyTypeObject
 from libc.math cimport isfinite
+from libc.stdint cimport int64_t, uint64_t
 
 cimport numpy as np
 
@@ -32,6 +34,8 @@ cdef extern from "simd/float_state.h" nogil:
 # How much work the exact search for overlapping memory may be; beyond it, the answer is taken to
 # be yes.
 cdef object OVERLAP_EFFORT = 100_000
+
+cdef int64_t LARGEST_SIZE = 2**63 - 1
 
 cdef enum:
     MAX_DIMS = 64                   # NumPy's own limit, 32 before NumPy 2
@@ -143,11 +147,11 @@ cdef bint flag_of(object value, str name) except -1:
 
 # ---- Shapes ----
 
-cdef object size_of(tuple shape):
-    """The number of elements, as an int that cannot overflow."""
-    size = 1
+cdef uint64_t size_of(tuple shape):
+    """The number of elements, of a shape that was checked."""
+    cdef uint64_t size = 1
     for entry in shape:
-        size *= entry
+        size *= <uint64_t>entry
     return size
 
 
@@ -159,29 +163,40 @@ cdef bint is_integer(object value):
 
 cdef tuple shape_of(object shape):
     """A shape given as an int or a sequence of ints."""
-    cdef object product = 1
+    cdef int64_t product = 1
+    cdef int64_t size
     cdef list sizes = []
-    entries = (shape,) if is_integer(shape) else shape
-    if not isinstance(entries, (tuple, list)):
+    cdef tuple entries
+    if type(shape) is tuple:
+        entries = shape
+    elif is_integer(shape):
+        entries = (shape,)
+    elif isinstance(shape, (tuple, list)):
+        # No more than are looked at: what is iterated over may be a subclass that never ends.
+        entries = tuple(itertools.islice(shape, MAX_DIMS + 1))
+    else:
         raise TypeError(f"`shape` must be an int or a tuple of ints, got {shown(shape)}")
+    if len(entries) > MAX_DIMS:
+        raise ValueError(f"`shape` must have at most {MAX_DIMS} dimensions, got {shown(shape)}")
     for entry in entries:
-        # In the loop: what is iterated over may be a subclass that never ends.
-        if len(sizes) == MAX_DIMS:
-            raise ValueError(f"`shape` must have at most {MAX_DIMS} dimensions, got {shown(shape)}")
         try:
-            size = operator.index(entry) if is_integer(entry) else None
+            if not is_integer(entry):
+                raise TypeError
+            entry = operator.index(entry) if type(entry) is not int else entry
+            size = entry
         except TypeError:
-            size = None
-        if size is None:
-            raise TypeError(f"`shape` must be an int or a tuple of ints, got {shown(shape)}")
+            raise TypeError(
+                f"`shape` must be an int or a tuple of ints, got {shown(shape)}") from None
+        except OverflowError:
+            size = -1
         # Counted as NumPy does, without the zeros: even an empty array's strides must fit.
-        product *= size or 1
-        if size < 0 or product > sys.maxsize:
+        if size < 0 or (size > 0 and product > LARGEST_SIZE // size):
             raise ValueError(
                 "`shape` must hold sizes of at least 0 with a product below 2**63, got "
                 f"{shown(shape)}"
             )
-        sizes.append(size)
+        product *= size or 1
+        sizes.append(entry)
     return tuple(sizes)
 
 

@@ -32,6 +32,7 @@ LARGEST_OFFSET = 2**63
 
 
 @cython.final
+@cython.freelist(8)
 cdef class Mask:
     """Which elements a dropout keeps: a packed bit for each, and the factor of those kept.
 

@@ -40,6 +40,8 @@ cdef void *allocate(size_t size) except NULL:
     return block
 
 
+@cython.final
+@cython.freelist(8)
 cdef class Buffer:
     """A block of at least the size asked for, 64-byte aligned, freed or returned when unused."""
 
