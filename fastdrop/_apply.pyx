@@ -28,6 +28,10 @@ cdef enum:
     LEAST_GATHERED = 128            # elements, and a multiple of these
     BIASES = 1024                   # put together at a time
     LAST_BIASES = 32                # that a kernel reads behind them
+    # Bytes of a result from which it passes by the caches, which would have to be filled with what
+    # is there before. More than a core's share of most last caches: what systems tell of their size
+    # is wrong in virtual machines (256 MiB where a core has 32).
+    STREAMED_BYTES = 1 << 25
 
 
 # ---- Elements ----
@@ -364,6 +368,8 @@ cdef void use_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
 cdef void use_flat(Work *work, const stream_key *key) noexcept nogil:
     cdef Flat flat
     flat.on, flat.key, flat.itemsize = &work.on, key, work.itemsize
+    work.on.streaming = (
+        work.on.to != work.on.from_ and work.size * work.itemsize >= STREAMED_BYTES)
     run(use_blocks, &flat, parts(work.size, BLOCK), work.size)
 
 
