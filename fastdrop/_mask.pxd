@@ -5,7 +5,7 @@ from numpy cimport ndarray
 
 from fastdrop._kernels.table cimport stream_key
 from fastdrop._memory cimport Buffer
-from fastdrop._stream cimport Draw, Seed
+from fastdrop._stream cimport fastdrop_seed, Seed
 
 cdef class Mask:
     cdef readonly tuple shape
@@ -13,7 +13,7 @@ cdef class Mask:
     cdef readonly object rate
     cdef readonly double scale
     cdef bint drawn                 # from a stream, and not packed from what a user decided
-    cdef Draw draw
+    cdef fastdrop_seed draw
     cdef uint64_t offset
     cdef uint64_t size_
     cdef Buffer buffer              # None where bits are drawn again when used

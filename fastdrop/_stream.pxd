@@ -3,11 +3,11 @@ from libc.stdint cimport uint64_t
 
 from fastdrop._kernels.table cimport stream_key
 
-cdef struct Draw:
-    # What a mask is drawn from besides its rate and shape.
-    uint64_t low
-    uint64_t high
-    uint64_t step
+cdef extern from "fastdrop.h" nogil:
+    ctypedef struct fastdrop_seed:
+        uint64_t low
+        uint64_t high
+        uint64_t step
 
 cdef class Stream:
     cdef uint64_t low
@@ -20,9 +20,9 @@ cdef class Stream:
 
 cdef class Seed:
     cdef Stream stream
-    cdef Draw fixed
-    cdef Draw take(self) except *
+    cdef fastdrop_seed fixed
+    cdef fastdrop_seed take(self) except *
 
 cdef Seed seed_of(object seed)
-cdef void derive_key(stream_key *key, const Draw *draw, double rate) noexcept nogil
-cdef object seed_number(const Draw *draw)
+cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) noexcept nogil
+cdef object seed_number(const fastdrop_seed *draw)

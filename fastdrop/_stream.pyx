@@ -14,7 +14,7 @@ SEEDS = 2**128
 STEPS = 2**64
 
 
-cdef void derive_key(stream_key *key, const Draw *draw, double rate) noexcept nogil:
+cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) noexcept nogil:
     """The keys and the threshold of the stream, version 2 (docs/stream.md)."""
     cdef uint64_t h0 = mix64(draw.low + GOLDEN)
     cdef uint64_t h1 = mix64(draw.high + h0 + 2 * GOLDEN)
@@ -27,13 +27,13 @@ cdef void derive_key(stream_key *key, const Draw *draw, double rate) noexcept no
     key.threshold = threshold_of(rate)
 
 
-cdef object seed_number(const Draw *draw):
+cdef object seed_number(const fastdrop_seed *draw):
     """Both words of a seed as one int."""
     return (<object>draw.high << 64) | <object>draw.low if draw.high else <object>draw.low
 
 
-cdef Draw words_of(object seed, object step):
-    cdef Draw draw
+cdef fastdrop_seed words_of(object seed, object step):
+    cdef fastdrop_seed draw
     draw.low = seed & 0xFFFFFFFFFFFFFFFF
     draw.high = seed >> 64
     draw.step = step
@@ -110,7 +110,7 @@ cdef class Stream:
         self._set(number, 0)
 
     cdef _set(self, object seed, object step):
-        cdef Draw draw = words_of(seed, 0 if step == STEPS else step)
+        cdef fastdrop_seed draw = words_of(seed, 0 if step == STEPS else step)
         with cython.critical_section(self):
             self.low = draw.low
             self.high = draw.high
@@ -127,7 +127,7 @@ cdef class Stream:
 
     @property
     def state(self):
-        cdef Draw draw
+        cdef fastdrop_seed draw
         cdef bint exhausted
         with cython.critical_section(self):
             draw.low, draw.high, draw.step = self.low, self.high, self.next_step
@@ -201,7 +201,7 @@ cdef class Stream:
 
     cdef dict _take(self, object n):
         """Takes n steps at once, or none; the state before."""
-        cdef Draw draw
+        cdef fastdrop_seed draw
         cdef bint exhausted
         with cython.critical_section(self):
             draw.low, draw.high, draw.step = self.low, self.high, self.next_step
@@ -238,8 +238,8 @@ def _restored(state):
 cdef class Seed:
     """The argument `seed`, checked, with its step not taken yet: a call that raises takes none."""
 
-    cdef Draw take(self) except *:
-        cdef Draw draw
+    cdef fastdrop_seed take(self) except *:
+        cdef fastdrop_seed draw
         cdef Stream stream = self.stream
         if stream is None:
             return self.fixed

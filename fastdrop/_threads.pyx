@@ -26,6 +26,12 @@ cdef int thread_count() noexcept nogil:
     return count
 
 
+cdef void set_thread_count(int n) noexcept nogil:
+    """The count is at least 1."""
+    global count
+    count = n
+
+
 cdef void run(pool_task task, void *context, int64_t items, int64_t grain) noexcept nogil:
     """Calls task on ranges of 0 .. items - 1 that are multiples of grain apart."""
     pool_run(<c_pool_task>task, context, items, grain, count)
@@ -64,8 +70,7 @@ def set_num_threads(n):
     1
     >>> fastdrop.set_num_threads(before)
     """
-    global count
-    count = checked(n)
+    set_thread_count(checked(n))
 
 
 def get_num_threads():
