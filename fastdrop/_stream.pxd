@@ -25,4 +25,6 @@ cdef class Seed:
 
 cdef Seed seed_of(object seed)
 cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) noexcept nogil
+cdef bint is_other_stream(dict state) except -1
+cdef object other_stream(dict state)
 cdef object seed_number(const fastdrop_seed *draw)

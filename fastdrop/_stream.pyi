@@ -7,6 +7,10 @@ class _State(TypedDict):
     seed: int
     step: int
 
+@type_check_only
+class _Pickled(_State):
+    stream: int
+
 @final
 class Stream:
     state: _State
@@ -16,3 +20,5 @@ class Stream:
     @property
     def step(self) -> int: ...
     def spawn(self, n: SupportsIndex) -> list[Stream]: ...
+
+def restored_stream(state: _Pickled) -> Stream: ...

@@ -10,6 +10,8 @@ from fastdrop._kernels.table cimport GOLDEN, mix64, stream_key
 
 import numpy as np
 
+from fastdrop._config import STREAM_VERSION
+
 SEEDS = 2**128
 STEPS = 2**64
 
@@ -221,17 +223,35 @@ cdef class Stream:
             self._set(state["seed"], state["step"])
 
     def __reduce__(self):
-        return _restored, (self.state,)
+        # Only here: that module imports this one.
+        from fastdrop import _pickle
+        return _pickle._stream, ({**self.state, "stream": STREAM_VERSION},)
 
     def __repr__(self):
         state = self.state
         return f"fastdrop.Stream(seed={state['seed']}, step={state['step']})"
 
 
-def _restored(state):
+cdef bint is_other_stream(dict state) except -1:
+    """Whether a pickle's state is of another random stream than this library's."""
+    return integer_of(state["stream"], 'state["stream"]', 0, STEPS - 1,
+                      "of at least 0") != STREAM_VERSION
+
+
+cdef object other_stream(dict state):
+    """The error of what would go on with other masks than it was pickled with."""
+    return ValueError(f"`state` is of random stream {state['stream']}, and this version of fastdrop "
+                      f"draws stream {STREAM_VERSION}, whose masks are others")
+
+
+def restored_stream(state):
     """A stream from its state, for unpickling."""
+    if not isinstance(state, dict) or set(state) != {"seed", "step", "stream"}:
+        raise ValueError(f"`state` must be the dict that a stream pickles, got {shown(state)}")
+    if is_other_stream(state):
+        raise other_stream(state)
     stream = Stream(0)
-    stream.state = state
+    stream.state = {"seed": state["seed"], "step": state["step"]}
     return stream
 
 
