@@ -1,4 +1,4 @@
-from typing import SupportsIndex, TypedDict, final, type_check_only
+from typing import Any, SupportsIndex, TypedDict, final, type_check_only
 
 import numpy as np
 
@@ -6,10 +6,6 @@ import numpy as np
 class _State(TypedDict):
     seed: int
     step: int
-
-@type_check_only
-class _Pickled(_State):
-    stream: int
 
 @final
 class Stream:
@@ -21,4 +17,4 @@ class Stream:
     def step(self) -> int: ...
     def spawn(self, n: SupportsIndex) -> list[Stream]: ...
 
-def restored_stream(state: _Pickled) -> Stream: ...
+def restored_stream(state: dict[str, Any]) -> Stream: ...

@@ -240,8 +240,8 @@ cdef bint is_other_stream(dict state) except -1:
 
 cdef object other_stream(dict state):
     """The error of what would go on with other masks than it was pickled with."""
-    return ValueError(f"`state` is of random stream {state['stream']}, and this version of fastdrop "
-                      f"draws stream {STREAM_VERSION}, whose masks are others")
+    return ValueError(f"`state` is of random stream {state['stream']}, and this version of "
+                      f"fastdrop draws stream {STREAM_VERSION}, whose masks are others")
 
 
 def restored_stream(state):

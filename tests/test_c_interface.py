@@ -463,8 +463,8 @@ def capsule_like_ours(*, version=0, size=0, room=0):
     head[0] += version
     head[1] += size
     name = ctypes.c_char_p(b"fastdrop._C_API")
-    new = ctypes.pythonapi.PyCapsule_New
-    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    new, address = ctypes.pythonapi.PyCapsule_New, ctypes.c_void_p
+    new.restype, new.argtypes = ctypes.py_object, [address, ctypes.c_char_p, address]
     return new(ctypes.addressof(memory), name, None), (memory, name)
 
 

@@ -342,7 +342,7 @@ def test_a_graph_of_another_stream_is_refused(bridge, tmp_path, run_python, stre
 
 
 def test_an_operation_of_another_stream_is_refused(operations, run):
-    with pytest.raises(tf.errors.FailedPreconditionError, match="stream 1, .* draws stream 2,"):
+    with pytest.raises(tf.errors.FailedPreconditionError, match=r"stream 1, .* stream 2,"):
         run(lambda x: forward(operations, x, stream=1))(tf.ones(SHAPE))
 
 

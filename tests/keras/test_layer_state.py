@@ -295,7 +295,7 @@ def of_stream(path, number):
     ],
     ids=str,
 )
-def test_a_file_of_another_stream_is_refused_and_changes_nothing(used, tmp_path, number, said):
+def test_a_file_of_another_stream_is_refused(used, tmp_path, number, said):
     """One without a number is of the first stream, which wrote none."""
     path = tmp_path / "model.weights.h5"
     used.save_weights(path)
