@@ -38,14 +38,17 @@ INCLUDE_DIRS = ["fastdrop", "fastdrop/include", "fastdrop/_kernels", "fastdrop/s
 # The modules between the user's arrays and the kernels, built for the baseline.
 MODULES = (
     "_api",
+    "_apply",
     "_arguments",
+    "_bits",
     "_bridge",
+    "_draw",
     "_dropout",
     "_fused",
     "_isa",
-    "_layout",
     "_mask",
     "_memory",
+    "_plan",
     "_stream",
     "_threads",
 )

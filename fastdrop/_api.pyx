@@ -3,13 +3,16 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 from numpy cimport npy_intp
 
 from fastdrop._arguments cimport default_scale
-from fastdrop._kernels.table cimport stream_key
-from fastdrop._layout cimport apply_strided, draw_apply_flat, draw_bits
-from fastdrop._stream cimport derive_key, fastdrop_seed
+from fastdrop._apply cimport Work, scaling_kind, use_on
+from fastdrop._draw cimport derive_key, draw_bits
+from fastdrop._kernels.table cimport SCALE, stream_key
+from fastdrop._plan cimport FROM, TO
+from fastdrop._stream cimport fastdrop_seed
 from fastdrop._threads cimport set_thread_count, thread_count
 
 from fastdrop._config import STREAM_VERSION
@@ -72,84 +75,84 @@ cdef extern from "fastdrop.h" nogil:
 # ---- Two arrays of one shape, and their mask ----
 
 cdef struct Pair:
-    int itemsize
-    int64_t size                    # elements
-    int64_t bits                    # of the noise shape
-    int64_t mask_bytes              # which the bits take
-    bint aligned                    # whether the CPU can load the elements of both
-    bint straight                   # whether bits and elements lie in one order without gaps
+    Work work
     npy_intp shape[FASTDROP_MAX_DIMS]
-    npy_intp noise_shape[FASTDROP_MAX_DIMS]
     npy_intp to_strides[FASTDROP_MAX_DIMS]
     npy_intp from_strides[FASTDROP_MAX_DIMS]
+    int64_t mask_bytes
 
 
 cdef int measure(Pair *pair, const fastdrop_dropout *dropout) noexcept nogil:
     """The sizes; or why there are none."""
-    cdef int64_t size, noise, bytes_
-    cdef bint too_large = False
+    cdef Work *work = &pair.work
+    cdef const int64_t *noise_shape = (
+        dropout.shape if dropout.noise_shape == NULL else dropout.noise_shape)
+    cdef int64_t size
+    cdef bint too_large = False, empty = False
     cdef int i
     if not FASTDROP_FLOAT16 <= dropout.kind <= FASTDROP_FLOAT64:
         return FASTDROP_BAD_KIND
     if not 0 <= dropout.ndim <= FASTDROP_MAX_DIMS:
         return FASTDROP_BAD_SHAPE
-    pair.itemsize = (
+    memset(work, 0, sizeof(Work))
+    work.ndim = dropout.ndim
+    work.itemsize = (
         8 if dropout.kind == FASTDROP_FLOAT64 else 4 if dropout.kind == FASTDROP_FLOAT32 else 2)
-    pair.size = pair.bits = 1
-    pair.straight = True
-    bytes_ = pair.itemsize
+    size = work.itemsize
     for i in range(dropout.ndim):
-        size = dropout.shape[i]
-        if size < 0:
+        if dropout.shape[i] < 0:
             return FASTDROP_BAD_SHAPE
-        too_large |= __builtin_mul_overflow(bytes_, size, &bytes_)
-        pair.size = 0 if size == 0 else pair.size
-        pair.shape[i] = size
+        too_large |= __builtin_mul_overflow(size, dropout.shape[i], &size)
+        empty |= dropout.shape[i] == 0
     # What has no elements may have sizes whose product fits nowhere.
-    if too_large and pair.size:
+    if too_large and not empty:
         return FASTDROP_BAD_SHAPE
-    pair.size = bytes_ // pair.itemsize if pair.size else 0
+    work.size = work.on.size = 0 if empty else size // work.itemsize
+    work.straight = True
     for i in range(dropout.ndim):
-        size = dropout.shape[i]
-        noise = size if dropout.noise_shape == NULL else dropout.noise_shape[i]
-        if noise != 1 and noise != size:
+        if noise_shape[i] != 1 and noise_shape[i] != dropout.shape[i]:
             return FASTDROP_BAD_NOISE_SHAPE
-        pair.straight &= noise == size
-        pair.noise_shape[i] = noise
-    pair.mask_bytes = fastdrop_mask_bytes(
-        dropout.ndim, dropout.shape if dropout.noise_shape == NULL else dropout.noise_shape)
-    if pair.mask_bytes < 0:
-        return FASTDROP_BAD_NOISE_SHAPE
-    for i in range(dropout.ndim):
-        pair.bits = pair.bits * pair.noise_shape[i] if pair.mask_bytes else 0
-    return FASTDROP_OK
+        work.straight &= noise_shape[i] == dropout.shape[i]
+        pair.shape[i], work.own_noise_shape[i] = dropout.shape[i], noise_shape[i]
+    pair.mask_bytes = fastdrop_mask_bytes(dropout.ndim, noise_shape)
+    return FASTDROP_OK if pair.mask_bytes >= 0 else FASTDROP_BAD_NOISE_SHAPE
 
 
-cdef void lay_out(Pair *pair, int ndim, npy_intp *strides, const int64_t *given,
+cdef void lay_out(Pair *pair, npy_intp *strides, const int64_t *given,
                   const void *data) noexcept nogil:
     """One array's strides, where there are elements, and what they say of the pair."""
-    cdef int64_t plain = pair.itemsize
-    cdef int64_t misaligned = <int64_t><uintptr_t>data
+    cdef Work *work = &pair.work
+    cdef int64_t plain = work.itemsize
+    cdef int64_t addresses = <int64_t><uintptr_t>data
     cdef int i
-    for i in range(ndim - 1, -1, -1):
+    for i in range(work.ndim - 1, -1, -1):
         strides[i] = plain if given == NULL else given[i]
         # What is never stepped over may have any stride.
         if pair.shape[i] > 1:
-            pair.straight &= strides[i] == plain
-            misaligned |= strides[i]
+            work.straight &= strides[i] == plain
+            addresses |= strides[i]
         plain *= pair.shape[i]
-    pair.aligned &= misaligned & (pair.itemsize - 1) == 0
+    work.aligned &= addresses & (work.itemsize - 1) == 0
+    work.straight &= work.aligned
 
 
 cdef int describe(Pair *pair, const fastdrop_dropout *dropout, void *to, const int64_t *to_strides,
-                  const void *from_, const int64_t *from_strides) noexcept nogil:
+                  const void *from_, const int64_t *from_strides,
+                  const uint8_t *bits) noexcept nogil:
+    """What is to be done, with all but the scale; or why nothing is."""
+    cdef Work *work = &pair.work
     cdef int status = measure(pair, dropout)
-    if status == FASTDROP_OK and pair.size:
-        pair.aligned = True
-        lay_out(pair, dropout.ndim, pair.to_strides, to_strides, to)
-        lay_out(pair, dropout.ndim, pair.from_strides, from_strides, from_)
-        pair.straight &= pair.aligned
-    return status
+    if status != FASTDROP_OK:
+        return status
+    work.shape, work.noise_shape = pair.shape, work.own_noise_shape
+    work.strides[TO], work.strides[FROM] = pair.to_strides, pair.from_strides
+    work.columns = 1
+    work.aligned = True
+    work.on.use, work.on.to, work.on.from_, work.on.bits = SCALE, to, from_, <uint8_t *>bits
+    if work.size:
+        lay_out(pair, pair.to_strides, to_strides, to)
+        lay_out(pair, pair.from_strides, from_strides, from_)
+    return FASTDROP_OK
 
 
 # ---- The functions ----
@@ -158,64 +161,51 @@ cdef bint is_rate(double rate) noexcept nogil:
     return 0.0 <= rate <= 1.0  # not NaN
 
 
-cdef int find_scale(double *scale, const fastdrop_dropout *dropout) noexcept nogil:
-    scale[0] = dropout.scale
-    if dropout.scale == FASTDROP_INVERTED:
+cdef int take_scale(Work *work, const fastdrop_dropout *dropout) noexcept nogil:
+    cdef double scale = dropout.scale
+    if scale == FASTDROP_INVERTED:
         if not is_rate(dropout.rate):
             return FASTDROP_BAD_RATE
-        scale[0] = default_scale(dropout.rate)
-    return FASTDROP_OK if isfinite(scale[0]) else FASTDROP_BAD_SCALE
-
-
-cdef void use_bits(const Pair *pair, const fastdrop_dropout *dropout, void *to, const void *from_,
-                   const uint8_t *bits, double scale) noexcept nogil:
-    if pair.size:
-        apply_strided(dropout.kind, pair.itemsize, pair.aligned, dropout.ndim, pair.shape, to,
-                      pair.to_strides, from_, pair.from_strides, pair.noise_shape, bits, scale)
+        scale = default_scale(dropout.rate)
+    work.on.kind, work.on.scale = scaling_kind(dropout.kind, scale), scale
+    return FASTDROP_OK if isfinite(scale) else FASTDROP_BAD_SCALE
 
 
 cdef int forward(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
                  const void *x, const int64_t *x_strides, uint8_t *bits) noexcept nogil:
     cdef Pair pair
     cdef stream_key key
-    cdef double scale
-    cdef uint8_t *drawn = bits
-    cdef int status = describe(&pair, dropout, y, y_strides, x, x_strides)
+    cdef uint8_t *own_bits = NULL
+    cdef int status = describe(&pair, dropout, y, y_strides, x, x_strides, bits)
     if status == FASTDROP_OK and not is_rate(dropout.rate):
         status = FASTDROP_BAD_RATE
     if status == FASTDROP_OK:
-        status = find_scale(&scale, dropout)
+        status = take_scale(&pair.work, dropout)
     if status != FASTDROP_OK:
         return status
-    derive_key(&key, &dropout.seed, dropout.rate)
-    if pair.straight:
-        draw_apply_flat(dropout.kind, pair.itemsize, &key, pair.size, y, x, bits, scale)
-        return FASTDROP_OK
-    if bits == NULL:
-        if pair.size == 0:
+    if bits == NULL and not pair.work.straight:
+        if pair.work.size == 0:
             return FASTDROP_OK
-        drawn = <uint8_t *>malloc(pair.mask_bytes)
-        if drawn == NULL:
+        own_bits = pair.work.on.bits = <uint8_t *>malloc(pair.mask_bytes)
+        if own_bits == NULL:
             return FASTDROP_NO_MEMORY
-    draw_bits(&key, 0, pair.bits, drawn)
-    use_bits(&pair, dropout, y, x, drawn, scale)
-    if bits == NULL:
-        free(drawn)
+    derive_key(&key, &dropout.seed, dropout.rate)
+    use_on(&pair.work, &key)
+    free(own_bits)
     return FASTDROP_OK
 
 
 cdef int backward(const fastdrop_dropout *dropout, void *dx, const int64_t *dx_strides,
                   const void *dy, const int64_t *dy_strides, const uint8_t *bits) noexcept nogil:
     cdef Pair pair
-    cdef double scale
     cdef int status
     if bits == NULL:
         return forward(dropout, dx, dx_strides, dy, dy_strides, NULL)
-    status = describe(&pair, dropout, dx, dx_strides, dy, dy_strides)
+    status = describe(&pair, dropout, dx, dx_strides, dy, dy_strides, bits)
     if status == FASTDROP_OK:
-        status = find_scale(&scale, dropout)
+        status = take_scale(&pair.work, dropout)
     if status == FASTDROP_OK:
-        use_bits(&pair, dropout, dx, dy, bits, scale)
+        use_on(&pair.work, NULL)
     return status
 
 

@@ -1,12 +1,9 @@
 """Declares the checks of what users pass to the functions that they pass it to."""
-from libc.stdint cimport uint64_t
-
 from numpy cimport ndarray
 
 cdef double rate_of(object rate) except -1
 cdef double scale_of(object scale, double rate) except? -1
 cdef double default_scale(double rate) noexcept nogil
-cdef uint64_t threshold_of(double rate) noexcept nogil
 cdef bint flag_of(object value, str name) except -1
 cdef object integer_of(object value, str name, object low, object high, str bounds)
 cdef tuple noise_entries_of(object noise_shape)

@@ -9,8 +9,7 @@ import reprlib
 import sys
 
 from cpython.object cimport PyTypeObject
-from libc.math cimport floor, isfinite
-from libc.stdint cimport uint64_t
+from libc.math cimport isfinite
 
 cimport numpy as np
 
@@ -21,9 +20,7 @@ import numpy
 np.import_array()
 
 cdef extern from "numpy/arrayobject.h":
-    bint PyArray_ISALIGNED(np.ndarray array)
-    bint PyArray_ISWRITEABLE(np.ndarray array)
-    bint PyArray_ISNOTSWAPPED(np.ndarray array)
+    # NumPy's own declarations leave this one out.
     object PyArray_View(np.ndarray array, void *dtype, PyTypeObject *type)
 
 cdef extern from "simd/float_state.h" nogil:
@@ -97,14 +94,6 @@ cdef double default_scale(double rate) noexcept nogil:
     cdef double scale = 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
     float_state_leave(saved)
     return scale
-
-
-cdef uint64_t threshold_of(double rate) noexcept nogil:
-    """How many of 2^48 values keep an element."""
-    cdef float_state saved = float_state_enter()
-    cdef double threshold = floor((1.0 - rate) * 281474976710656.0 + 0.5)
-    float_state_leave(saved)
-    return <uint64_t>threshold
 
 
 cdef object integer_of(object value, str name, object low, object high, str bounds):
@@ -219,7 +208,7 @@ cdef tuple noise_entries_of(object noise_shape):
 
 
 cdef tuple noise_shape_of(tuple entries, tuple shape):
-    """The mask's shape for an array of that shape."""
+    """The mask's shape for an array of that shape: that itself where they are the same."""
     cdef list resolved = []
     if entries is None:
         return shape
@@ -234,7 +223,7 @@ cdef tuple noise_shape_of(tuple entries, tuple shape):
             "`noise_shape` must have an entry for each dimension, each 1, None or the size there, "
             f"for shape {shape}, got {shown(entries)}"
         )
-    return tuple(resolved)
+    return shape if tuple(resolved) == shape else tuple(resolved)
 
 
 # ---- Arrays ----
@@ -254,7 +243,7 @@ cdef int kind_of(np.ndarray array, str name) except -1:
     """Which kernel the dtype is for."""
     global bfloat16_number
     cdef int number = np.PyArray_TYPE(array)
-    if PyArray_ISNOTSWAPPED(array):
+    if np.PyArray_ISNOTSWAPPED(array):
         if number == np.NPY_FLOAT32:
             return KIND_F32
         if number == np.NPY_FLOAT64:
@@ -309,7 +298,7 @@ cdef np.ndarray inplace_of(object x, str name):
     cdef np.ndarray array
     ndarray_only(x, name)
     array = held(x)
-    if not PyArray_ISWRITEABLE(array):
+    if not np.PyArray_ISWRITEABLE(array):
         raise ValueError(f"`{name}` must be writeable, got a read-only array of shape "
                          f"{(<object>array).shape}")
     if overlaps_itself(array):

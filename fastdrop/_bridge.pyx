@@ -8,10 +8,11 @@ cimport numpy as np
 from fastdrop._arguments cimport (
     default_scale, held, kind_of, noise_entries_of, noise_shape_of, rate_of, shown, size_of,
 )
-from fastdrop._kernels.table cimport stream_key
-from fastdrop._layout cimport apply_bits, draw_apply_straight, draw_bits, is_straight
+from fastdrop._kernels.table cimport SCALE, stream_key
+from fastdrop._apply cimport Work, look_at, use_on_arrays
+from fastdrop._draw cimport derive_key
 from fastdrop._memory cimport Buffer, array_over, new_pooled_buffer
-from fastdrop._stream cimport derive_key, fastdrop_seed
+from fastdrop._stream cimport fastdrop_seed
 
 import numpy
 
@@ -70,6 +71,8 @@ def forward(np.ndarray x not None, np.ndarray seed not None, rate, noise_shape):
     cdef tuple noise = noise_entries_of(noise_shape)
     cdef double scale = default_scale(checked_rate)
     cdef object words = seed.tolist()
+    cdef tuple shape
+    cdef Work work
     cdef int kind
     cdef size_t size
     cdef np.npy_intp residual_size
@@ -85,17 +88,15 @@ def forward(np.ndarray x not None, np.ndarray seed not None, rate, noise_shape):
     derive_key(&key, &draw, checked_rate)
     x = held(x)
     kind = kind_of(x, "x")
-    noise = noise_shape_of(noise, (<object>x).shape)
+    shape = (<object>x).shape
+    noise = noise_shape_of(noise, shape)
     size = size_of(noise)
     residual_size = (size + 7) // 8 + RATE_BYTES
     residual = new_pooled_buffer(residual_size)
     y = array_like(x, np.PyArray_ITEMSIZE(x))
-    if is_straight(y, x, noise):
-        draw_apply_straight(kind, &key, y, x, residual.data, scale)
-    else:
-        with nogil:
-            draw_bits(&key, 0, size, residual.data)
-        apply_bits(kind, y, x, noise, residual.data, scale)
+    look_at(&work, kind, SCALE, y, x, None if noise is shape else noise, scale)
+    work.on.bits = residual.data
+    use_on_arrays(&work, &key)
     memcpy(residual.data + residual_size - RATE_BYTES, &checked_rate, RATE_BYTES)
     return y, array_over(residual, UINT8, 1, &residual_size, True)
 
@@ -128,9 +129,12 @@ def backward(np.ndarray dy not None, np.ndarray residual not None, noise_shape):
     cdef double rate
     cdef const uint8_t *bits
     cdef np.ndarray dx
+    cdef tuple shape
+    cdef Work work
     dy, residual = held(dy), held(residual)
     kind = kind_of(dy, "dy")
-    noise = noise_shape_of(noise, (<object>dy).shape)
+    shape = (<object>dy).shape
+    noise = noise_shape_of(noise, shape)
     size = (size_of(noise) + 7) // 8
     if (
         np.PyArray_TYPE(residual) != np.NPY_UINT8 or np.PyArray_NDIM(residual) != 1
@@ -145,7 +149,9 @@ def backward(np.ndarray dy not None, np.ndarray residual not None, noise_shape):
     memcpy(&rate, bits + size, RATE_BYTES)
     rate = rate_of(rate)
     dx = array_like(dy, np.PyArray_ITEMSIZE(dy))
-    apply_bits(kind, dx, dy, noise, bits, default_scale(rate))
+    look_at(&work, kind, SCALE, dx, dy, None if noise is shape else noise, default_scale(rate))
+    work.on.bits = <uint8_t *>bits
+    use_on_arrays(&work, NULL)
     return dx
 
 

@@ -1,42 +1,22 @@
 """Owns dropout itself: from a user's array to the same array, dropped and scaled, and its mask."""
 cimport numpy as np
 
-from fastdrop._arguments cimport (
-    flag_of, held, inplace_of, input_of, kind_of, noise_entries_of, noise_shape_of, output_of,
-    rate_of, scale_of,
-)
-from fastdrop._kernels.table cimport stream_key
-from fastdrop._layout cimport apply_bits, draw_apply_straight, draw_bits, is_straight
-from fastdrop._mask cimport Mask, new_mask, start_draw
-from fastdrop._memory cimport Buffer, new_buffer
-from fastdrop._stream cimport Seed, seed_of
+from fastdrop._apply cimport Work, look_at
+from fastdrop._arguments cimport held, inplace_of, input_of, kind_of, output_of
+from fastdrop._kernels.table cimport SCALE
+from fastdrop._mask cimport Mask, Request, draw_and_use, request_of
 
 import numpy
 
 np.import_array()
 
 
-cdef Mask mask_for(np.ndarray x, double rate, double scale, tuple noise_entries, bint store_mask):
-    """The mask of a dropout of x, with nothing drawn."""
-    cdef tuple shape = (<object>x).shape
-    return new_mask(shape, noise_shape_of(noise_entries, shape), rate, scale, store_mask)
-
-
-cdef draw_and_apply(Mask mask, Seed seed, int kind, np.ndarray to, np.ndarray from_):
-    cdef stream_key key
-    cdef Buffer buffer = mask.buffer
-    if is_straight(to, from_, mask.noise_shape):
-        start_draw(mask, seed, &key)
-        draw_apply_straight(kind, &key, to, from_, NULL if buffer is None else buffer.data,
-                            mask.scale)
-        return
-    if buffer is None:
-        # Bits in another order than the elements: drawn first, and forgotten after.
-        buffer = new_buffer(mask.packed_size())
-    start_draw(mask, seed, &key)
-    with nogil:
-        draw_bits(&key, 0, mask.size_, buffer.data)
-    apply_bits(kind, to, from_, mask.noise_shape, buffer.data, mask.scale)
+cdef Mask drop(Request request, int kind, np.ndarray to, np.ndarray from_):
+    cdef Work work
+    cdef Mask mask = request.new_mask((<object>from_).shape)
+    look_at(&work, kind, SCALE, to, from_, mask.own_noise_shape(), mask.scale)
+    draw_and_use(request, mask, &work)
+    return mask
 
 
 def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
@@ -107,17 +87,12 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
     >>> mask
     <fastdrop.Mask shape=(6,), rate=0.5, scale=2, seed=1, step=0, 1 bytes>
     """
-    cdef double checked_rate = rate_of(rate)
-    cdef double checked_scale = scale_of(scale, checked_rate)
-    cdef tuple noise_entries = noise_entries_of(noise_shape)
-    cdef bint stored = flag_of(store_mask, "store_mask")
-    cdef Seed checked_seed = seed_of(seed)
+    cdef Request request = request_of(rate, seed, noise_shape, scale, store_mask)
     cdef np.ndarray from_ = held(input_of(x, "x"))
     cdef int kind = kind_of(from_, "x")
-    cdef Mask mask = mask_for(from_, checked_rate, checked_scale, noise_entries, stored)
     cdef np.ndarray to = (
         numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x"))
-    draw_and_apply(mask, checked_seed, kind, to, from_)
+    cdef Mask mask = drop(request, kind, to, from_)
     return to if out is None else out, mask
 
 
@@ -161,13 +136,6 @@ def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, store_mask=Tru
     >>> x
     array([2., 2., 0., 2., 0., 0.])
     """
-    cdef double checked_rate = rate_of(rate)
-    cdef double checked_scale = scale_of(scale, checked_rate)
-    cdef tuple noise_entries = noise_entries_of(noise_shape)
-    cdef bint stored = flag_of(store_mask, "store_mask")
-    cdef Seed checked_seed = seed_of(seed)
+    cdef Request request = request_of(rate, seed, noise_shape, scale, store_mask)
     cdef np.ndarray array = inplace_of(x, "x")
-    cdef int kind = kind_of(array, "x")
-    cdef Mask mask = mask_for(array, checked_rate, checked_scale, noise_entries, stored)
-    draw_and_apply(mask, checked_seed, kind, array, array)
-    return mask
+    return drop(request, kind_of(array, "x"), array, array)

@@ -5,27 +5,24 @@ from libc.string cimport memset
 
 cimport numpy as np
 
-from fastdrop._arguments cimport (
-    flag_of, held, input_of, kind_of, noise_entries_of, noise_shape_of, output_of, rate_of,
-    scale_of, shown,
+from fastdrop._apply cimport (
+    Work, is_plain, look_at, look_at_residual, move_items, use_on_arrays,
 )
+from fastdrop._arguments cimport held, input_of, kind_of, output_of, shown
+from fastdrop._bits cimport spread_bits
+from fastdrop._draw cimport draw_bits
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport (
-    ADD, BLOCK, KIND_F16, KIND_F32, KIND_F64, RELU, SUM, operands, stream_key,
+    ADD, KIND_F16, KIND_F32, KIND_F64, RELU, SUM, operands, stream_key,
 )
-from fastdrop._layout cimport draw_bits, grains, is_plain, spread_bits
-from fastdrop._mask cimport Mask, mask_of, masked, new_mask, start_draw
+from fastdrop._plan cimport MAX_DIMS
+from fastdrop._mask cimport Mask, Request, draw_and_use, mask_of, masked, request_of
 from fastdrop._memory cimport Buffer, new_buffer
-from fastdrop._stream cimport Seed, seed_of
 from fastdrop._threads cimport run
 
 import numpy
 
 np.import_array()
-
-cdef extern from "numpy/arrayobject.h":
-    # NumPy's copyto is a function of Python's, in which an interrupt may come: half-way.
-    int copy_into "PyArray_CopyInto"(np.ndarray to, np.ndarray from_) except -1
 
 cdef extern from "simd/elements.h" nogil:
     ctypedef struct f16:
@@ -49,97 +46,41 @@ cdef enum:
     LEAST_SUMMED_ROWS = 16
     SUMMED_SIZE = 1 << 18           # elements that are added up together, where rows allow it
     LEAST_ROW = 1024                # elements that a call of a kernel is worth
+    SEGMENT = 256                   # of a row, gathered at a time
     PAGE = 4096                     # bytes
 
 
-# ---- One pass over an array ----
-
-cdef struct Pass:
-    const stream_key *key           # NULL where the bits are there
-    uint64_t size
-    uint8_t *bits                   # NULL where they are not wanted
-    int kind
-    int itemsize
-    double scale
-    char *to
-    const char *from_
-    # Without a bias, a pass is ReLU's.
-    const void *bias
-    uint64_t period
-    const char *residual
-    int advance
-
-
-cdef void use_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
-    cdef const Pass *work = <const Pass *>context
-    cdef uint64_t first = <uint64_t>begin * BLOCK
-    cdef uint64_t size = min(<uint64_t>end * BLOCK, work.size) - first
-    cdef operands on
-    on.kind, on.use, on.size, on.scale = work.kind, ADD if work.bias else RELU, size, work.scale
-    on.to = work.to + first * work.itemsize
-    on.from_ = work.from_ + first * work.itemsize
-    on.bits, on.bit, on.streaming = work.bits + first // 8 if work.bits else NULL, 0, False
-    if work.bias:
-        on.bias, on.period, on.column, on.advance = (
-            work.bias, work.period, first % work.period, work.advance)
-        on.residual = work.residual + work.advance * first * work.itemsize
-    kernels.use(work.key, first, &on)
-
-
-cdef run_pass(Pass *work):
-    cdef int64_t blocks = (work.size + BLOCK - 1) // BLOCK
-    if blocks == 1:  # releasing the GIL costs more than a small call may
-        use_blocks(work, 0, 1)
-    elif blocks > 1:
-        with nogil:
-            run(use_blocks, work, blocks, grains(blocks, work.size))
-
-
-cdef np.ndarray plain(np.ndarray x):
-    """The array, or a copy of it, in C order without gaps."""
-    return x if is_plain(x) else numpy.array(x, order="C")
-
-
-cdef np.ndarray plain_like(np.ndarray x):
-    return numpy.empty((<object>x).shape, (<object>x).dtype)
-
-
-cdef finish(Pass *work, np.ndarray x, np.ndarray to, Mask mask, Seed seed):
-    """Draws, runs the pass and leaves the mask with the bits that are its own."""
-    cdef np.ndarray from_ = plain(x)
-    cdef np.ndarray result = to if is_plain(to) else plain_like(to)
-    cdef bint shared = mask.noise_shape != mask.shape
-    cdef Buffer spread = None
-    cdef Buffer drawn = mask.buffer
-    cdef stream_key key
-    work.size = np.PyArray_SIZE(x)
-    work.itemsize = np.PyArray_ITEMSIZE(x)
-    work.scale = mask.scale
-    work.from_ = <const char *>np.PyArray_DATA(from_)
-    work.to = <char *>np.PyArray_DATA(result)
-    if shared:
-        spread = new_buffer((work.size + 7) // 8)
-        if drawn is None:
-            drawn = new_buffer(mask.packed_size())
-    start_draw(mask, seed, &key)
-    if shared:
-        with nogil:
-            draw_bits(&key, 0, mask.size_, drawn.data)
-        spread_bits(spread.data, drawn.data, mask.shape, mask.noise_shape)
-        work.key, work.bits = NULL, spread.data
-    else:
-        work.key, work.bits = &key, NULL if drawn is None else drawn.data
-    run_pass(work)
-    if result is not to:
-        copy_into(to, result)
-    if work.bias == NULL:
-        # ReLU decides on each element, from x: the seed alone does not tell the bits any more.
-        mask.drawn = False
-        if shared:
-            mask.noise_shape, mask.size_, mask.buffer = mask.shape, work.size, spread
-
-
 # ---- ReLU ----
+
+cdef Buffer bits_of_all(Mask mask, const uint8_t *bits, uint64_t size):
+    """A bit for each of so many elements, from the bits of the noise shape."""
+    cdef Buffer buffer = new_buffer((size + 7) // 8)
+    spread_bits(buffer.data, bits, mask.shape, mask.noise_shape)
+    return buffer
+
+
+cdef use_relu(Request request, Mask mask, Work *work):
+    """Draws the mask, uses it, and leaves it with the bits of what ReLU leaves."""
+    cdef stream_key key
+    cdef Buffer bits = mask.buffer
+    cdef Buffer left = None
+    if work.straight:
+        draw_and_use(request, mask, work)
+    else:
+        left = new_buffer((work.size + 7) // 8)
+        request.start(mask, &key)
+        with nogil:
+            draw_bits(&key, 0, mask.size_, bits.data)
+        if mask.noise_shape is not mask.shape:
+            bits = bits_of_all(mask, bits.data, work.size)
+        memset(left.data, 0, (work.size + 7) // 8)
+        work.noise_shape = work.shape
+        work.on.bits, work.bits_left = bits.data, left.data
+        use_on_arrays(work, NULL)
+        mask.noise_shape, mask.size_, mask.buffer = mask.shape, work.size, left
+    # ReLU decides on each element, from x: the seed alone does not tell the bits any more.
+    mask.drawn = False
+
 
 def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     """Dropout of ReLU: ``dropout(maximum(x, 0), rate)`` in one pass over memory.
@@ -147,9 +88,6 @@ def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     The elements that the dropout of the same arguments keeps are multiplied by the scale where
     they are not <= 0 (NaN is not, and passes through, quiet); all others become ``+0.0``. The mask
     tells which are left, and is all that the gradient needs.
-
-    Arrays in C order without gaps are read and written once. Others are copied in and out, which
-    can take far longer than the operation.
 
     Parameters
     ----------
@@ -192,20 +130,15 @@ def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     >>> fastdrop.relu_dropout_grad(np.ones(6), mask)
     array([2., 0., 0., 2., 0., 0.])
     """
-    cdef double checked_rate = rate_of(rate)
-    cdef double checked_scale = scale_of(scale, checked_rate)
-    cdef tuple noise_entries = noise_entries_of(noise_shape)
-    cdef Seed checked_seed = seed_of(seed)
+    cdef Request request = request_of(rate, seed, noise_shape, scale, True)
     cdef np.ndarray from_ = held(input_of(x, "x"))
-    cdef tuple shape = (<object>from_).shape
-    cdef Pass work
-    cdef Mask mask
-    cdef np.ndarray to
-    memset(&work, 0, sizeof(work))
-    work.kind = kind_of(from_, "x")
-    mask = new_mask(shape, noise_shape_of(noise_entries, shape), checked_rate, checked_scale, True)
-    to = numpy.empty_like(from_, subok=False) if out is None else held(output_of(out, from_, "x"))
-    finish(&work, from_, to, mask, checked_seed)
+    cdef int kind = kind_of(from_, "x")
+    cdef Mask mask = request.new_mask((<object>from_).shape)
+    cdef np.ndarray to = (
+        numpy.empty_like(from_, subok=False) if out is None else held(output_of(out, from_, "x")))
+    cdef Work work
+    look_at(&work, kind, RELU, to, from_, mask.own_noise_shape(), mask.scale)
+    use_relu(request, mask, &work)
     return to if out is None else out, mask
 
 
@@ -296,9 +229,6 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
     is computed in float32 and rounded to nearest even at the end. Which NaN results where two meet,
     or where an infinity meets its negative, is up to the CPU.
 
-    Arrays in C order without gaps are read and written once. Others are copied in and out, which
-    can take far longer than the operation.
-
     Parameters
     ----------
     x : array_like
@@ -351,79 +281,141 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
     >>> dbias
     array([4., 2., 0.])
     """
-    cdef double checked_rate = rate_of(rate)
-    cdef double checked_scale = scale_of(scale, checked_rate)
-    cdef tuple noise_entries = noise_entries_of(noise_shape)
-    cdef bint stored = flag_of(store_mask, "store_mask")
-    cdef Seed checked_seed = seed_of(seed)
+    cdef Request request = request_of(rate, seed, noise_shape, scale, store_mask)
     # All that may run a user's code comes first: then nobody else has these headers.
     cdef np.ndarray from_ = input_of(x, "x")
     cdef np.ndarray checked_bias = None if bias is None else input_of(bias, "bias")
     cdef np.ndarray checked_residual = None if residual is None else input_of(residual, "residual")
+    cdef np.ndarray to, biases, zeros
     cdef tuple shape
-    cdef Pass work
+    cdef int kind
     cdef Mask mask
-    cdef np.ndarray to, numbers
+    cdef Work work
     from_ = held(from_)
     checked_bias = None if checked_bias is None else held(checked_bias)
     checked_residual = None if checked_residual is None else held(checked_residual)
     shape = (<object>from_).shape
-    memset(&work, 0, sizeof(work))
-    work.kind = kind_of(from_, "x")
+    kind = kind_of(from_, "x")
     if not shape and bias is not None:
         raise ValueError(f"`bias` must be None for an `x` without axes, got {shown(bias)}")
     check_companion(checked_bias, from_, shape[len(shape) - 1:], "bias",
                     "the shape of its last axis")
     check_companion(checked_residual, from_, shape, "residual", "its shape")
-    mask = new_mask(shape, noise_shape_of(noise_entries, shape), checked_rate, checked_scale,
-                    stored)
+    mask = request.new_mask(shape)
     if out is None:
         to = numpy.empty_like(from_, subok=False)
     else:
         to = held(output_of(out, from_, "x"))
         if checked_residual is not None:
             output_of(to, checked_residual, "residual")
-    numbers = repeated(checked_bias, from_, &work.period)
-    work.bias = np.PyArray_DATA(numbers)
-    work.advance = checked_residual is not None
-    checked_residual = (
-        minus_zeros_of((<object>from_).dtype) if checked_residual is None
-        else plain(checked_residual))
-    work.residual = <const char *>np.PyArray_DATA(checked_residual)
-    finish(&work, from_, to, mask, checked_seed)
+    look_at(&work, kind, ADD, to, from_, mask.own_noise_shape(), mask.scale)
+    biases = repeated(checked_bias, from_, &work.on.period)
+    work.on.bias = np.PyArray_DATA(biases)
+    if checked_bias is not None and np.PyArray_SIZE(checked_bias):
+        work.columns = np.PyArray_SIZE(checked_bias)
+    if checked_residual is None:
+        zeros = minus_zeros_of((<object>from_).dtype)
+        work.on.residual = np.PyArray_DATA(zeros)
+    else:
+        look_at_residual(&work, checked_residual)
+    draw_and_use(request, mask, &work)
     return to if out is None else out, mask
 
 
+# ---- The gradient of a bias ----
+
 cdef struct Sums:
-    int kind
+    operands on
     int itemsize
-    double scale
-    char *to
-    const char *from_
-    const uint8_t *bits
     uint64_t size
     uint64_t row                    # whole biases, at least what a call of a kernel is worth
     uint64_t rows                   # added up together
     char *sums                      # a row for each group of rows
     int sum_size
+    bint plain
+    # Otherwise: the dimensions, in the order of the indices, those joined that continue each other.
+    int ndim
+    int64_t sizes[MAX_DIMS]
+    int64_t to_strides[MAX_DIMS]
+    int64_t from_strides[MAX_DIMS]
+
+
+cdef void join_in_order(Sums *work, np.ndarray to, np.ndarray from_):
+    cdef int i, last
+    work.ndim = 0
+    for i in range(np.PyArray_NDIM(to)):
+        last = work.ndim - 1
+        if last >= 0 and (
+            work.to_strides[last] == np.PyArray_STRIDE(to, i) * np.PyArray_DIM(to, i)
+            and work.from_strides[last] == np.PyArray_STRIDE(from_, i) * np.PyArray_DIM(to, i)
+        ):
+            work.sizes[last] *= np.PyArray_DIM(to, i)
+        else:
+            last = work.ndim
+            work.ndim += 1
+            work.sizes[last] = np.PyArray_DIM(to, i)
+        work.to_strides[last] = np.PyArray_STRIDE(to, i)
+        work.from_strides[last] = np.PyArray_STRIDE(from_, i)
+
+
+cdef void move_segment(const Sums *work, char *items, uint64_t first, int64_t count,
+                       bint back) noexcept nogil:
+    """Elements first .. first + count - 1 in the order of the indices, from the one array, or back
+    into the other."""
+    cdef const int64_t *strides = &work.to_strides[0] if back else &work.from_strides[0]
+    cdef char *array = <char *>work.on.to if back else <char *>work.on.from_
+    cdef char *place
+    cdef int last = work.ndim - 1
+    cdef int64_t some, rest, index
+    cdef int i
+    while count:
+        place, rest = array, first
+        for i in range(last, -1, -1):
+            place += rest % work.sizes[i] * strides[i]
+            rest //= work.sizes[i]
+        index = first % work.sizes[last]
+        some = min(work.sizes[last] - index, count)
+        if back:
+            move_items(place, strides[last], items, work.itemsize, some, work.itemsize)
+        else:
+            move_items(items, work.itemsize, place, strides[last], some, work.itemsize)
+        items += some * work.itemsize
+        first += some
+        count -= some
+
+
+cdef void sum_segment(const Sums *work, uint64_t first, uint64_t count, char *sums) noexcept nogil:
+    cdef uint64_t items[SEGMENT]
+    cdef operands on = work.on
+    on.size, on.bit, on.sums = count, first, sums
+    if work.plain:
+        on.to = <char *>on.to + first * work.itemsize
+        on.from_ = <const char *>on.from_ + first * work.itemsize
+        kernels.use(NULL, 0, &on)
+        return
+    on.to = on.from_ = &items[0]
+    move_segment(work, <char *>items, first, count, False)
+    kernels.use(NULL, 0, &on)
+    move_segment(work, <char *>items, first, count, True)
 
 
 cdef void sum_groups(void *context, int64_t begin, int64_t end) noexcept nogil:
     """Groups begin .. end - 1 of rows: each has its sums to itself, whatever thread makes them."""
     cdef const Sums *work = <const Sums *>context
-    cdef uint64_t group, first, last, count
-    cdef operands on
+    cdef uint64_t segment = work.row if work.plain else min(work.row, <uint64_t>SEGMENT)
+    cdef uint64_t group, first, last, place, column
     for group in range(<uint64_t>begin, <uint64_t>end):
         first = group * work.rows * work.row
         last = min(first + work.rows * work.row, work.size)
-        while first < last:
-            count = min(work.row, last - first)
-            on.kind, on.use, on.size, on.scale = work.kind, SUM, count, work.scale
-            on.to, on.from_ = work.to + first * work.itemsize, work.from_ + first * work.itemsize
-            on.bits, on.bit, on.streaming = <uint8_t *>work.bits, first, False
-            on.sums = work.sums + group * work.row * work.sum_size
-            kernels.use(NULL, 0, &on)
-            first += count
+        column = 0
+        while column < work.row:
+            # Down the rows, whose lines of memory are still there for the next segments.
+            place = first + column
+            while place < last:
+                sum_segment(work, place, min(segment, work.row - column, last - place),
+                            work.sums + (group * work.row + column) * work.sum_size)
+                place += work.row
+            column += segment
 
 
 cdef void add_up(const Sums *work, int64_t groups, double *totals, uint64_t columns) noexcept nogil:
@@ -431,7 +423,7 @@ cdef void add_up(const Sums *work, int64_t groups, double *totals, uint64_t colu
     cdef float_state saved = float_state_enter()
     cdef uint64_t i, column = 0
     for i in range(<uint64_t>groups * work.row):
-        if work.kind == KIND_F64:
+        if work.on.kind == KIND_F64:
             totals[column] += (<const double *>work.sums)[i]
         else:
             totals[column] += (<const float *>work.sums)[i]
@@ -520,8 +512,8 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
     cdef np.ndarray array = held(input_of(dy, "dy"))
     cdef int kind = kind_of(array, "dy")
     cdef Mask checked = mask_of(mask, array, "dy")
-    cdef np.ndarray to, from_, result, totals, dbias
-    cdef Buffer bits, spread
+    cdef np.ndarray to, totals, dbias
+    cdef Buffer bits
     cdef Sums work
     cdef char *block
     cdef size_t size
@@ -536,8 +528,6 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
         if np.PyArray_DATA(to) == np.PyArray_DATA(array) and np.PyArray_SIZE(array):
             raise ValueError("`out` must be apart from `dy`, which is the gradient of the residual "
                              "(dropout_grad_ gives that of x alone, in place), got `dy`")
-    from_ = plain(array)
-    result = to if is_plain(to) else plain_like(to)
     columns = np.PyArray_DIM(array, np.PyArray_NDIM(array) - 1)
     try:
         totals = numpy.zeros(columns)
@@ -545,15 +535,17 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
         raise MemoryError(f"unable to allocate sums of {columns} columns") from None
     dbias = numpy.empty(columns, (<object>array).dtype)
     if np.PyArray_SIZE(array):
+        memset(&work, 0, sizeof(work))
+        work.size = np.PyArray_SIZE(array)
         bits = checked.stored_bits()
-        if checked.noise_shape != checked.shape:
-            spread = new_buffer((np.PyArray_SIZE(array) + 7) // 8)
-            spread_bits(spread.data, bits.data, checked.shape, checked.noise_shape)
-            bits = spread
-        work.kind, work.scale, work.bits = kind, checked.scale, bits.data
-        work.itemsize, work.size = np.PyArray_ITEMSIZE(array), np.PyArray_SIZE(array)
-        work.to = <char *>np.PyArray_DATA(result)
-        work.from_ = <const char *>np.PyArray_DATA(from_)
+        if checked.noise_shape is not checked.shape:
+            bits = bits_of_all(checked, bits.data, work.size)
+        work.on.kind, work.on.use, work.on.scale = kind, SUM, checked.scale
+        work.on.to, work.on.from_ = np.PyArray_DATA(to), np.PyArray_DATA(array)
+        work.on.bits = bits.data
+        work.itemsize = np.PyArray_ITEMSIZE(array)
+        work.plain = is_plain(to) and is_plain(array)
+        join_in_order(&work, to, array)
         work.row = columns * ((LEAST_ROW + columns - 1) // columns)
         work.rows = min(max(SUMMED_SIZE // work.row, <uint64_t>LEAST_SUMMED_ROWS),
                         <uint64_t>SUMMED_ROWS)
@@ -568,12 +560,10 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
             # As far into a line as the elements, so that both have their vectors in whole lines;
             # and half a page from them, since a CPU takes a load for that of what it has just
             # stored where the last twelve bits of the addresses are the same.
-            work.sums += (<uintptr_t>work.to + PAGE // 2 - <uintptr_t>block) % PAGE
+            work.sums += (<uintptr_t>work.on.to + PAGE // 2 - <uintptr_t>block) % PAGE
         with nogil:
-            run(sum_groups, &work, groups, grains(groups, work.size))
+            run(sum_groups, &work, groups, work.size)
             add_up(&work, groups, <double *>np.PyArray_DATA(totals), columns)
         free(block)
-    if result is not to:
-        copy_into(to, result)
     round_sums(kind, <const double *>np.PyArray_DATA(totals), np.PyArray_DATA(dbias), columns)
     return to if out is None else out, dbias, array if not isinstance(dy, numpy.ndarray) else dy

@@ -3,9 +3,10 @@ from libc.stdint cimport uint64_t
 
 from numpy cimport ndarray
 
+from fastdrop._apply cimport Work
 from fastdrop._kernels.table cimport stream_key
 from fastdrop._memory cimport Buffer
-from fastdrop._stream cimport fastdrop_seed, Seed
+from fastdrop._stream cimport Stream, fastdrop_seed
 
 cdef class Mask:
     cdef readonly tuple shape
@@ -19,9 +20,21 @@ cdef class Mask:
     cdef Buffer buffer              # None where bits are drawn again when used
     cdef size_t packed_size(self) noexcept nogil
     cdef Buffer stored_bits(self)
+    cdef tuple own_noise_shape(self)
     cdef apply_to(self, int kind, ndarray to, ndarray from_)
 
-cdef Mask new_mask(tuple shape, tuple noise_shape, double rate, double scale, bint store_mask)
-cdef void start_draw(Mask mask, Seed seed, stream_key *key) except *
+cdef class Request:
+    cdef double rate
+    cdef double scale
+    cdef tuple noise_entries        # None for the shape of the arrays
+    cdef bint stored
+    cdef Stream stream              # None where the seed is fixed
+    cdef fastdrop_seed draw         # then
+    cdef Mask new_mask(self, tuple shape)
+    cdef void start(self, Mask mask, stream_key *key) except *
+
+cdef Request request_of(object rate, object seed, object noise_shape, object scale,
+                        object store_mask)
+cdef draw_and_use(Request request, Mask mask, Work *work)
 cdef Mask mask_of(object mask, ndarray x, str name)
 cdef masked(object mask, object x, object out, str name)

@@ -11,11 +11,12 @@ from fastdrop._arguments cimport (
     flag_of, held, inplace_of, input_of, integer_of, kind_of, noise_entries_of, noise_shape_of,
     output_of, rate_of, scale_of, shape_of, shown, size_of,
 )
-from fastdrop._kernels.table cimport stream_key
-from fastdrop._layout cimport apply_bits, draw_apply_straight, draw_bits, is_straight
+from fastdrop._apply cimport Work, look_at, use_on_arrays
+from fastdrop._draw cimport derive_key, draw_bits
+from fastdrop._kernels.table cimport BLOCK, SCALE, stream_key
 from fastdrop._memory cimport Buffer, array_over, new_buffer
 from fastdrop._stream cimport (
-    Seed, Stream, derive_key, is_other_stream, other_stream, seed_number, seed_of,
+    Stream, is_other_stream, other_stream, seed_number, stream_of, take_step,
 )
 
 import numpy
@@ -166,15 +167,22 @@ cdef class Mask:
                 draw_bits(&key, self.offset, self.size_, buffer.data)
         return buffer
 
+    cdef tuple own_noise_shape(self):
+        """None for a bit for each element."""
+        return None if self.noise_shape is self.shape else self.noise_shape
+
     cdef apply_to(self, int kind, np.ndarray to, np.ndarray from_):
+        cdef Work work
         cdef stream_key key
         cdef Buffer buffer
-        if self.buffer is None and self.offset == 0 and is_straight(to, from_, self.noise_shape):
+        look_at(&work, kind, SCALE, to, from_, self.own_noise_shape(), self.scale)
+        if self.buffer is None and self.offset == 0 and work.straight:
             derive_key(&key, &self.draw, self.rate)
-            draw_apply_straight(kind, &key, to, from_, NULL, self.scale)
+            use_on_arrays(&work, &key)
         else:
             buffer = self.stored_bits()
-            apply_bits(kind, to, from_, self.noise_shape, buffer.data, self.scale)
+            work.on.bits = buffer.data
+            use_on_arrays(&work, NULL)
 
     def count(self):
         """The number of set bits: elements of the noise shape that are kept.
@@ -346,24 +354,54 @@ cdef uint64_t count_ones(const uint8_t *bits, uint64_t count) noexcept nogil:
 
 # ---- Making masks ----
 
-cdef Mask new_mask(tuple shape, tuple noise_shape, double rate, double scale, bint store_mask):
-    """A mask whose bits are yet to be drawn."""
-    cdef Mask mask = Mask.__new__(Mask)
-    mask.shape = shape
-    mask.noise_shape = noise_shape
-    mask.rate = rate
-    mask.scale = scale
-    mask.size_ = size_of(noise_shape)
-    mask.drawn = True
-    if store_mask:
-        mask.buffer = new_buffer(mask.packed_size())
-    return mask
+@cython.final
+@cython.freelist(8)
+cdef class Request:
+    """What a user asks of a random mask, checked before anything is looked at that may change."""
+
+    cdef Mask new_mask(self, tuple shape):
+        """A mask for arrays of a shape, whose bits are yet to be drawn."""
+        cdef Mask mask = Mask.__new__(Mask)
+        mask.shape = shape
+        mask.noise_shape = noise_shape_of(self.noise_entries, shape)
+        mask.rate = self.rate
+        mask.scale = self.scale
+        mask.size_ = size_of(mask.noise_shape)
+        mask.drawn = True
+        if self.stored:
+            mask.buffer = new_buffer(mask.packed_size())
+        return mask
+
+    cdef void start(self, Mask mask, stream_key *key) except *:
+        """Takes the step: the last thing that may fail."""
+        mask.draw = self.draw
+        take_step(self.stream, &mask.draw)
+        derive_key(key, &mask.draw, self.rate)
 
 
-cdef void start_draw(Mask mask, Seed seed, stream_key *key) except *:
-    """Takes the step: the last thing that may fail."""
-    mask.draw = seed.take()
-    derive_key(key, &mask.draw, mask.rate)
+cdef Request request_of(object rate, object seed, object noise_shape, object scale,
+                        object store_mask):
+    """The arguments that all operations share. What may run a user's code is here: nothing of an
+    array may be read before."""
+    cdef Request request = Request.__new__(Request)
+    request.rate = rate_of(rate)
+    request.scale = scale_of(scale, request.rate)
+    request.noise_entries = noise_entries_of(noise_shape)
+    request.stored = flag_of(store_mask, "store_mask")
+    request.stream = stream_of(seed, &request.draw)
+    return request
+
+
+cdef draw_and_use(Request request, Mask mask, Work *work):
+    """Draws the mask and uses it: what changes arrays, and cannot fail after it has begun."""
+    cdef stream_key key
+    cdef Buffer drawn = mask.buffer
+    if drawn is None and not work.straight:
+        # Bits in another order than the elements: drawn before, and forgotten after.
+        drawn = new_buffer(mask.packed_size())
+    request.start(mask, &key)
+    work.on.bits = NULL if drawn is None else drawn.data
+    use_on_arrays(work, &key)
 
 
 cdef object offset_of(object offset, uint64_t size):
@@ -414,20 +452,21 @@ def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
     >>> np.array_equal(piece, whole[300:400])
     True
     """
+    cdef tuple checked_shape
+    cdef Request request
     cdef Mask mask
     cdef stream_key key
-    cdef double checked_rate = rate_of(rate)
-    cdef tuple checked_shape = shape_of(shape)
-    cdef Seed checked_seed = seed_of(seed)
-    cdef tuple checked_noise_shape = noise_shape_of(noise_entries_of(noise_shape), checked_shape)
-    cdef double checked_scale = scale_of(scale, checked_rate)
-    cdef bint stored = flag_of(store_mask, "store_mask")
-    size = size_of(checked_noise_shape)
-    first = offset_of(offset, size)
-    mask = new_mask(checked_shape, checked_noise_shape, checked_rate, checked_scale, stored)
-    mask.offset = first
-    start_draw(mask, checked_seed, &key)
-    if stored:
+    checked_shape = shape_of(shape)
+    request = request_of(rate, seed, noise_shape, scale, store_mask)
+    mask = request.new_mask(checked_shape)
+    if offset is not 0:
+        mask.offset = offset_of(offset, mask.size_)
+    request.start(mask, &key)
+    if mask.buffer is None:
+        return mask
+    if mask.size_ <= BLOCK:  # releasing the GIL costs more than a small call may
+        draw_bits(&key, mask.offset, mask.size_, mask.buffer.data)
+    else:
         with nogil:
             draw_bits(&key, mask.offset, mask.size_, mask.buffer.data)
     return mask
@@ -436,7 +475,6 @@ def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
 def restored_mask(state):
     """A mask from its state, for unpickling: every field is checked as an argument would be."""
     cdef Mask mask = Mask.__new__(Mask)
-    cdef Seed seed
     if not isinstance(state, dict) or set(state) != {
         "shape", "noise_shape", "rate", "scale", "seed", "step", "offset", "bits", "stream"
     }:
@@ -460,8 +498,7 @@ def restored_mask(state):
         stream.state = {"seed": state["seed"], "step": state["step"]}
         if stream.step == 2**64:
             raise ValueError("`state` must have a step below 2**64, got 2**64")
-        seed = seed_of(stream)
-        mask.draw = seed.take()
+        take_step(stream, &mask.draw)
     if other:
         # Its bits are what they are; from its seed this library would draw others.
         mask.drawn, mask.offset = False, 0

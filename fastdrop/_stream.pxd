@@ -1,8 +1,6 @@
 """Declares the streams of seeds to the modules that draw."""
 from libc.stdint cimport uint64_t
 
-from fastdrop._kernels.table cimport stream_key
-
 cdef extern from "fastdrop.h" nogil:
     ctypedef struct fastdrop_seed:
         uint64_t low
@@ -18,13 +16,8 @@ cdef class Stream:
     cdef dict _take(self, object n)
     cdef _give_back(self, dict state, object n)
 
-cdef class Seed:
-    cdef Stream stream
-    cdef fastdrop_seed fixed
-    cdef fastdrop_seed take(self) except *
-
-cdef Seed seed_of(object seed)
-cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) noexcept nogil
+cdef Stream stream_of(object seed, fastdrop_seed *draw)
+cdef void take_step(Stream stream, fastdrop_seed *draw) except *
 cdef bint is_other_stream(dict state) except -1
 cdef object other_stream(dict state)
 cdef object seed_number(const fastdrop_seed *draw)

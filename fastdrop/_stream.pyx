@@ -5,8 +5,7 @@ import secrets
 
 from libc.stdint cimport uint64_t
 
-from fastdrop._arguments cimport integer_of, shown, threshold_of
-from fastdrop._kernels.table cimport GOLDEN, mix64, stream_key
+from fastdrop._arguments cimport integer_of, shown
 
 import numpy as np
 
@@ -14,19 +13,6 @@ from fastdrop._config import STREAM_VERSION
 
 SEEDS = 2**128
 STEPS = 2**64
-
-
-cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) noexcept nogil:
-    """The keys and the threshold of the stream, version 2 (docs/stream.md)."""
-    cdef uint64_t h0 = mix64(draw.low + GOLDEN)
-    cdef uint64_t h1 = mix64(draw.high + h0 + 2 * GOLDEN)
-    key.k[0] = mix64(draw.step + h1 + 3 * GOLDEN)
-    key.k[1] = mix64(key.k[0] + h0 + 4 * GOLDEN)
-    if key.k[1] == key.k[0]:
-        key.k[1] = ~key.k[1]
-    key.k[2] = mix64(key.k[1] + h1 + 5 * GOLDEN)
-    key.k[3] = mix64(key.k[2] + h0 + 6 * GOLDEN)
-    key.threshold = threshold_of(rate)
 
 
 cdef object seed_number(const fastdrop_seed *draw):
@@ -255,21 +241,16 @@ def restored_stream(state):
     return stream
 
 
-cdef class Seed:
-    """The argument `seed`, checked, with its step not taken yet: a call that raises takes none."""
-
-    cdef fastdrop_seed take(self) except *:
-        cdef fastdrop_seed draw
-        cdef Stream stream = self.stream
-        if stream is None:
-            return self.fixed
-        with cython.critical_section(stream):
-            if stream.exhausted:
-                raise OverflowError("`seed`: the stream has no step left, all 2**64 were taken")
-            draw.low, draw.high, draw.step = stream.low, stream.high, stream.next_step
-            stream.next_step += 1
-            stream.exhausted = stream.next_step == 0
-        return draw
+cdef void take_step(Stream stream, fastdrop_seed *draw) except *:
+    """The next place of the stream; without one, the draw stays what it is."""
+    if stream is None:
+        return
+    with cython.critical_section(stream):
+        if stream.exhausted:
+            raise OverflowError("`seed`: the stream has no step left, all 2**64 were taken")
+        draw.low, draw.high, draw.step = stream.low, stream.high, stream.next_step
+        stream.next_step += 1
+        stream.exhausted = stream.next_step == 0
 
 
 # The process's own stream, for calls without a seed.
@@ -301,20 +282,20 @@ if prepare_for_forks() != 0:
     raise MemoryError("no memory to register what is to be done after a fork")
 
 
-cdef Seed seed_of(object seed):
-    cdef Seed result = Seed.__new__(Seed)
+cdef Stream stream_of(object seed, fastdrop_seed *draw):
+    """The stream that the argument `seed` asks for, no step being taken yet: a call that raises
+    takes none. Or None, and the draw that it fixes."""
     cdef object number
     if seed is None:
         if in_child:
             _reseed_after_fork()
-        result.stream = process_stream
-    elif isinstance(seed, Stream):
-        result.stream = <Stream>seed
+        return process_stream
+    if isinstance(seed, Stream):
+        return <Stream>seed
+    if isinstance(seed, np.random.SeedSequence):
+        number = sequence_number(seed)
     else:
-        if isinstance(seed, np.random.SeedSequence):
-            number = sequence_number(seed)
-        else:
-            number = integer_of(seed, "seed", 0, SEEDS - 1,
-                                "in [0, 2**128), None, a Stream or a SeedSequence")
-        result.fixed = words_of(number, 0)
-    return result
+        number = integer_of(seed, "seed", 0, SEEDS - 1,
+                            "in [0, 2**128), None, a Stream or a SeedSequence")
+    draw[0] = words_of(number, 0)
+    return None

@@ -5,4 +5,4 @@ ctypedef void (*pool_task)(void *context, int64_t begin, int64_t end) noexcept n
 
 cdef int thread_count() noexcept nogil
 cdef void set_thread_count(int n) noexcept nogil
-cdef void run(pool_task task, void *context, int64_t items, int64_t grain) noexcept nogil
+cdef void run(pool_task task, void *context, int64_t items, int64_t size) noexcept nogil

@@ -22,6 +22,10 @@ VARIABLE = "FASTDROP_NUM_THREADS"
 MOST = 2**31 - 1
 
 
+cdef enum:
+    PARALLEL_SIZE = 1 << 18         # from here on, threads gain more than waking them costs
+
+
 cdef int thread_count() noexcept nogil:
     return count
 
@@ -32,9 +36,13 @@ cdef void set_thread_count(int n) noexcept nogil:
     count = n
 
 
-cdef void run(pool_task task, void *context, int64_t items, int64_t grain) noexcept nogil:
-    """Calls task on ranges of 0 .. items - 1 that are multiples of grain apart."""
-    pool_run(<c_pool_task>task, context, items, grain, count)
+cdef void run(pool_task task, void *context, int64_t items, int64_t size) noexcept nogil:
+    """Calls task on ranges of items that together are 0 .. items - 1, in several threads if there
+    are so many elements to work on."""
+    # A few helpings for each thread, so that none is waited for.
+    cdef int64_t helpings = 4 * <int64_t>count if size >= PARALLEL_SIZE else 1
+    if items:
+        pool_run(<c_pool_task>task, context, items, (items + helpings - 1) // helpings, count)
 
 
 cdef int checked(object n) except -1:

@@ -1,0 +1,433 @@
+"""Owns the use of a mask on arrays of any strides: flat where all lies in the order of the bits, else
+in the pieces of a plan, which kernels see without gaps."""
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport llabs
+from libc.string cimport memcpy, memset
+
+cimport numpy as np
+
+from fastdrop._bits cimport (
+    bit_at, fill_transposed, fill_window, put_transposed, put_window,
+)
+from fastdrop._draw cimport draw_bits
+from fastdrop._isa cimport kernels
+from fastdrop._kernels.table cimport (
+    ADD, ALL_KEPT, BLOCK, KIND_F32, KIND_F64, KIND_W16, KIND_W32, KIND_W64, SCALE, operands,
+    stream_key,
+)
+from fastdrop._plan cimport (
+    ARRAYS, AS_THEY_LIE, Dim, FROM, GATHERED, MAX_DIMS, ONE, PIECE_BYTES, Place, Plan, RESIDUAL,
+    TILE, TILE_WORDS, TO, TRANSPOSED, choose_run, inner_dim, outer_dim, parts, plan_dims, step,
+)
+from fastdrop._threads cimport run
+
+np.import_array()
+
+cdef enum:
+    GATHERED_BYTES = 16384          # of memory between the first and the last, to stay in the cache
+    LEAST_GATHERED = 128            # elements, and a multiple of these
+    BIASES = 1024                   # put together at a time
+    LAST_BIASES = 32                # that a kernel reads behind them
+
+
+# ---- Elements ----
+
+cdef inline void move_of_size(char *to, int64_t to_stride, const char *from_, int64_t from_stride,
+                              int64_t count, int itemsize) noexcept nogil:
+    """Any alignment: memcpy of a known size is one instruction, and is always allowed."""
+    while count >= 4:
+        memcpy(to, from_, itemsize)
+        memcpy(to + to_stride, from_ + from_stride, itemsize)
+        memcpy(to + 2 * to_stride, from_ + 2 * from_stride, itemsize)
+        memcpy(to + 3 * to_stride, from_ + 3 * from_stride, itemsize)
+        to += 4 * to_stride
+        from_ += 4 * from_stride
+        count -= 4
+    while count:
+        memcpy(to, from_, itemsize)
+        to += to_stride
+        from_ += from_stride
+        count -= 1
+
+
+cdef void move_items(char *to, int64_t to_stride, const char *from_, int64_t from_stride,
+                     int64_t count, int itemsize) noexcept nogil:
+    if itemsize == 4:
+        move_of_size(to, to_stride, from_, from_stride, count, 4)
+    elif itemsize == 2:
+        move_of_size(to, to_stride, from_, from_stride, count, 2)
+    else:
+        move_of_size(to, to_stride, from_, from_stride, count, 8)
+
+
+cdef struct Gathered:
+    # Elements of the arrays without gaps; the result goes over those of FROM.
+    uint64_t items[GATHERED]
+    uint64_t residual[GATHERED]
+
+
+cdef inline Place gathered_place(const Plan *plan, Gathered *gathered,
+                                 const Place *place) noexcept nogil:
+    cdef Place there = place[0]
+    there.at[TO] = there.at[FROM] = <char *>gathered.items
+    if plan.on.advance:
+        there.at[RESIDUAL] = <char *>gathered.residual
+    return there
+
+
+cdef void gather(const Plan *plan, Gathered *gathered, int64_t index, const Place *place,
+                 int64_t count) noexcept nogil:
+    """Some elements along the innermost dimension, to an index on."""
+    cdef int itemsize = plan.itemsize
+    move_items(<char *>gathered.items + index * itemsize, itemsize, place.at[FROM],
+               inner_dim(plan).strides[FROM], count, itemsize)
+    if plan.on.advance:
+        move_items(<char *>gathered.residual + index * itemsize, itemsize, place.at[RESIDUAL],
+                   inner_dim(plan).strides[RESIDUAL], count, itemsize)
+
+
+cdef void scatter(const Plan *plan, const Gathered *gathered, int64_t index, const Place *place,
+                  int64_t count) noexcept nogil:
+    move_items(place.at[TO], inner_dim(plan).strides[TO],
+               <const char *>gathered.items + index * plan.itemsize, plan.itemsize, count,
+               plan.itemsize)
+
+
+# ---- Runs without gaps ----
+
+cdef inline int64_t within(int64_t column, int64_t columns) noexcept nogil:
+    column %= columns
+    return column + columns if column < 0 else column
+
+
+cdef void fill_biases(const Plan *plan, char *window, int64_t column, int64_t first,
+                      int64_t count) noexcept nogil:
+    """The bias of each element of a run from the first-th on, whose first row begins at a column."""
+    cdef const char *biases = <const char *>plan.on.bias
+    cdef int size = sizeof(double) if plan.on.kind == KIND_F64 else sizeof(float)
+    cdef int64_t stride = inner_dim(plan).column_stride
+    cdef int64_t row = plan.row if plan.rows > 1 and plan.how != TRANSPOSED else first + count
+    cdef int64_t place = first % row
+    cdef int64_t some
+    column += first // row * outer_dim(plan).column_stride + place * stride
+    while count:
+        some = min(row - place, count)
+        column = within(column, plan.columns)
+        if stride == 0:
+            move_items(window, size, biases + column * size, 0, some, size)
+            window += some * size
+        else:
+            for _ in range(some):
+                memcpy(window, biases + column * size, size)
+                window += size
+                column = within(column + stride, plan.columns)
+            column -= some * stride
+        column += outer_dim(plan).column_stride - place * stride
+        count -= some
+        place = 0
+    memset(window, 0, LAST_BIASES * size)
+
+
+cdef void use_with_biases(const Plan *plan, operands *on, int64_t count, int64_t column,
+                          int64_t first) noexcept nogil:
+    """Biases that do not lie as the elements do are put together for each of these."""
+    cdef double window[BIASES + LAST_BIASES]
+    cdef int64_t some
+    on.bias = &window[0]
+    on.period = BIASES
+    on.column = 0
+    while count:
+        some = min(count, <int64_t>BIASES)
+        fill_biases(plan, <char *>window, column, first, some)
+        on.size = some
+        if plan.how == ONE:
+            use_one(on, bit_at(on.bits, on.bit))
+        else:
+            kernels.use(NULL, 0, on)
+            on.bit += some
+        on.to = <char *>on.to + some * plan.itemsize
+        on.from_ = <const char *>on.from_ + some * plan.itemsize
+        on.residual = <const char *>on.residual + on.advance * some * plan.itemsize
+        first += some
+        count -= some
+
+
+cdef void use_one(const operands *given, bint kept) noexcept nogil:
+    """Uses one bit on all elements."""
+    cdef operands on = given[0]
+    cdef stream_key key
+    key.threshold = ALL_KEPT if kept else 0
+    on.bits = NULL
+    kernels.use(&key, 0, &on)
+
+
+cdef void use_run(const Plan *plan, const Place *place, int64_t count, uint8_t *bits, int64_t bit,
+                  int64_t first) noexcept nogil:
+    """Elements without gaps, from the first-th of a run or row on, of which the place tells the
+    column."""
+    cdef operands on = plan.on
+    on.to, on.from_, on.residual = place.at[TO], place.at[FROM], place.at[RESIDUAL]
+    on.size, on.bits, on.bit = count, bits, bit
+    if on.use == ADD and not plan.in_columns:
+        use_with_biases(plan, &on, count, place.column, first)
+        return
+    on.column = (place.column + first) % plan.columns
+    if plan.how == ONE:
+        use_one(&on, bit_at(bits, bit))
+    else:
+        kernels.use(NULL, 0, &on)
+
+
+# ---- Pieces ----
+
+cdef void use_row(const Plan *plan, const Place *begin, int64_t count, uint8_t *bits,
+                  int64_t bit) noexcept nogil:
+    """Elements with the strides of the innermost dimension."""
+    cdef const Dim *dim = inner_dim(plan)
+    cdef Place place = begin[0]
+    cdef Place there
+    cdef Gathered gathered
+    cdef int64_t most, some, first = 0
+    if plan.contiguous:
+        use_run(plan, begin, count, bits, bit, 0)
+        return
+    most = GATHERED_BYTES // max(llabs(dim.strides[TO]), llabs(dim.strides[FROM]),
+                                 llabs(dim.strides[RESIDUAL]), <int64_t>1)
+    most = min(max(most // LEAST_GATHERED, <int64_t>1) * LEAST_GATHERED, <int64_t>GATHERED)
+    there = gathered_place(plan, &gathered, begin)
+    while count:
+        some = min(count, most)
+        gather(plan, &gathered, 0, &place, some)
+        use_run(plan, &there, some, bits, bit, first)
+        scatter(plan, &gathered, 0, &place, some)
+        step(&place, dim, some)
+        if plan.how != ONE:
+            bit += some
+        first += some
+        count -= some
+
+
+cdef void use_rows(const Plan *plan, const Place *begin, int64_t rows, uint8_t *bits,
+                   int64_t bit) noexcept nogil:
+    """Whole rows, which their bits follow without gaps; the elements fit where they are gathered
+    unless each row goes on where the one before it ends."""
+    cdef Place place = begin[0]
+    cdef Place there
+    cdef Gathered gathered
+    cdef int64_t i
+    if rows == 1 or plan.continuing:
+        use_row(plan, begin, rows * plan.row, bits, bit)
+        return
+    there = gathered_place(plan, &gathered, begin)
+    for i in range(rows):
+        gather(plan, &gathered, i * plan.row, &place, plan.row)
+        step(&place, outer_dim(plan), 1)
+    use_run(plan, &there, rows * plan.row, bits, bit, 0)
+    place = begin[0]
+    for i in range(rows):
+        scatter(plan, &gathered, i * plan.row, &place, plan.row)
+        step(&place, outer_dim(plan), 1)
+
+
+cdef void use_transposed_rows(const Plan *plan, const Place *begin, int64_t rows,
+                              int64_t count) noexcept nogil:
+    """Some elements, at most as many as a window has bits for, of up to 64 rows whose bits are
+    neighbours."""
+    cdef uint64_t window[TILE * TILE_WORDS + 2]
+    cdef uint8_t *bits = <uint8_t *>window
+    cdef Place place = begin[0]
+    cdef int64_t row_bytes = parts(count, TILE) * sizeof(uint64_t)
+    cdef int64_t j
+    cdef bint whole = plan.continuing and count == plan.row and plan.in_columns
+    fill_transposed(window, plan, begin.bit, rows, count, whole)
+    if whole:
+        use_row(plan, begin, rows * count, bits, 0)
+    else:
+        for j in range(rows):
+            use_row(plan, &place, count, bits + j * row_bytes, 0)
+            step(&place, outer_dim(plan), 1)
+    if plan.bits_left:
+        put_transposed(plan, window, begin.bit, rows, count, whole)
+
+
+cdef void use_piece(const Plan *plan, const Place *run_begin, int64_t piece) noexcept nogil:
+    """One piece of a run that begins at a place."""
+    cdef uint8_t window[PIECE_BYTES + 16]
+    cdef Place place = run_begin[0]
+    cdef int64_t across = parts(plan.row, plan.piece_row)
+    cdef int64_t along = parts(plan.folds, plan.piece_folds)
+    cdef int64_t first_fold = piece % along * plan.piece_folds
+    cdef int64_t first = piece // along % across * plan.piece_row
+    cdef int64_t first_row = piece // along // across * plan.piece_rows
+    cdef int64_t rows = min(plan.piece_rows, plan.rows - first_row)
+    cdef int64_t count = min(plan.piece_row, plan.row - first)
+    cdef uint8_t *bits = window
+    cdef int64_t bit = 0
+    step(&place, inner_dim(plan), first)
+    if plan.rows > 1:
+        step(&place, outer_dim(plan), first_row)
+    if plan.folds > 1:
+        step(&place, &plan.dims[plan.ndim - 3], first_fold)
+        count *= min(plan.piece_folds, plan.folds - first_fold)
+    if plan.how == TRANSPOSED:
+        use_transposed_rows(plan, &place, rows, count)
+        return
+    if (plan.how == AS_THEY_LIE or plan.how == ONE) and plan.bits_left == NULL:
+        bits, bit = <uint8_t *>plan.bits, place.bit
+    else:
+        fill_window(window, plan, place.bit, rows, count)
+    if plan.rows == 1:
+        use_row(plan, &place, count, bits, bit)
+    else:
+        use_rows(plan, &place, rows, bits, bit)
+    if plan.bits_left:
+        put_window(plan, window, place.bit, rows, count)
+
+
+cdef void use_pieces(void *context, int64_t begin, int64_t end) noexcept nogil:
+    """Pieces begin .. end - 1, counted through all the runs."""
+    cdef const Plan *plan = <const Plan *>context
+    cdef int64_t index[MAX_DIMS]
+    cdef int64_t rest = begin // plan.pieces
+    cdef int64_t piece = begin % plan.pieces
+    cdef Place place = plan.start
+    cdef const Dim *dim
+    cdef int i
+    for i in range(plan.outer - 1, -1, -1):
+        dim = &plan.dims[i]
+        index[i] = rest % dim.size
+        rest //= dim.size
+        step(&place, dim, index[i])
+    while begin < end:
+        use_piece(plan, &place, piece)
+        begin += 1
+        piece += 1
+        if piece < plan.pieces:
+            continue
+        piece = 0
+        i = plan.outer - 1
+        while i >= 0:
+            dim = &plan.dims[i]
+            step(&place, dim, 1)
+            index[i] += 1
+            if index[i] < dim.size:
+                break
+            step(&place, dim, -dim.size)
+            index[i] = 0
+            i -= 1
+
+
+# ---- Arrays ----
+
+cdef int scaling_kind(int kind, double scale) noexcept nogil:
+    """A scale of one keeps elements bit for bit, a signalling NaN too: as words of bits."""
+    if scale != 1.0:
+        return kind
+    if kind == KIND_F64:
+        return KIND_W64
+    return KIND_W32 if kind == KIND_F32 else KIND_W16
+
+
+cdef bint is_plain(np.ndarray array):
+    """Whether the elements lie in C order without gaps, where the CPU can load them."""
+    return np.PyArray_IS_C_CONTIGUOUS(array) and np.PyArray_ISALIGNED(array)
+
+
+cdef struct Flat:
+    const operands *on
+    const stream_key *key
+    int itemsize
+
+
+cdef void use_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
+    cdef const Flat *flat = <const Flat *>context
+    cdef operands on = flat.on[0]
+    cdef uint64_t first = <uint64_t>begin * BLOCK
+    cdef uint64_t offset = first * flat.itemsize
+    on.size = min(<uint64_t>end * BLOCK, on.size) - first
+    on.to = <char *>on.to + offset
+    on.from_ = <const char *>on.from_ + offset
+    if on.bits != NULL:
+        on.bits += first // 8
+    if on.use == ADD:
+        on.residual = <const char *>on.residual + on.advance * offset
+        on.column = first % on.period
+    kernels.use(flat.key, first, &on)
+
+
+cdef void use_flat(Work *work, const stream_key *key) noexcept nogil:
+    cdef Flat flat
+    flat.on, flat.key, flat.itemsize = &work.on, key, work.itemsize
+    run(use_blocks, &flat, parts(work.size, BLOCK), work.size)
+
+
+cdef void use_planned(Work *work) noexcept nogil:
+    cdef Plan plan
+    cdef int64_t pieces
+    cdef int i
+    plan.on = work.on
+    plan.itemsize, plan.columns = work.itemsize, work.columns
+    plan.bits, plan.bits_left = work.on.bits, work.bits_left
+    plan.start.at[TO] = <char *>work.on.to
+    plan.start.at[FROM] = <char *>work.on.from_
+    plan.start.at[RESIDUAL] = <char *>work.on.residual
+    plan_dims(&plan, work.ndim, work.shape, work.strides, work.noise_shape)
+    choose_run(&plan, work.aligned)
+    pieces = plan.pieces
+    for i in range(plan.outer):
+        pieces *= plan.dims[i].size
+    run(use_pieces, &plan, pieces, work.size)
+
+
+cdef void use_on(Work *work, const stream_key *key) noexcept nogil:
+    """Uses the mask that is there, or with a key draws it before; the bits are NULL only where they
+    are not wanted and all is straight."""
+    cdef uint64_t bits = 1
+    cdef int i
+    if work.straight:
+        if work.size:
+            use_flat(work, key)
+        return
+    if key != NULL:
+        for i in range(work.ndim):
+            bits *= work.noise_shape[i]
+        draw_bits(key, 0, bits, work.on.bits)
+    if work.size:
+        use_planned(work)
+
+
+cdef void look_at(Work *work, int kind, int use, np.ndarray to, np.ndarray from_,
+                  tuple noise_shape, double scale):
+    """The noise shape is None for the arrays' own shape."""
+    cdef int i
+    memset(work, 0, sizeof(Work))
+    work.on.kind = scaling_kind(kind, scale) if use == SCALE else kind
+    work.on.use, work.on.scale = use, scale
+    work.on.to, work.on.from_ = np.PyArray_DATA(to), np.PyArray_DATA(from_)
+    work.itemsize = np.PyArray_ITEMSIZE(to)
+    work.ndim = np.PyArray_NDIM(to)
+    work.size = work.on.size = np.PyArray_SIZE(to)
+    work.shape = work.noise_shape = np.PyArray_DIMS(to)
+    work.strides[TO], work.strides[FROM] = np.PyArray_STRIDES(to), np.PyArray_STRIDES(from_)
+    work.aligned = np.PyArray_ISALIGNED(to) and np.PyArray_ISALIGNED(from_)
+    work.straight = is_plain(to) and is_plain(from_) and noise_shape is None
+    work.columns = 1
+    if noise_shape is not None:
+        work.noise_shape = work.own_noise_shape
+        for i in range(work.ndim):
+            work.own_noise_shape[i] = noise_shape[i]
+
+
+cdef void look_at_residual(Work *work, np.ndarray residual):
+    work.on.residual, work.on.advance = np.PyArray_DATA(residual), True
+    work.strides[RESIDUAL] = np.PyArray_STRIDES(residual)
+    work.aligned &= np.PyArray_ISALIGNED(residual)
+    work.straight &= is_plain(residual)
+
+
+cdef void use_on_arrays(Work *work, const stream_key *key):
+    if work.size <= BLOCK:  # releasing the GIL costs more than a small call may
+        use_on(work, key)
+    else:
+        with nogil:
+            use_on(work, key)
