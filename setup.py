@@ -33,10 +33,11 @@ COMPILE_ARGS = [
     "-Wno-sign-compare",
 ]
 NATIVE_OPERATION = "fastdrop_keras._native_op"
-INCLUDE_DIRS = ["fastdrop", "fastdrop/_kernels", "fastdrop/simd"]
+INCLUDE_DIRS = ["fastdrop", "fastdrop/include", "fastdrop/_kernels", "fastdrop/simd"]
 
 # The modules between the user's arrays and the kernels, built for the baseline.
 MODULES = (
+    "_api",
     "_apply",
     "_arguments",
     "_bits",
@@ -118,7 +119,7 @@ def depends(*patterns):
 
 # What the kernels are written in, and nothing else reads.
 VOCABULARIES = depends("_kernels/*.pxi", *(f"simd/{isa.name}.h" for isa in ISAS))
-HEADERS = depends("*.h", "*.pxd", "_kernels/*.h", "_kernels/*.pxd", "simd/*.h")
+HEADERS = depends("*.h", "*.pxd", "include/*.h", "_kernels/*.h", "_kernels/*.pxd", "simd/*.h")
 HEADERS = [path for path in HEADERS if path not in VOCABULARIES]
 SETTINGS = ["setup.py", "fastdrop/_isas.py"]
 # Other directives make other C: it has a place of its own.
@@ -167,7 +168,7 @@ def native_operation():
     return Extension(
         NATIVE_OPERATION,
         ["fastdrop_keras/native_op.c"],
-        include_dirs=INCLUDE_DIRS,
+        include_dirs=["fastdrop/include"],
         extra_compile_args=[
             "-O2",
             "-std=c11",

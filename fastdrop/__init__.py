@@ -13,7 +13,9 @@ from fastdrop import _compiled
 _compiled.check()
 
 try:
-    from fastdrop._config import __version__, show_config
+    # Where PyCapsule_Import looks for it.
+    from fastdrop._api import _C_API as _C_API
+    from fastdrop._config import __version__, get_include, show_config
     from fastdrop._dropout import dropout, dropout_
     from fastdrop._fused import (
         bias_dropout_add,
@@ -40,6 +42,7 @@ __all__ = [
     "dropout_",
     "dropout_grad",
     "dropout_grad_",
+    "get_include",
     "get_num_threads",
     "num_threads",
     "relu_dropout",

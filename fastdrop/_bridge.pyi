@@ -4,8 +4,6 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import NDArray
 
-table: object
-
 def keep_thread_state() -> None: ...
 def forward(
     x: NDArray[Any],

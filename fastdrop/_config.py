@@ -3,6 +3,7 @@
 import platform
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy
 
@@ -30,6 +31,22 @@ def description() -> dict[str, str]:
     }
     rows |= {f"{name} kernels not loaded": why for name, why in failures.items()}
     return rows
+
+
+def get_include() -> str:
+    """The folder of ``fastdrop.h``, the public interface in C, for a compiler's ``-I``.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> import fastdrop, pathlib
+    >>> pathlib.Path(fastdrop.get_include(), "fastdrop.h").is_file()
+    True
+    """
+    return str(Path(__file__).parent / "include")
 
 
 def show_config() -> None:

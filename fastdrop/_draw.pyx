@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport BLOCK, GOLDEN, mix64, stream_key
-from fastdrop._stream cimport Draw
+from fastdrop._stream cimport fastdrop_seed
 from fastdrop._threads cimport run
 
 cdef extern from "simd/float_state.h" nogil:
@@ -22,7 +22,7 @@ cdef uint64_t threshold_of(double rate) noexcept nogil:
     return <uint64_t>threshold
 
 
-cdef void derive_key(stream_key *key, const Draw *draw, double rate) noexcept nogil:
+cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) noexcept nogil:
     """The keys and the threshold of the stream, version 2 (docs/stream.md)."""
     cdef uint64_t h0 = mix64(draw.low + GOLDEN)
     cdef uint64_t h1 = mix64(draw.high + h0 + 2 * GOLDEN)

@@ -6,7 +6,7 @@ from numpy cimport ndarray
 from fastdrop._apply cimport Work
 from fastdrop._kernels.table cimport stream_key
 from fastdrop._memory cimport Buffer
-from fastdrop._stream cimport Draw, Stream
+from fastdrop._stream cimport Stream, fastdrop_seed
 
 cdef class Mask:
     cdef readonly tuple shape
@@ -14,7 +14,7 @@ cdef class Mask:
     cdef readonly object rate
     cdef readonly double scale
     cdef bint drawn                 # from a stream, and not packed from what a user decided
-    cdef Draw draw
+    cdef fastdrop_seed draw
     cdef uint64_t offset
     cdef uint64_t size_
     cdef Buffer buffer              # None where bits are drawn again when used
@@ -29,7 +29,7 @@ cdef class Request:
     cdef tuple noise_entries        # None for the shape of the arrays
     cdef bint stored
     cdef Stream stream              # None where the seed is fixed
-    cdef Draw draw                  # then
+    cdef fastdrop_seed draw         # then
     cdef Mask new_mask(self, tuple shape)
     cdef void start(self, Mask mask, stream_key *key) except *
 

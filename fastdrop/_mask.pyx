@@ -15,9 +15,13 @@ from fastdrop._apply cimport Work, look_at, use_on_arrays
 from fastdrop._draw cimport derive_key, draw_bits
 from fastdrop._kernels.table cimport BLOCK, SCALE, stream_key
 from fastdrop._memory cimport Buffer, array_over, new_buffer
-from fastdrop._stream cimport Stream, seed_number, stream_of, take_step
+from fastdrop._stream cimport (
+    Stream, is_other_stream, other_stream, seed_number, stream_of, take_step,
+)
 
 import numpy
+
+from fastdrop._config import STREAM_VERSION
 
 np.import_array()
 
@@ -50,7 +54,8 @@ cdef class Mask:
     scale : float
         What kept elements are multiplied by.
     seed, step : int or None
-        What the bits were drawn from; None if they were packed, or are ReLU's too.
+        What the bits were drawn from; None if they were packed, are ReLU's too, or come from a
+        pickle of another version of the random stream.
     size : int
         The number of bits, ``prod(noise_shape)``.
     bits : numpy.ndarray or None
@@ -321,10 +326,13 @@ cdef class Mask:
         return self
 
     def __reduce__(self):
+        # Only here: that module imports this one.
+        from fastdrop import _pickle
         state = {"shape": self.shape, "noise_shape": self.noise_shape, "rate": self.rate,
                  "scale": self.scale, "seed": self.seed, "step": self.step, "offset": self.offset,
-                 "bits": None if self.buffer is None else self.bits.tobytes()}
-        return _restored, (state,)
+                 "bits": None if self.buffer is None else self.bits.tobytes(),
+                 "stream": STREAM_VERSION}
+        return _pickle._mask, (state,)
 
     def __repr__(self):
         noise = "" if self.noise_shape == self.shape else f", noise_shape={self.noise_shape}"
@@ -465,13 +473,16 @@ def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
     return mask
 
 
-def _restored(state):
+def restored_mask(state):
     """A mask from its state, for unpickling: every field is checked as an argument would be."""
     cdef Mask mask = Mask.__new__(Mask)
     if not isinstance(state, dict) or set(state) != {
-        "shape", "noise_shape", "rate", "scale", "seed", "step", "offset", "bits"
+        "shape", "noise_shape", "rate", "scale", "seed", "step", "offset", "bits", "stream"
     }:
         raise ValueError(f"`state` must be the dict that a mask pickles, got {shown(state)}")
+    other = is_other_stream(state)
+    if other and state["bits"] is None:
+        raise other_stream(state)
     mask.shape = shape_of(state["shape"])
     mask.noise_shape = noise_shape_of(noise_entries_of(state["noise_shape"]), mask.shape)
     mask.size_ = size_of(mask.noise_shape)
@@ -489,6 +500,9 @@ def _restored(state):
         if stream.step == 2**64:
             raise ValueError("`state` must have a step below 2**64, got 2**64")
         take_step(stream, &mask.draw)
+    if other:
+        # Its bits are what they are; from its seed this library would draw others.
+        mask.drawn, mask.offset = False, 0
     bits = state["bits"]
     if bits is None:
         if not mask.drawn:

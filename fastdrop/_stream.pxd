@@ -1,11 +1,11 @@
 """Declares the streams of seeds to the modules that draw."""
 from libc.stdint cimport uint64_t
 
-cdef struct Draw:
-    # What a mask is drawn from besides its rate and shape.
-    uint64_t low
-    uint64_t high
-    uint64_t step
+cdef extern from "fastdrop.h" nogil:
+    ctypedef struct fastdrop_seed:
+        uint64_t low
+        uint64_t high
+        uint64_t step
 
 cdef class Stream:
     cdef uint64_t low
@@ -16,6 +16,8 @@ cdef class Stream:
     cdef dict _take(self, object n)
     cdef _give_back(self, dict state, object n)
 
-cdef Stream stream_of(object seed, Draw *draw)
-cdef void take_step(Stream stream, Draw *draw) except *
-cdef object seed_number(const Draw *draw)
+cdef Stream stream_of(object seed, fastdrop_seed *draw)
+cdef void take_step(Stream stream, fastdrop_seed *draw) except *
+cdef bint is_other_stream(dict state) except -1
+cdef object other_stream(dict state)
+cdef object seed_number(const fastdrop_seed *draw)

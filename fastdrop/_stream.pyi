@@ -1,4 +1,4 @@
-from typing import SupportsIndex, TypedDict, final, type_check_only
+from typing import Any, SupportsIndex, TypedDict, final, type_check_only
 
 import numpy as np
 
@@ -16,3 +16,5 @@ class Stream:
     @property
     def step(self) -> int: ...
     def spawn(self, n: SupportsIndex) -> list[Stream]: ...
+
+def restored_stream(state: dict[str, Any]) -> Stream: ...

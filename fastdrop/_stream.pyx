@@ -10,17 +10,19 @@ from fastdrop._arguments cimport integer_of, shown
 
 import numpy as np
 
+from fastdrop._config import STREAM_VERSION
+
 SEEDS = 2**128
 STEPS = 2**64
 
 
-cdef object seed_number(const Draw *draw):
+cdef object seed_number(const fastdrop_seed *draw):
     """Both words of a seed as one int."""
     return (<object>draw.high << 64) | <object>draw.low if draw.high else <object>draw.low
 
 
-cdef Draw words_of(object seed, object step):
-    cdef Draw draw
+cdef fastdrop_seed words_of(object seed, object step):
+    cdef fastdrop_seed draw
     draw.low = seed & 0xFFFFFFFFFFFFFFFF
     draw.high = seed >> 64
     draw.step = step
@@ -97,7 +99,7 @@ cdef class Stream:
         self._set(number, 0)
 
     cdef _set(self, object seed, object step):
-        cdef Draw draw = words_of(seed, 0 if step == STEPS else step)
+        cdef fastdrop_seed draw = words_of(seed, 0 if step == STEPS else step)
         with cython.critical_section(self):
             self.low = draw.low
             self.high = draw.high
@@ -114,7 +116,7 @@ cdef class Stream:
 
     @property
     def state(self):
-        cdef Draw draw
+        cdef fastdrop_seed draw
         cdef bint exhausted
         with cython.critical_section(self):
             draw.low, draw.high, draw.step = self.low, self.high, self.next_step
@@ -188,7 +190,7 @@ cdef class Stream:
 
     cdef dict _take(self, object n):
         """Takes n steps at once, or none; the state before."""
-        cdef Draw draw
+        cdef fastdrop_seed draw
         cdef bint exhausted
         with cython.critical_section(self):
             draw.low, draw.high, draw.step = self.low, self.high, self.next_step
@@ -208,21 +210,39 @@ cdef class Stream:
             self._set(state["seed"], state["step"])
 
     def __reduce__(self):
-        return _restored, (self.state,)
+        # Only here: that module imports this one.
+        from fastdrop import _pickle
+        return _pickle._stream, ({**self.state, "stream": STREAM_VERSION},)
 
     def __repr__(self):
         state = self.state
         return f"fastdrop.Stream(seed={state['seed']}, step={state['step']})"
 
 
-def _restored(state):
+cdef bint is_other_stream(dict state) except -1:
+    """Whether a pickle's state is of another random stream than this library's."""
+    return integer_of(state["stream"], 'state["stream"]', 0, STEPS - 1,
+                      "of at least 0") != STREAM_VERSION
+
+
+cdef object other_stream(dict state):
+    """The error of what would go on with other masks than it was pickled with."""
+    return ValueError(f"`state` is of random stream {state['stream']}, and this version of "
+                      f"fastdrop draws stream {STREAM_VERSION}, whose masks are others")
+
+
+def restored_stream(state):
     """A stream from its state, for unpickling."""
+    if not isinstance(state, dict) or set(state) != {"seed", "step", "stream"}:
+        raise ValueError(f"`state` must be the dict that a stream pickles, got {shown(state)}")
+    if is_other_stream(state):
+        raise other_stream(state)
     stream = Stream(0)
-    stream.state = state
+    stream.state = {"seed": state["seed"], "step": state["step"]}
     return stream
 
 
-cdef void take_step(Stream stream, Draw *draw) except *:
+cdef void take_step(Stream stream, fastdrop_seed *draw) except *:
     """The next place of the stream; without one, the draw stays what it is."""
     if stream is None:
         return
@@ -263,7 +283,7 @@ if prepare_for_forks() != 0:
     raise MemoryError("no memory to register what is to be done after a fork")
 
 
-cdef Stream stream_of(object seed, Draw *draw):
+cdef Stream stream_of(object seed, fastdrop_seed *draw):
     """The stream that the argument `seed` asks for, no step being taken yet: a call that raises
     takes none. Or None, and the draw that it fixes, which is all zeros before."""
     cdef object number

@@ -3,4 +3,6 @@ from libc.stdint cimport int64_t
 
 ctypedef void (*pool_task)(void *context, int64_t begin, int64_t end) noexcept nogil
 
+cdef int thread_count() noexcept nogil
+cdef void set_thread_count(int n) noexcept nogil
 cdef void run(pool_task task, void *context, int64_t items, int64_t size) noexcept nogil

@@ -26,6 +26,16 @@ cdef enum:
     PARALLEL_SIZE = 1 << 18         # from here on, threads gain more than waking them costs
 
 
+cdef int thread_count() noexcept nogil:
+    return count
+
+
+cdef void set_thread_count(int n) noexcept nogil:
+    """The count is at least 1."""
+    global count
+    count = n
+
+
 cdef void run(pool_task task, void *context, int64_t items, int64_t size) noexcept nogil:
     """Calls task on ranges of items that together are 0 .. items - 1, in several threads if there
     are so many elements to work on."""
@@ -68,8 +78,7 @@ def set_num_threads(n):
     1
     >>> fastdrop.set_num_threads(before)
     """
-    global count
-    count = checked(n)
+    set_thread_count(checked(n))
 
 
 def get_num_threads():

@@ -2,7 +2,7 @@
 
     x, seed ──> forward ──> y
                    │
-               residual           the packed mask bits and the scale: all that lives in between
+               residual           the packed mask bits and the rate: all that lives in between
                    │
         dy ──> backward ──> dx    linear in dy, so its own gradient is the same backward again
 

@@ -49,7 +49,7 @@ class BaseDropout(keras.layers.Layer):
         # At rate 0 too: the rate can be raised later.
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         self._seed_state = seed_state.SeedState(self.seed_generator)
-        self._seed_checkpoint = seed_state.checkpointed(self.seed_generator)
+        self._seed_checkpoint = seed_state.Checkpointed(self.seed_generator)
         self.supports_masking = True
         # XLA compiles no Python functions. Keras then runs the model without it.
         self.supports_jit = False

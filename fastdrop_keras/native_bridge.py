@@ -7,6 +7,7 @@ import struct
 
 import tensorflow as tf
 
+from fastdrop._config import STREAM_VERSION
 from fastdrop_keras import eager_tape
 from fastdrop_keras.dial import Dial
 from fastdrop_keras.native_library import OPERATIONS
@@ -22,6 +23,7 @@ def drop(
             x=x,
             seed=tf.cast(seed, tf.int64),
             **_attributes(noise_shape),
+            stream=STREAM_VERSION,
             rate_bits=_rate_bits(dial),
             dial=dial.number,
         )

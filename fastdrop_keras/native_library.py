@@ -10,7 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from fastdrop import _bridge, _compiled
+import fastdrop
+from fastdrop import _compiled
 
 _PATH = Path(__file__).parent / f"_native_op{sysconfig.get_config_var('EXT_SUFFIX')}"
 
@@ -30,7 +31,7 @@ def _load() -> tuple[Any, Any, str]:
     except (tf.errors.OpError, OSError) as error:
         return None, None, f"TensorFlow {tf.__version__} cannot load it: {error}"
     functions.fastdrop_use.argtypes = [ctypes.c_void_p]
-    functions.fastdrop_use.restype = None
+    functions.fastdrop_use.restype = ctypes.c_int
     functions.fastdrop_new_dial.argtypes = [ctypes.c_int64, ctypes.c_double]
     functions.fastdrop_new_dial.restype = ctypes.c_void_p
     functions.fastdrop_turn_dial.argtypes = [ctypes.c_void_p, ctypes.c_double]
@@ -38,7 +39,12 @@ def _load() -> tuple[Any, Any, str]:
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
     pointer_of.restype = ctypes.c_void_p
-    functions.fastdrop_use(pointer_of(_bridge.table, b"fastdrop.tensor_table"))
+    interface = pointer_of(fastdrop._C_API, b"fastdrop._C_API")
+    needed = functions.fastdrop_use(interface)
+    if needed:
+        version = ctypes.c_uint32.from_address(interface).value
+        why = f"it needs version {needed} of fastdrop's C interface, and {version} is installed"
+        return None, None, why
     return operations, functions, ""
 
 

@@ -1,8 +1,8 @@
 /* Owns dropout as two operations of TensorFlow, in C against its stable C interface.
 
    The few declarations of that interface that are used stand here, so that neither TensorFlow nor
-   its headers are needed to build this: they have been the same since TensorFlow 2.5. The kernels
-   are those of the package fastdrop, which hands a table of them over. */
+   its headers are needed to build this: they have been the same since TensorFlow 2.5. The dropout is
+   that of the package fastdrop, whose public C interface Python hands over. */
 
 #define _GNU_SOURCE /* for madvise */
 #include <inttypes.h>
@@ -16,8 +16,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "table.h"
-#include "tensor_table.h"
+#include "fastdrop.h"
 
 #define EXPORTED __attribute__((visibility("default")))
 
@@ -95,10 +94,14 @@ TF_Tensor *TF_ForwardInputOrAllocateOutput(TF_OpKernelContext *, const int *inpu
 
 /* ---- What Python hands over ---- */
 
-static _Atomic(const tensor_table *) kernels;
+static _Atomic(const fastdrop_api *) fastdrop;
 
-EXPORTED void fastdrop_use(const tensor_table *table) {
-    atomic_store(&kernels, table);
+/* Returns 0; or, for a fastdrop that is too old for this, the version that it would have to have. */
+EXPORTED int fastdrop_use(const fastdrop_api *api) {
+    if (api && !fastdrop_serves(api))
+        return FASTDROP_API_VERSION;
+    atomic_store(&fastdrop, api);
+    return 0;
 }
 
 /* A drop rate that can be turned while graphs use it. They know it by its number, which no other
@@ -144,7 +147,7 @@ typedef struct {
     dial *dial;          /* of the forward operation; NULL where there is none of this number */
     double rate;         /* which it has then */
     int64_t rank;        /* of the noise shape, -1 without one */
-    int64_t noise_shape[TENSOR_MAX_DIMS]; /* -1 for the input's size */
+    int64_t noise_shape[FASTDROP_MAX_DIMS]; /* -1 for the input's size */
 } operation;
 
 static void invalid(TF_Status *status, const char *format, ...) {
@@ -161,9 +164,34 @@ static bool failed(const TF_Status *status) {
 }
 
 static int kind_of(TF_DataType dtype) {
-    return dtype == TF_HALF ? KIND_F16
-        : dtype == TF_BFLOAT16 ? KIND_BF16
-        : dtype == TF_FLOAT ? KIND_F32 : KIND_F64;
+    return dtype == TF_HALF ? FASTDROP_FLOAT16
+        : dtype == TF_BFLOAT16 ? FASTDROP_BFLOAT16
+        : dtype == TF_FLOAT ? FASTDROP_FLOAT32 : FASTDROP_FLOAT64;
+}
+
+static const fastdrop_api *fastdrop_or_failure(TF_Status *status) {
+    const fastdrop_api *api = atomic_load(&fastdrop);
+    if (!api)
+        TF_SetStatus(status, TF_FAILED_PRECONDITION,
+                     "Dropout's operations need the package fastdrop_keras to be imported");
+    return api;
+}
+
+/* A graph may have been saved by another version of fastdrop. Its seeds would give other masks here
+   than where it was made, and nobody would notice. */
+static void check_stream(TF_OpKernelConstruction *construction, TF_Status *status) {
+    int64_t stream;
+    char message[200];
+    const fastdrop_api *api = fastdrop_or_failure(status);
+    if (!api)
+        return;
+    TF_OpKernelConstruction_GetAttrInt64(construction, "stream", &stream, status);
+    if (failed(status) || stream == (int64_t)api->stream)
+        return;
+    snprintf(message, sizeof message, "This graph was made with random stream %" PRId64
+             ", and the installed fastdrop draws stream %" PRIu32 ", whose masks are others",
+             stream, api->stream);
+    TF_SetStatus(status, TF_FAILED_PRECONDITION, message);
 }
 
 static void read_attributes(operation *op, TF_OpKernelConstruction *construction, bool forward,
@@ -180,15 +208,18 @@ static void read_attributes(operation *op, TF_OpKernelConstruction *construction
     TF_OpKernelConstruction_GetAttrSize(construction, "noise_shape", &count, &total, status);
     if (failed(status))
         return;
-    if (count > TENSOR_MAX_DIMS || (op->rank != -1 && op->rank != count)) {
+    if (count > FASTDROP_MAX_DIMS || (op->rank != -1 && op->rank != count)) {
         invalid(status, "`noise_shape` must have `noise_rank` entries, at most %d. Received: %d "
-                "entries and noise_rank=%" PRId64, TENSOR_MAX_DIMS, count, op->rank);
+                "entries and noise_rank=%" PRId64, FASTDROP_MAX_DIMS, count, op->rank);
         return;
     }
     if (count)
         TF_OpKernelConstruction_GetAttrInt64List(construction, "noise_shape", op->noise_shape,
                                                  count, status);
     if (failed(status) || !forward)
+        return;
+    check_stream(construction, status);
+    if (failed(status))
         return;
     TF_OpKernelConstruction_GetAttrInt64(construction, "rate_bits", &bits, status);
     if (failed(status))
@@ -232,9 +263,9 @@ static void destroy(void *op) {
 /* A tensor's shape and that of the mask for it. */
 typedef struct {
     int ndim;
-    int64_t shape[TENSOR_MAX_DIMS];
-    int64_t noise_shape[TENSOR_MAX_DIMS];
-    int64_t residual_bytes;
+    int64_t shape[FASTDROP_MAX_DIMS];
+    int64_t noise_shape[FASTDROP_MAX_DIMS];
+    int64_t residual_bytes; /* of the packed mask, and the rate that it was drawn with */
 } shapes;
 
 static void text_of_shape(char *text, size_t room, const int64_t *shape, int64_t count) {
@@ -272,11 +303,10 @@ static bool fit_noise_shape(const operation *op, shapes *of) {
 
 static void read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of,
                         TF_Status *status) {
-    int64_t bits = 1;
-    bool fits = true;
+    int64_t bytes;
     of->ndim = TF_NumDims(tensor);
-    if (of->ndim > TENSOR_MAX_DIMS) {
-        invalid(status, "Dropout expects at most %d dimensions. Received: %d", TENSOR_MAX_DIMS,
+    if (of->ndim > FASTDROP_MAX_DIMS) {
+        invalid(status, "Dropout expects at most %d dimensions. Received: %d", FASTDROP_MAX_DIMS,
                 of->ndim);
         return;
     }
@@ -292,29 +322,15 @@ static void read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of
                 "noise_shape=%s for an input of shape %s", noise, shape);
         return;
     }
-    /* A tensor without elements may have sizes whose product fits nowhere; and so may its mask, which
-       has one bit along dimensions of none. */
-    for (int i = 0; i < of->ndim; i++)
-        if (of->noise_shape[i] == 0)
-            bits = 0;
-    for (int i = 0; bits && fits && i < of->ndim; i++)
-        fits = !__builtin_mul_overflow(bits, of->noise_shape[i], &bits) && bits <= INT64_MAX - 64;
-    if (!fits) {
+    bytes = fastdrop_mask_bytes(of->ndim, of->noise_shape);
+    if (bytes < 0) {
         char shape[200];
         text_of_shape(shape, sizeof shape, of->noise_shape, of->ndim);
         invalid(status, "`noise_shape` must have a product below 2^63. Received: a mask of shape %s",
                 shape);
         return;
     }
-    of->residual_bytes = (bits + 7) / 8 + RESIDUAL_SCALE_BYTES;
-}
-
-static const tensor_table *table_or_failure(TF_Status *status) {
-    const tensor_table *table = atomic_load(&kernels);
-    if (!table)
-        TF_SetStatus(status, TF_FAILED_PRECONDITION,
-                     "Dropout's operations need the package fastdrop_keras to be imported");
-    return table;
+    of->residual_bytes = bytes + (int64_t)sizeof(double);
 }
 
 /* From this size on, glibc takes memory from the system for each block and gives it back with it, so
@@ -343,7 +359,7 @@ static TF_Tensor *output_over(TF_OpKernelContext *context, TF_Tensor **input, co
     return output;
 }
 
-static void read_seed(const TF_Tensor *tensor, uint64_t seed[3], TF_Status *status) {
+static void read_seed(const TF_Tensor *tensor, fastdrop_seed *seed, TF_Status *status) {
     size_t count = TF_TensorByteSize(tensor) / sizeof(int64_t);
     int64_t words[3] = {0, 0, 0};
     if (TF_NumDims(tensor) != 1 || (count != 2 && count != 3)) {
@@ -352,16 +368,32 @@ static void read_seed(const TF_Tensor *tensor, uint64_t seed[3], TF_Status *stat
         return;
     }
     memcpy(words, TF_TensorData(tensor), count * sizeof(int64_t));
-    seed[0] = (uint64_t)words[0];
-    seed[1] = (uint64_t)words[2];
-    seed[2] = (uint64_t)words[1];
+    seed->low = (uint64_t)words[0];
+    seed->high = (uint64_t)words[2];
+    seed->step = (uint64_t)words[1];
+}
+
+/* By its rate, and not by a scale that was computed here: the caller may round otherwise. */
+static fastdrop_dropout dropout_of(const operation *op, const shapes *of, double rate) {
+    fastdrop_dropout dropout = {
+        .kind = op->kind, .ndim = of->ndim, .shape = of->shape, .noise_shape = of->noise_shape,
+        .rate = rate, .scale = FASTDROP_INVERTED};
+    return dropout;
+}
+
+static void check_done(int done, TF_Status *status) {
+    if (done != FASTDROP_OK)
+        invalid(status, "Dropout was refused by fastdrop, with status %d of fastdrop.h", done);
 }
 
 static void forward(const operation *op, TF_OpKernelContext *context, TF_Tensor *tensors[4],
                     TF_Status *status) {
-    const tensor_table *table = table_or_failure(status);
+    const fastdrop_api *api = fastdrop_or_failure(status);
     const void *x;
-    uint64_t seed[3];
+    uint8_t *residual;
+    double rate;
+    fastdrop_seed seed;
+    fastdrop_dropout dropout;
     shapes of;
     if (failed(status))
         return;
@@ -374,7 +406,7 @@ static void forward(const operation *op, TF_OpKernelContext *context, TF_Tensor 
     read_shapes(op, tensors[0], &of, status);
     if (failed(status))
         return;
-    read_seed(tensors[1], seed, status);
+    read_seed(tensors[1], &seed, status);
     if (failed(status))
         return;
     x = TF_TensorData(tensors[0]);
@@ -385,15 +417,21 @@ static void forward(const operation *op, TF_OpKernelContext *context, TF_Tensor 
                                    (size_t)of.residual_bytes, status);
     if (failed(status))
         return;
-    table->forward(op->kind, of.ndim, of.shape, of.noise_shape, seed,
-                   op->dial ? atomic_load(&op->dial->rate) : op->rate, TF_TensorData(tensors[2]),
-                   x, TF_TensorData(tensors[3]));
+    rate = op->dial ? atomic_load(&op->dial->rate) : op->rate;
+    dropout = dropout_of(op, &of, rate);
+    dropout.seed = seed;
+    residual = TF_TensorData(tensors[3]);
+    check_done(api->forward(&dropout, TF_TensorData(tensors[2]), NULL, x, NULL, residual), status);
+    memcpy(residual + of.residual_bytes - sizeof rate, &rate, sizeof rate);
 }
 
 static void backward(const operation *op, TF_OpKernelContext *context, TF_Tensor *tensors[4],
                      TF_Status *status) {
-    const tensor_table *table = table_or_failure(status);
+    const fastdrop_api *api = fastdrop_or_failure(status);
     const void *dy;
+    const uint8_t *residual;
+    double rate;
+    fastdrop_dropout dropout;
     shapes of;
     if (failed(status))
         return;
@@ -418,8 +456,11 @@ static void backward(const operation *op, TF_OpKernelContext *context, TF_Tensor
     tensors[2] = output_over(context, &tensors[0], &of, status);
     if (failed(status))
         return;
-    table->backward(op->kind, of.ndim, of.shape, of.noise_shape, TF_TensorData(tensors[2]), dy,
-                    TF_TensorData(tensors[1]));
+    residual = TF_TensorData(tensors[1]);
+    memcpy(&rate, residual + of.residual_bytes - sizeof rate, sizeof rate);
+    dropout = dropout_of(op, &of, rate);
+    check_done(api->backward(&dropout, TF_TensorData(tensors[2]), NULL, dy, NULL, residual),
+               status);
 }
 
 static void compute(const operation *op, TF_OpKernelContext *context,
@@ -504,8 +545,8 @@ static void register_kernels(const char *name, void *(*make)(TF_OpKernelConstruc
 __attribute__((constructor)) static void register_all(void) {
     register_operation("FastdropForward", (const char *[]){"x: T", "seed: int64", NULL},
                        (const char *[]){"y: T", "residual: uint8", NULL},
-                       (const char *[]){TYPES, NOISE_SHAPE, "rate_bits: int", "dial: int = 0",
-                                        NULL});
+                       (const char *[]){TYPES, NOISE_SHAPE, "stream: int", "rate_bits: int",
+                                        "dial: int = 0", NULL});
     register_operation("FastdropBackward", (const char *[]){"dy: T", "residual: uint8", NULL},
                        (const char *[]){"dx: T", NULL}, (const char *[]){TYPES, NOISE_SHAPE, NULL});
     register_kernels("FastdropForward", create_forward, compute_forward);

@@ -120,7 +120,7 @@ def check_mask(mask: Any, stored: bytes | None) -> None:
 
 def mask_state(data: bytes) -> None:
     """What a pickle of a mask gives to the library, in any combination."""
-    from fastdrop import _mask
+    from fastdrop import _pickle
 
     source = Source(data)
     shape = source.shape()
@@ -134,6 +134,7 @@ def mask_state(data: bytes) -> None:
         "step": source.integer(),
         "offset": source.pick([0, source.integer()]),
         "bits": None,
+        "stream": source.pick([2, source.integer()]),
     }
     if source.chance(2):
         state["bits"] = source.bytes.ConsumeBytes(source.bytes.ConsumeIntInRange(0, 64))
@@ -144,7 +145,7 @@ def mask_state(data: bytes) -> None:
     if source.chance(20):
         del state[source.pick(list(state))]
     try:
-        mask = _mask._restored(state)
+        mask = _pickle._mask(state)
     except REFUSED:
         return
     check_mask(mask, state["bits"])
@@ -155,7 +156,7 @@ class OursOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         # A crafted pickle may call anything; what is not of these modules is not theirs.
-        if module in ("fastdrop._mask", "fastdrop._memory", "fastdrop._stream") and "." not in name:
+        if module in ("fastdrop._pickle", "fastdrop._memory") and "." not in name:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(name)
 

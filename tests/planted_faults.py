@@ -50,12 +50,14 @@ FAULTS = [
     ),
     Fault(
         "a mask depends on the calls before it",
-        STREAM,
-        "cdef void derive_key(stream_key *key, const Draw *draw, double rate) noexcept nogil:\n"
-        '    """The keys and the threshold of the stream, version 1 (docs/stream.md)."""\n'
+        "fastdrop/_draw.pyx",
+        "cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) noexcept "
+        "nogil:\n"
+        '    """The keys and the threshold of the stream, version 2 (docs/stream.md)."""\n'
         "    cdef uint64_t h0 = mix64(draw.low + GOLDEN)\n",
         "cdef uint64_t calls_before = 0\n\n\n"
-        "cdef void derive_key(stream_key *key, const Draw *draw, double rate) noexcept nogil:\n"
+        "cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) noexcept "
+        "nogil:\n"
         "    global calls_before\n"
         "    cdef uint64_t h0 = mix64(draw.low + GOLDEN + calls_before)\n"
         "    calls_before += 1\n",
@@ -154,8 +156,8 @@ FAULTS = [
     Fault(
         "a pickled stream begins again",
         STREAM,
-        "        return _restored, (self.state,)",
-        '        return _restored, ({**self.state, "step": 0},)',
+        '{**self.state, "stream": STREAM_VERSION}',
+        '{**self.state, "step": 0, "stream": STREAM_VERSION}',
         ("test_seeds.py::test_copies_go_on_from_the_same_place",),
     ),
     Fault(
@@ -251,7 +253,7 @@ FAULTS = [
     ),
     Fault(
         "key words that coincide are left",
-        STREAM,
+        "fastdrop/_draw.pyx",
         "        key.k[1] = ~key.k[1]\n",
         "        pass\n",
         ("test_stream.py::test_library_tells_key_words_apart_that_coincide",),
@@ -266,8 +268,8 @@ FAULTS = [
     Fault(
         "a field of pickled masks has another name than it had",
         MASK,
-        '"scale", "seed", "step", "offset", "bits"\n',
-        '"scale", "seed", "step", "first", "bits"\n',
+        '"scale", "seed", "step", "offset", "bits", "stream"\n',
+        '"scale", "seed", "step", "first", "bits", "stream"\n',
         (
             "test_mask.py::test_a_pickled_mask_of_version_0_1",
             "test_mask.py::test_a_pickled_mask_without_bits_of_version_0_1",
@@ -276,8 +278,8 @@ FAULTS = [
     Fault(
         "a field of pickled streams has another name than it had",
         STREAM,
-        '        if set(state) != {"seed", "step"}:\n',
-        '        if set(state) != {"seed", "position"}:\n',
+        'set(state) != {"seed", "step", "stream"}:\n',
+        'set(state) != {"seed", "position", "stream"}:\n',
         ("test_seeds.py::test_a_pickled_stream_of_version_0_1",),
     ),
     Fault(
@@ -311,12 +313,12 @@ FAULTS = [
     Fault(
         "a layer's low word and step change places",
         NATIVE,
-        "    seed[0] = (uint64_t)words[0];\n"
-        "    seed[1] = (uint64_t)words[2];\n"
-        "    seed[2] = (uint64_t)words[1];",
-        "    seed[0] = (uint64_t)words[1];\n"
-        "    seed[1] = (uint64_t)words[2];\n"
-        "    seed[2] = (uint64_t)words[0];",
+        "    seed->low = (uint64_t)words[0];\n"
+        "    seed->high = (uint64_t)words[2];\n"
+        "    seed->step = (uint64_t)words[1];",
+        "    seed->low = (uint64_t)words[1];\n"
+        "    seed->high = (uint64_t)words[2];\n"
+        "    seed->step = (uint64_t)words[0];",
         ("keras/test_layer_values.py::test_bits",),
     ),
     Fault(
@@ -775,8 +777,8 @@ FAULTS = [
     Fault(
         "a seed's state may be of any numbers",
         "fastdrop_keras/seed_state.py",
-        'kind not in "iu"',
-        'kind not in "iufcb"',
+        'kind not in "iu" or tuple(saved.shape)',
+        'kind not in "iufcb" or tuple(saved.shape)',
         ("keras/test_layer_state.py::test_a_damaged_state_is_refused_and_changes_nothing",),
     ),
     Fault(
@@ -788,13 +790,13 @@ FAULTS = [
     ),
     Fault(
         "the bits of a mask are counted in 64 bits, whatever their number",
-        NATIVE,
-        "        fits = !__builtin_mul_overflow(bits, of->noise_shape[i], &bits) && bits <= "
-        "INT64_MAX - 64;\n",
-        "        bits *= of->noise_shape[i];\n",
+        "fastdrop/include/fastdrop.h",
+        "        if (noise_shape[i] > (INT64_MAX - 7) / bits)\n            return -1;\n",
+        "",
         (
             "keras/test_bridges.py::test_a_mask_of_more_bits_than_a_size_can_count",
             "test_native_operations.py::test_no_byte_beside_a_tensor_and_nothing_kept",
+            "test_c_interface.py::test_an_error_changes_nothing",
         ),
     ),
     Fault(
@@ -827,6 +829,105 @@ FAULTS = [
             "test_hostile.py::test_nothing_is_restored_but_masks_and_streams",
             "test_hostile.py::test_the_memory_of_bits_cannot_be_copied_as_an_object",
         ),
+    ),
+    Fault(
+        "a mask that is drawn again may be of another stream",
+        MASK,
+        '    if other and state["bits"] is None:\n',
+        "    if False:\n",
+        ("test_mask.py::test_a_pickled_mask_of_another_stream",),
+    ),
+    Fault(
+        "bits of another stream say a seed that draws others here",
+        MASK,
+        "        mask.drawn, mask.offset = False, 0\n",
+        "        pass\n",
+        ("test_mask.py::test_a_pickled_mask_of_another_stream",),
+    ),
+    Fault(
+        "a stream goes on in another stream",
+        STREAM,
+        "    if is_other_stream(state):\n",
+        "    if False:\n",
+        ("test_seeds.py::test_a_pickled_stream_of_another_stream",),
+    ),
+    Fault(
+        "a pickle names the module that a class is in",
+        STREAM,
+        "return _pickle._stream, ",
+        "return restored_stream, ",
+        ("test_seeds.py::test_a_pickle_names_one_module",),
+    ),
+    Fault(
+        "a file's seed goes on in another stream",
+        "fastdrop_keras/seed_state.py",
+        "        _check_stream(int(stream[0]), ",
+        "        (int(stream[0]), ",
+        ("keras/test_layer_state.py::test_a_file_of_another_stream_is_refused",),
+    ),
+    Fault(
+        "a checkpoint's seed goes on in another stream",
+        "fastdrop_keras/seed_state.py",
+        '        _check_stream(int(number) if number.isdecimal() else number, "the checkpoint")\n',
+        "        pass\n",
+        ("keras/test_layer_state.py::test_a_checkpoint_of_another_stream_is_refused",),
+    ),
+    Fault(
+        "a graph of another stream runs",
+        NATIVE,
+        "    if (failed(status) || stream == (int64_t)api->stream)\n",
+        "    if (true)\n",
+        ("keras/test_bridges.py::test_a_graph_of_another_stream_is_refused",),
+    ),
+    Fault(
+        "the C interface asks strides for their sizes only",
+        "fastdrop/_api.pyx",
+        "            addresses |= strides[i]\n",
+        "            pass\n",
+        ("test_c_interface.py::test_every_layout",),
+        build="asan",
+    ),
+    Fault(
+        "the C interface draws before it has looked at the scale",
+        "fastdrop/_api.pyx",
+        "    return FASTDROP_OK if isfinite(scale) else FASTDROP_BAD_SCALE\n",
+        "    return FASTDROP_OK\n",
+        ("test_c_interface.py::test_an_error_changes_nothing",),
+    ),
+    Fault(
+        "the C interface forgets the mask of a shape that shares decisions",
+        "fastdrop/_api.pyx",
+        "        work.straight &= noise_shape[i] == dropout.shape[i]\n",
+        "        pass\n",
+        ("test_c_interface.py::test_every_layout", "test_c_interface.py::test_in_place"),
+    ),
+    Fault(
+        "the C interface draws pieces from their own beginning",
+        "fastdrop/_api.pyx",
+        "    draw_bits(&key, first, size, bits)\n",
+        "    draw_bits(&key, 0, size, bits)\n",
+        ("test_c_interface.py::test_the_mask_alone",),
+    ),
+    Fault(
+        "the C interface draws beyond the last element",
+        "fastdrop/_api.pyx",
+        "    if first > end or size > end - first:\n",
+        "    if size > end:\n",
+        ("test_c_interface.py::test_a_draw_that_is_refused_changes_nothing",),
+    ),
+    Fault(
+        "an older library is taken",
+        "fastdrop/include/fastdrop.h",
+        "    return api->version >= FASTDROP_API_VERSION && ",
+        "    return ",
+        ("test_c_interface.py::test_an_older_library_is_refused",),
+    ),
+    Fault(
+        "a newer library is refused",
+        "fastdrop/include/fastdrop.h",
+        "    return api->version >= FASTDROP_API_VERSION && api->size >= sizeof *api;",
+        "    return api->version == FASTDROP_API_VERSION && api->size == sizeof *api;",
+        ("test_c_interface.py::test_a_newer_library_serves_an_older_header",),
     ),
     Fault(
         "the length of bits is what they say",

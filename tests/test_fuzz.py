@@ -8,6 +8,7 @@ stream and the number of threads as they were.
 import contextlib
 import io
 import math
+import os
 import pickle
 
 import hypothesis
@@ -423,7 +424,9 @@ def fuzz_configuration(scene):
     with contextlib.redirect_stdout(printed):
         fastdrop.show_config()
     assert fastdrop.__version__ in printed.getvalue()
-    for function in (fastdrop.available_isas, fastdrop.show_config, fastdrop.get_num_threads):
+    assert os.path.isfile(os.path.join(fastdrop.get_include(), "fastdrop.h"))
+    takes_nothing = fastdrop.available_isas, fastdrop.get_include, fastdrop.show_config
+    for function in (*takes_nothing, fastdrop.get_num_threads):
         with pytest.raises(TypeError):
             function(scene.data.draw(RANDOM_GARBAGE))
 
@@ -449,6 +452,7 @@ FUZZED = {
     "num_threads": [fuzz_threads],
     "get_num_threads": [fuzz_threads],
     "available_isas": [fuzz_configuration],
+    "get_include": [fuzz_configuration],
     "show_config": [fuzz_configuration],
     "__version__": [fuzz_configuration],
 }
@@ -489,9 +493,12 @@ GARBAGE_TAKERS = {
     "Stream": lambda a, b, c, d: fastdrop.Stream(a),
     "state": lambda a, b, c, d: setattr(fastdrop.Stream(1), "state", {"seed": a, "step": b}),
     "set_num_threads": lambda a, b, c, d: fastdrop.num_threads(a),
-    "unpickling a mask": lambda a, b, c, d: fastdrop._mask._restored(
+    "unpickling a mask": lambda a, b, c, d: fastdrop._pickle._mask(
         {"shape": a, "noise_shape": b, "rate": c, "scale": d, "seed": a, "step": b, "offset": c}
-        | {"bits": d}
+        | {"bits": d, "stream": 2}
+    ),
+    "unpickling a stream": lambda a, b, c, d: fastdrop._pickle._stream(
+        {"seed": a, "step": b, "stream": c}
     ),
 }
 

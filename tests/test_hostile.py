@@ -105,7 +105,7 @@ def test_what_only_looks_like_an_int(shape):
         fastdrop.draw_mask(shape, 0.5)
 
 
-HUGE = 10**5000  # more digits than Python prints
+HUGE = 10**400  # more digits than Python prints
 
 
 @pytest.mark.parametrize(
@@ -341,6 +341,12 @@ class Crafted:
         ({"scale": float("inf")}, "scale"),
         ({"scale": None}, "scale"),
         ({"more": 1}, "state"),
+        ({"stream": 1, "bits": None}, "stream"),
+        ({"stream": None}, "stream"),
+        ({"stream": -1}, "stream"),
+        ({"stream": 2**64}, "stream"),
+        ({"stream": 10**400}, "stream"),
+        ({"stream": 1, "step": -1}, "step"),
     ],
     ids=str,
 )

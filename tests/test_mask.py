@@ -516,8 +516,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before)
 # What earlier versions have written, in the text of pickle's protocol 0: the functions' names and
 # the fields are the format.
 PICKLED_MASK = (
-    "cfastdrop._mask\n_restored\n((dVshape\n(I3\nI7\ntsVnoise_shape\n(I3\nI7\ntsVrate\nF0.25\ns"
-    "Vscale\nF2.0\nsVseed\nL1180591620717411303424L\nsVstep\nI9\nsVoffset\nI4\nsVbits\nBITSstR."
+    "cfastdrop._pickle\n_mask\n((dVshape\n(I3\nI7\ntsVnoise_shape\n(I3\nI7\ntsVrate\nF0.25\ns"
+    "Vscale\nF2.0\nsVseed\nL1180591620717411303424L\nsVstep\nI9\nsVoffset\nI4\nsVbits\nBITSsVstream\nI2\nstR."
 )
 
 
@@ -532,6 +532,26 @@ def test_a_pickled_mask_of_version_0_1():
         9,
     )
     assert mask.bits.tobytes() == b"\xa5\xfe\x07"
+
+
+def test_a_pickled_mask_of_another_stream():
+    """Its bits are read; what this library would have to draw, it refuses."""
+    stored = draw(offset=7)
+    function, (state,) = stored.__reduce__()
+    assert state["stream"] == 2
+    other = function(state | {"stream": 1})
+    assert other == stored
+    np.testing.assert_array_equal(other.bits, stored.bits)
+    x = np.random.default_rng(2).normal(size=stored.shape)
+    assert_same_bits(other.apply(x), stored.apply(x))
+    # Nothing that it says draws other bits; and so it is when it is pickled again.
+    assert (other.seed, other.step, other.rate) == (None, None, stored.rate)
+    assert pickle.loads(pickle.dumps(other)) == stored
+    with pytest.raises(ValueError, match=r"of random stream 1, .* draws stream 2\b"):
+        function(state | {"stream": 1, "bits": None})
+    for wrong in (None, 2.0, True, -1, "2"):
+        with pytest.raises((TypeError, ValueError), match="stream"):
+            function(state | {"stream": wrong})
 
 
 def test_a_pickled_mask_without_bits_of_version_0_1():

@@ -22,8 +22,7 @@ def stress(tmp_path_factory):
                 "native_op_stress.c",
                 built[sanitizer],
                 sanitizer,
-                "fastdrop",
-                "fastdrop/_kernels",
+                "fastdrop/include",
                 "fastdrop_keras",
             )
         return sanitizers.run([built[sanitizer], name], sanitizer, preload="")

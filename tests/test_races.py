@@ -58,24 +58,27 @@ def on_threads(function, count=4):
 # What a native operation of TensorFlow calls, in threads that have no GIL.
 pointer = ctypes.pythonapi.PyCapsule_GetPointer
 pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+place, number, word, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_double
+
+class Dropout(ctypes.Structure):
+    _fields_ = [("kind", number), ("ndim", number), ("shape", place), ("noise_shape", place),
+                ("low", word), ("high", word), ("step", word), ("rate", real), ("scale", real)]
+
+# Behind three numbers of 32 bits, to which the compiler adds as much.
 entries = ctypes.cast(
-    pointer(_bridge.table, b"fastdrop.tensor_table"), ctypes.POINTER(ctypes.c_void_p))
-place, number = ctypes.c_void_p, ctypes.c_int
-tensor_forward = ctypes.CFUNCTYPE(
-    None, number, number, place, place, place, ctypes.c_double, place, place, place)(entries[0])
-tensor_backward = ctypes.CFUNCTYPE(
-    None, number, number, place, place, place, place, place)(entries[1])
+    pointer(fastdrop._C_API, b"fastdrop._C_API") + 16, ctypes.POINTER(ctypes.c_void_p))
+call = ctypes.CFUNCTYPE(number, place, place, place, place, place, place)
 shape = (ctypes.c_int64 * 1)(SIZE)
-seed = (ctypes.c_uint64 * 3)(5, 0, 0)
 FLOAT32 = 2
+of_all = Dropout(FLOAT32, 1, ctypes.addressof(shape), None, 5, 0, 0, 0.3, -float("inf"))
 
-def forward_without_gil(y, x, residual):
-    tensor_forward(FLOAT32, 1, shape, shape, seed, 0.3, y.ctypes.data, x.ctypes.data,
-                   residual.ctypes.data)
+def forward_without_gil(y, x, bits):
+    assert call(entries[0])(ctypes.addressof(of_all), y.ctypes.data, None, x.ctypes.data, None,
+                            bits.ctypes.data) == 0
 
-def backward_without_gil(dx, dy, residual):
-    tensor_backward(FLOAT32, 1, shape, shape, dx.ctypes.data, dy.ctypes.data,
-                    residual.ctypes.data)
+def backward_without_gil(dx, dy, bits):
+    assert call(entries[1])(ctypes.addressof(of_all), dx.ctypes.data, None, dy.ctypes.data, None,
+                            bits.ctypes.data) == 0
 
 """
 

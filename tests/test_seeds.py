@@ -4,6 +4,7 @@ import concurrent.futures
 import copy
 import os
 import pickle
+import re
 import signal
 import sys
 import sysconfig
@@ -270,8 +271,29 @@ def test_spawning_more_than_the_steps_that_are_left(stream_at, step, n):
 
 def test_a_pickled_stream_of_version_0_1():
     # In the text of pickle's protocol 0: the function's name and the fields are the format.
-    stream = pickle.loads(b"cfastdrop._stream\n_restored\n((dVseed\nI5\nsVstep\nI7\nstR.")
+    stream = pickle.loads(
+        b"cfastdrop._pickle\n_stream\n((dVseed\nI5\nsVstep\nI7\nsVstream\nI2\nstR."
+    )
     assert stream.state == {"seed": 5, "step": 7}
+
+
+def test_a_pickled_stream_of_another_stream():
+    function, (state,) = fastdrop.Stream(5).__reduce__()
+    assert state == {"seed": 5, "step": 0, "stream": 2}
+    with pytest.raises(ValueError, match=r"of random stream 1, .* draws stream 2\b"):
+        function(state | {"stream": 1})
+    for wrong in ({"seed": 5, "step": 0}, state | {"stream": None}, state | {"more": 1}, None):
+        with pytest.raises((TypeError, ValueError), match="stream"):
+            function(wrong)
+
+
+def test_a_pickle_names_one_module():
+    """Which stays where it is when others are merged or moved."""
+    for thing in (fastdrop.Stream(5), fastdrop.draw_mask(9, 0.5)):
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            pickled = pickle.dumps(thing, protocol)
+            named = set(re.findall(rb"fastdrop[\w.]*", pickled))
+            assert named == {b"fastdrop._pickle"}
 
 
 def test_spawning_is_reproducible():

@@ -57,7 +57,7 @@ def refused(call):
         raise AssertionError("not refused")
 for seed in ([], [1], [1, 2, 3, 4]):
     refused(lambda: operations.fastdrop_forward(
-        x=tf.ones(15), seed=tf.constant(seed, tf.int64), rate_bits=0))
+        x=tf.ones(15), seed=tf.constant(seed, tf.int64), stream=2, rate_bits=0))
 for size in (0, 1, 8, 9, 11, 20):
     refused(lambda: operations.fastdrop_backward(
         dy=tf.ones(15), residual=tf.zeros(size, tf.uint8)))

@@ -63,6 +63,24 @@ def test_pythons_bridge_takes_over(bridge, use, damage):
     assert REASONS[damage] in done.stdout
 
 
+OLDER = """
+import ctypes, fastdrop
+new = ctypes.pythonapi.PyCapsule_New
+new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+head = (ctypes.c_uint32 * 50)(0, 200, 2)
+fastdrop._C_API = new(ctypes.addressof(head), b"fastdrop._C_API", None)
+"""
+
+
+def test_an_older_interface_is_refused(bridge, run_python):
+    done = run_python(OLDER + USE)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "numpy_function (native not loaded: it needs version 1 of fastdrop's C interface, and 0 is "
+        "installed)\n"
+    ) in done.stdout
+
+
 def test_a_damaged_bridge_that_was_asked_for(bridge, use):
     done = use("cut short", FASTDROP_KERAS_BRIDGE="native")
     assert done.returncode == 1

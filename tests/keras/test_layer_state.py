@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import fastdrop
 import fastdrop_keras
-from fastdrop_keras import Dropout
+from fastdrop_keras import Dropout, seed_state
 
 # Keras's own, whenever it writes a variable to a file with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -267,6 +267,59 @@ def test_a_damaged_state_is_refused_and_changes_nothing(used, tmp_path, damaged)
     assert states(fresh) == before
 
 
+def of_stream(path, number):
+    """Writes another number of the random stream into a file of weights; or none."""
+    written = []
+    with h5py.File(path, "r+") as file:
+        file.visit(lambda name: written.append(name) if name.endswith("/stream") else None)
+        for name in written:
+            assert file[name][...].tolist() == [2]
+            del file[name]
+            if number is not None:
+                file[name] = number
+    assert len(written) == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        ([1], "stream 1 in the file"),
+        ([3], "stream 3 in the file"),
+        ([2**40], f"stream {2**40} in the file"),
+        (None, "stream 1 in the file"),
+        ([2.0], "must be one integer"),
+        ([True], "must be one integer"),
+        ([2, 2], "must be one integer"),
+        (2, "must be one integer"),
+        (b"2", "must be one integer"),
+    ],
+    ids=str,
+)
+def test_a_file_of_another_stream_is_refused(used, tmp_path, number, said):
+    """One without a number is of the first stream, which wrote none."""
+    path = tmp_path / "model.weights.h5"
+    used.save_weights(path)
+    of_stream(path, number)
+    fresh = model()
+    before = states(fresh)
+    with pytest.raises(ValueError, match=said) as error:
+        fresh.load_weights(path)
+    assert "integer" in said or "random stream 2," in str(error.value)
+    assert states(fresh) == before
+
+
+def test_a_keras_file_of_another_stream_is_refused(used, tmp_path):
+    used.save(tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as ours:
+        ours.extractall(tmp_path)
+    of_stream(tmp_path / "model.weights.h5", [1])
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as other:
+        for name in ours.namelist():
+            other.write(tmp_path / name, name)
+    with pytest.raises(ValueError, match=r"random stream 2,.*\bof stream 1 in the file"):
+        keras.models.load_model(tmp_path / "other.keras")
+
+
 def test_weights_without_state_load_and_leave_the_state(tmp_path):
     """As of a model with Keras's own layers."""
     model(keras.layers.Dropout).save_weights(tmp_path / "model.weights.h5")
@@ -288,6 +341,18 @@ def test_checkpoint(used, tmp_path):
     fresh = model()
     tf.train.Checkpoint(model=fresh).restore(path).assert_consumed()
     assert states(fresh) == states(used)
+
+
+@pytest.mark.parametrize("number", ["1", "3", "two"])
+def test_a_checkpoint_of_another_stream_is_refused(used, tmp_path, number, monkeypatch):
+    with monkeypatch.context() as other:
+        other.setattr(seed_state.StreamNumber, "serialize", lambda self: number)
+        path = tf.train.Checkpoint(model=used).save(tmp_path / "checkpoint")
+    fresh = model()
+    before = states(fresh)
+    with pytest.raises(ValueError, match=f"random stream 2,.*of stream {number} in the checkpoint"):
+        tf.train.Checkpoint(model=fresh).restore(path)
+    assert states(fresh) == before
 
 
 def test_checkpoint_of_a_subclassed_model(tmp_path):

@@ -79,7 +79,7 @@ typedef struct {
 
 struct TF_Tensor {
     int ndim;
-    int64_t shape[TENSOR_MAX_DIMS + 1];
+    int64_t shape[FASTDROP_MAX_DIMS + 1];
     memory *memory;
 };
 
@@ -186,8 +186,8 @@ TF_Tensor *TF_ForwardInputOrAllocateOutput(TF_OpKernelContext *context, const in
 struct TF_OpKernelConstruction {
     TF_DataType dtype;
     int64_t rank, count;
-    int64_t noise_shape[TENSOR_MAX_DIMS + 1];
-    int64_t rate_bits, dial;
+    int64_t noise_shape[FASTDROP_MAX_DIMS + 1];
+    int64_t stream, rate_bits, dial;
     TF_Status failure;
 };
 
@@ -206,6 +206,7 @@ void TF_OpKernelConstruction_GetAttrInt64(TF_OpKernelConstruction *construction,
                                           int64_t *value, TF_Status *status) {
     if (succeeds(status))
         *value = strcmp(name, "noise_rank") == 0 ? construction->rank
+            : strcmp(name, "stream") == 0        ? construction->stream
             : strcmp(name, "rate_bits") == 0     ? construction->rate_bits
                                                  : construction->dial;
 }
@@ -342,7 +343,7 @@ void TF_RegisterKernelBuilder(const char *name, TF_KernelBuilder *builder, TF_St
 /* ---- The kernels' side: plain dropout, that touches each byte it was given ---- */
 
 static int itemsize_of(int kind) {
-    return kind == KIND_F64 ? 8 : kind == KIND_F32 ? 4 : 2;
+    return kind == FASTDROP_FLOAT64 ? 8 : kind == FASTDROP_FLOAT32 ? 4 : 2;
 }
 
 /* Which bit an element has. */
@@ -356,16 +357,16 @@ static size_t bit_of(size_t element, int ndim, const int64_t *shape, const int64
     return bit;
 }
 
-static bool is_kept(const uint64_t seed[3], double rate, size_t bit) {
-    uint64_t mixed = (bit + 1 + seed[0] + 3 * seed[1] + 5 * seed[2]) * 0x9e3779b97f4a7c15;
+static bool is_kept(const fastdrop_seed *seed, double rate, size_t bit) {
+    uint64_t mixed = (bit + 1 + seed->low + 3 * seed->high + 5 * seed->step) * 0x9e3779b97f4a7c15;
     return (double)(mixed >> 40) >= rate * (1 << 24);
 }
 
-static void use_bits(int kind, int ndim, const int64_t *shape, const int64_t *noise_shape,
-                     char *to, const char *from, const uint8_t *bits) {
-    size_t size = (size_t)itemsize_of(kind), count = elements(shape, ndim);
+static void use_bits(const fastdrop_dropout *of, char *to, const char *from, const uint8_t *bits) {
+    size_t size = (size_t)itemsize_of(of->kind), count = elements(of->shape, of->ndim);
+    CHECK(of->rate >= 0 && of->rate <= 1 && of->scale == FASTDROP_INVERTED);
     for (size_t i = 0; i < count; i++) {
-        size_t bit = bit_of(i, ndim, shape, noise_shape);
+        size_t bit = bit_of(i, of->ndim, of->shape, of->noise_shape);
         if (bits[bit / 8] >> bit % 8 & 1)
             memmove(to + i * size, from + i * size, size);
         else
@@ -373,27 +374,30 @@ static void use_bits(int kind, int ndim, const int64_t *shape, const int64_t *no
     }
 }
 
-static void plain_forward(int kind, int ndim, const int64_t *shape, const int64_t *noise_shape,
-                          const uint64_t seed[3], double rate, void *y, const void *x,
-                          uint8_t *residual) {
-    size_t bits = elements(noise_shape, ndim), bytes = (bits + 7) / 8;
-    memset(residual, 0, bytes);
+static int plain_forward(const fastdrop_dropout *of, void *y, const int64_t *y_strides,
+                         const void *x, const int64_t *x_strides, uint8_t *mask) {
+    size_t bits = elements(of->noise_shape, of->ndim), bytes = (bits + 7) / 8;
+    CHECK(!y_strides && !x_strides);
+    memset(mask, 0, bytes);
     for (size_t bit = 0; bit < bits; bit++)
-        if (is_kept(seed, rate, bit))
-            residual[bit / 8] |= (uint8_t)(1 << bit % 8);
-    use_bits(kind, ndim, shape, noise_shape, y, x, residual);
-    memcpy(residual + bytes, &rate, sizeof rate);
+        if (is_kept(&of->seed, of->rate, bit))
+            mask[bit / 8] |= (uint8_t)(1 << bit % 8);
+    use_bits(of, y, x, mask);
+    return FASTDROP_OK;
 }
 
-static void plain_backward(int kind, int ndim, const int64_t *shape, const int64_t *noise_shape,
-                           void *dx, const void *dy, const uint8_t *residual) {
-    double rate;
-    memcpy(&rate, residual + (elements(noise_shape, ndim) + 7) / 8, sizeof rate);
-    CHECK(rate >= 0 && rate <= 1);
-    use_bits(kind, ndim, shape, noise_shape, dx, dy, residual);
+static int plain_backward(const fastdrop_dropout *of, void *dx, const int64_t *dx_strides,
+                          const void *dy, const int64_t *dy_strides, const uint8_t *mask) {
+    CHECK(!dx_strides && !dy_strides);
+    use_bits(of, dx, dy, mask);
+    return FASTDROP_OK;
 }
 
-static const tensor_table plain = {plain_forward, plain_backward};
+#define STREAM 7
+#define INTERFACE_OF(forward, backward)                                                          \
+    {FASTDROP_API_VERSION, sizeof(fastdrop_api), STREAM, forward, backward, NULL, NULL, NULL}
+
+static const fastdrop_api plain = INTERFACE_OF(plain_forward, plain_backward);
 
 /* ---- Running operations ---- */
 
@@ -407,7 +411,7 @@ static int64_t bits_of_rate(double rate) {
 
 static TF_OpKernelConstruction construction_of(TF_DataType dtype, double rate) {
     return (TF_OpKernelConstruction){
-        .dtype = dtype, .rank = -1, .rate_bits = bits_of_rate(rate)};
+        .dtype = dtype, .rank = -1, .stream = STREAM, .rate_bits = bits_of_rate(rate)};
 }
 
 static TF_Tensor *new_seed(int count, int64_t first) {
@@ -463,12 +467,12 @@ static void drop(const TF_OpKernelConstruction *like, int ndim, const int64_t *s
     for (int i = 0; i < ndim; i++)
         of.shape[i] = shape[i];
     CHECK(fit_noise_shape(op, &of));
-    const uint64_t seed[3] = {7, words == 3 ? 9 : 0, 8};
+    const fastdrop_seed seed = {.low = 7, .high = words == 3 ? 9 : 0, .step = 8};
     const char *y = TF_TensorData(there.outputs[0]), *dx = TF_TensorData(again.outputs[0]);
     const char *x = TF_TensorData(kept_x);
     const char zero[8] = {0};
     for (size_t i = 0; i < count; i++) {
-        bool kept = is_kept(seed, ((operation *)op)->rate, bit_of(i, ndim, shape, of.noise_shape));
+        bool kept = is_kept(&seed, ((operation *)op)->rate, bit_of(i, ndim, shape, of.noise_shape));
         CHECK(memcmp(y + i * size, kept ? x + i * size : zero, size) == 0);
         CHECK(memcmp(dx + i * size, kept ? x + i * size : zero, size) == 0);
     }
@@ -496,12 +500,12 @@ static void sizes(void) {
         }
         drop(&each, 0, NULL, false, 2);
         /* Dimensions as many as there can be, of which the noise shape names the last two. */
-        int64_t shape[TENSOR_MAX_DIMS];
-        for (int i = 0; i < TENSOR_MAX_DIMS; i++)
+        int64_t shape[FASTDROP_MAX_DIMS];
+        for (int i = 0; i < FASTDROP_MAX_DIMS; i++)
             shape[i] = 1 + i % 9 / 8;
-        drop(&each, TENSOR_MAX_DIMS, shape, true, 3);
+        drop(&each, FASTDROP_MAX_DIMS, shape, true, 3);
         rows.noise_shape[0] = 1;
-        drop(&rows, TENSOR_MAX_DIMS, shape, true, 3);
+        drop(&rows, FASTDROP_MAX_DIMS, shape, true, 3);
     }
     /* Where pages are asked for. */
     TF_OpKernelConstruction large = construction_of(TF_FLOAT, 0.5);
@@ -523,10 +527,11 @@ static void refused(const TF_KernelBuilder *kernel, const TF_OpKernelConstructio
     CHECK(alive == 0);
 }
 
-static void refused_at_making(const TF_OpKernelConstruction *like, const char *words) {
+static void refused_at_making(const TF_OpKernelConstruction *like, TF_Code code,
+                              const char *words) {
     TF_OpKernelConstruction construction = *like;
     forwards.destroy(forwards.create(&construction));
-    CHECK(construction.failure.code == TF_INVALID_ARGUMENT);
+    CHECK(construction.failure.code == code);
     CHECK(strstr(construction.failure.message, words));
     CHECK(alive == 0);
 }
@@ -577,16 +582,46 @@ static void shape_inference(void) {
         }
 }
 
+static int refusing_forward(const fastdrop_dropout *of, void *y, const int64_t *y_strides,
+                            const void *x, const int64_t *x_strides, uint8_t *mask) {
+    (void)of, (void)y, (void)y_strides, (void)x, (void)x_strides, (void)mask;
+    return FASTDROP_BAD_RATE;
+}
+
+static int refusing_backward(const fastdrop_dropout *of, void *dx, const int64_t *dx_strides,
+                             const void *dy, const int64_t *dy_strides, const uint8_t *mask) {
+    (void)of, (void)dx, (void)dx_strides, (void)dy, (void)dy_strides, (void)mask;
+    return FASTDROP_NO_MEMORY;
+}
+
 static void errors(void) {
     TF_OpKernelConstruction usual = construction_of(TF_DOUBLE, 0.5), other;
-    int64_t large[TENSOR_MAX_DIMS + 1], one[TENSOR_MAX_DIMS + 1];
-    for (int i = 0; i <= TENSOR_MAX_DIMS; i++)
+    int64_t large[FASTDROP_MAX_DIMS + 1], one[FASTDROP_MAX_DIMS + 1];
+    for (int i = 0; i <= FASTDROP_MAX_DIMS; i++)
         large[i] = INT64_MAX - i, one[i] = 1;
 #define X new_ramp(TF_DOUBLE, 2, (int64_t[]){3, 5})
     fastdrop_use(NULL);
-    refused(&forwards, &usual, X, new_seed(2, 1), TF_FAILED_PRECONDITION, "to be imported");
+    refused_at_making(&usual, TF_FAILED_PRECONDITION, "to be imported");
     refused(&backwards, &usual, X, new_tensor(1, (int64_t[]){10}, 10), TF_FAILED_PRECONDITION,
             "to be imported");
+    /* One that is too old is not taken; one that is newer serves. */
+    fastdrop_api older = plain, shorter = plain, newer = plain;
+    older.version--, shorter.size--, newer.version++, newer.size += 8;
+    CHECK(fastdrop_use(&older) == FASTDROP_API_VERSION);
+    CHECK(fastdrop_use(&shorter) == FASTDROP_API_VERSION);
+    refused_at_making(&usual, TF_FAILED_PRECONDITION, "to be imported");
+    CHECK(fastdrop_use(&newer) == 0);
+    drop(&usual, 1, (int64_t[]){16}, false, 2);
+    CHECK(fastdrop_use(&plain) == 0);
+    other = usual;
+    other.stream = 6;
+    refused_at_making(&other, TF_FAILED_PRECONDITION, "made with random stream 6");
+    refused_at_making(&other, TF_FAILED_PRECONDITION, "draws stream 7");
+    fastdrop_api refusing = INTERFACE_OF(refusing_forward, refusing_backward);
+    fastdrop_use(&refusing);
+    refused(&forwards, &usual, X, new_seed(2, 1), TF_INVALID_ARGUMENT, "status 4 of fastdrop.h");
+    refused(&backwards, &usual, X, new_tensor(1, (int64_t[]){10}, 10), TF_INVALID_ARGUMENT,
+            "status 7 of fastdrop.h");
     fastdrop_use(&plain);
     for (int words = 0; words < 6; words++)
         if (words != 2 && words != 3)
@@ -601,7 +636,7 @@ static void errors(void) {
     refused(&backwards, &usual, X, new_tensor(2, (int64_t[]){10, 1}, 10), TF_INVALID_ARGUMENT,
             "of rank 2");
     refused(&backwards, &usual, X, new_tensor(0, NULL, 1), TF_INVALID_ARGUMENT, "of rank 0");
-    refused(&forwards, &usual, new_ramp(TF_DOUBLE, TENSOR_MAX_DIMS + 1, one), new_seed(2, 1),
+    refused(&forwards, &usual, new_ramp(TF_DOUBLE, FASTDROP_MAX_DIMS + 1, one), new_seed(2, 1),
             TF_INVALID_ARGUMENT, "at most 64 dimensions");
     other = usual;
     other.rank = other.count = 1, other.noise_shape[0] = 4;
@@ -609,20 +644,20 @@ static void errors(void) {
     other.noise_shape[0] = -1;
     refused(&forwards, &other, X, new_seed(2, 1), TF_INVALID_ARGUMENT, "noise_shape=(None,)");
     /* More to say than there is room for. */
-    other.rank = other.count = TENSOR_MAX_DIMS;
+    other.rank = other.count = FASTDROP_MAX_DIMS;
     memcpy(other.noise_shape, large, sizeof large);
     refused(&forwards, &other, X, new_seed(2, 1), TF_INVALID_ARGUMENT, "(9223372036854775807, ");
-    refused(&backwards, &other, new_ramp(TF_DOUBLE, TENSOR_MAX_DIMS, one), new_seed(2, 1),
+    refused(&backwards, &other, new_ramp(TF_DOUBLE, FASTDROP_MAX_DIMS, one), new_seed(2, 1),
             TF_INVALID_ARGUMENT, "of shape (1, 1, ");
-    other.rank = other.count = TENSOR_MAX_DIMS + 1;
-    refused_at_making(&other, "at most 64");
+    other.rank = other.count = FASTDROP_MAX_DIMS + 1;
+    refused_at_making(&other, TF_INVALID_ARGUMENT, "at most 64");
     other.count = 3, other.rank = 2;
-    refused_at_making(&other, "3 entries and noise_rank=2");
+    refused_at_making(&other, TF_INVALID_ARGUMENT, "3 entries and noise_rank=2");
     other.count = 0, other.rank = -2;
-    refused_at_making(&other, "0 entries and noise_rank=-2");
+    refused_at_making(&other, TF_INVALID_ARGUMENT, "0 entries and noise_rank=-2");
     for (int i = 0; i < 4; i++) {
         other = construction_of(TF_FLOAT, (double[]){-0.1, 1.1, 1e300, 0.0 / 0.0}[i]);
-        refused_at_making(&other, "`rate_bits` must be those");
+        refused_at_making(&other, TF_INVALID_ARGUMENT, "`rate_bits` must be those");
     }
     /* Without elements, and with more bits than a size can count. */
     int64_t none[3] = {0, INT64_C(1) << 32, INT64_C(1) << 31};
@@ -634,7 +669,7 @@ static void errors(void) {
     none[2] = (INT64_C(1) << 33) + 1;
     refused(&backwards, &other, new_tensor(3, none, 0), new_tensor(1, (int64_t[]){8}, 8),
             TF_INVALID_ARGUMENT, "below 2^63");
-    CHECK(each_failure(false) == 10);
+    CHECK(each_failure(false) == 11);
     CHECK(each_failure(true) == 7);
     shape_inference();
 }
@@ -646,7 +681,7 @@ static void errors(void) {
 
 static void *shared_op, *shared_back;
 static dial *shared_dial;
-static const tensor_table *table_of_all = &plain;
+static const fastdrop_api *fastdrop_of_all = &plain;
 static atomic_int running;
 
 static void *compute_often(void *unused) {
@@ -678,8 +713,8 @@ static void *make_often(void *first) {
         operation *op = forwards.create(&construction);
         CHECK(op->dial == own);
         forwards.destroy(op);
-        /* Python hands the table over each time its module is loaded. */
-        fastdrop_use(table_of_all);
+        /* Python hands the interface over each time its module is loaded. */
+        fastdrop_use(fastdrop_of_all);
         fastdrop_turn_dial(shared_dial, number % 2 ? 0.25 : 0.75);
         sched_yield();
     }
@@ -693,7 +728,7 @@ static void many_threads(void) {
     shared_dial = fastdrop_new_dial(construction.dial = 1, 0.25);
     shared_op = forwards.create(&construction);
     shared_back = backwards.create(&construction);
-    fastdrop_use(table_of_all);
+    fastdrop_use(fastdrop_of_all);
     atomic_store(&running, THREADS);
     for (int i = 0; i < THREADS + 2; i++)
         CHECK(pthread_create(&threads[i], NULL, i < THREADS ? compute_often : make_often,
@@ -780,24 +815,22 @@ static void forks(void) {
 
 /* What the sanitizers have to find: kernels that read a byte too many of the residual, or count
    their calls in all threads without a lock. */
-static void over_reading_backward(int kind, int ndim, const int64_t *shape,
-                                  const int64_t *noise_shape, void *dx, const void *dy,
-                                  const uint8_t *residual) {
-    volatile uint8_t read = residual[(elements(noise_shape, ndim) + 7) / 8 + sizeof(double)];
+static int over_reading_backward(const fastdrop_dropout *of, void *dx, const int64_t *dx_strides,
+                                 const void *dy, const int64_t *dy_strides, const uint8_t *mask) {
+    volatile uint8_t read = mask[(elements(of->noise_shape, of->ndim) + 7) / 8 + sizeof(double)];
     (void)read;
-    plain_backward(kind, ndim, shape, noise_shape, dx, dy, residual);
+    return plain_backward(of, dx, dx_strides, dy, dy_strides, mask);
 }
 
-static void counting_forward(int kind, int ndim, const int64_t *shape, const int64_t *noise_shape,
-                             const uint64_t seed[3], double rate, void *y, const void *x,
-                             uint8_t *residual) {
+static int counting_forward(const fastdrop_dropout *of, void *y, const int64_t *y_strides,
+                            const void *x, const int64_t *x_strides, uint8_t *mask) {
     static int calls;
     calls++;
-    plain_forward(kind, ndim, shape, noise_shape, seed, rate, y, x, residual);
+    return plain_forward(of, y, y_strides, x, x_strides, mask);
 }
 
-static const tensor_table over_reading = {plain_forward, over_reading_backward};
-static const tensor_table counting = {counting_forward, plain_backward};
+static const fastdrop_api over_reading = INTERFACE_OF(plain_forward, over_reading_backward);
+static const fastdrop_api counting = INTERFACE_OF(counting_forward, plain_backward);
 
 static void byte_too_many(void) {
     TF_OpKernelConstruction construction = construction_of(TF_FLOAT, 0.5);
@@ -806,7 +839,7 @@ static void byte_too_many(void) {
 }
 
 static void unguarded_count(void) {
-    table_of_all = &counting;
+    fastdrop_of_all = &counting;
     many_threads();
 }
 

@@ -1,0 +1,242 @@
+"""Owns the public C interface, fastdrop.h, as the functions behind the capsule `_C_API`."""
+from cpython.pycapsule cimport PyCapsule_New
+from libc.math cimport isfinite
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from numpy cimport npy_intp
+
+from fastdrop._arguments cimport default_scale
+from fastdrop._apply cimport Work, scaling_kind, use_on
+from fastdrop._draw cimport derive_key, draw_bits
+from fastdrop._kernels.table cimport SCALE, stream_key
+from fastdrop._plan cimport FROM, TO
+from fastdrop._stream cimport fastdrop_seed
+from fastdrop._threads cimport set_thread_count, thread_count
+
+from fastdrop._config import STREAM_VERSION
+
+cdef extern from * nogil:
+    """
+    #include "fastdrop.h"
+    #include "table.h"
+    /* The kernels' first kinds are the interface's. */
+    _Static_assert((int)KIND_F16 == FASTDROP_FLOAT16 && (int)KIND_BF16 == FASTDROP_BFLOAT16, "");
+    _Static_assert((int)KIND_F32 == FASTDROP_FLOAT32 && (int)KIND_F64 == FASTDROP_FLOAT64, "");
+    """
+    bint __builtin_mul_overflow(int64_t a, int64_t b, int64_t *product)
+
+cdef extern from "fastdrop.h" nogil:
+    enum:
+        FASTDROP_API_VERSION
+        FASTDROP_MAX_DIMS
+        FASTDROP_FLOAT16
+        FASTDROP_FLOAT32
+        FASTDROP_FLOAT64
+        FASTDROP_OK
+        FASTDROP_BAD_KIND
+        FASTDROP_BAD_SHAPE
+        FASTDROP_BAD_NOISE_SHAPE
+        FASTDROP_BAD_RATE
+        FASTDROP_BAD_SCALE
+        FASTDROP_BAD_COUNT
+        FASTDROP_NO_MEMORY
+
+    const double FASTDROP_INVERTED
+    const char *FASTDROP_CAPSULE
+
+    ctypedef struct fastdrop_dropout:
+        int kind
+        int ndim
+        const int64_t *shape
+        const int64_t *noise_shape
+        fastdrop_seed seed
+        double rate
+        double scale
+
+    ctypedef struct fastdrop_api:
+        uint32_t version
+        uint32_t size
+        uint32_t stream
+        int (*forward)(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
+                       const void *x, const int64_t *x_strides, uint8_t *bits) noexcept nogil
+        int (*backward)(const fastdrop_dropout *dropout, void *dx, const int64_t *dx_strides,
+                        const void *dy, const int64_t *dy_strides,
+                        const uint8_t *bits) noexcept nogil
+        int (*draw)(const fastdrop_seed *seed, double rate, uint64_t first, uint64_t size,
+                    uint8_t *bits) noexcept nogil
+        int (*get_num_threads)() noexcept nogil
+        int (*set_num_threads)(int count) noexcept nogil
+
+    int64_t fastdrop_mask_bytes(int ndim, const int64_t *noise_shape)
+
+
+# ---- Two arrays of one shape, and their mask ----
+
+cdef struct Pair:
+    Work work
+    npy_intp shape[FASTDROP_MAX_DIMS]
+    npy_intp to_strides[FASTDROP_MAX_DIMS]
+    npy_intp from_strides[FASTDROP_MAX_DIMS]
+    int64_t mask_bytes
+
+
+cdef int measure(Pair *pair, const fastdrop_dropout *dropout) noexcept nogil:
+    """The sizes; or why there are none."""
+    cdef Work *work = &pair.work
+    cdef const int64_t *noise_shape = (
+        dropout.shape if dropout.noise_shape == NULL else dropout.noise_shape)
+    cdef int64_t size
+    cdef bint too_large = False, empty = False
+    cdef int i
+    if not FASTDROP_FLOAT16 <= dropout.kind <= FASTDROP_FLOAT64:
+        return FASTDROP_BAD_KIND
+    if not 0 <= dropout.ndim <= FASTDROP_MAX_DIMS:
+        return FASTDROP_BAD_SHAPE
+    memset(work, 0, sizeof(Work))
+    work.ndim = dropout.ndim
+    work.itemsize = (
+        8 if dropout.kind == FASTDROP_FLOAT64 else 4 if dropout.kind == FASTDROP_FLOAT32 else 2)
+    size = work.itemsize
+    for i in range(dropout.ndim):
+        if dropout.shape[i] < 0:
+            return FASTDROP_BAD_SHAPE
+        too_large |= __builtin_mul_overflow(size, dropout.shape[i], &size)
+        empty |= dropout.shape[i] == 0
+    # What has no elements may have sizes whose product fits nowhere.
+    if too_large and not empty:
+        return FASTDROP_BAD_SHAPE
+    work.size = work.on.size = 0 if empty else size // work.itemsize
+    work.straight = True
+    for i in range(dropout.ndim):
+        if noise_shape[i] != 1 and noise_shape[i] != dropout.shape[i]:
+            return FASTDROP_BAD_NOISE_SHAPE
+        work.straight &= noise_shape[i] == dropout.shape[i]
+        pair.shape[i], work.own_noise_shape[i] = dropout.shape[i], noise_shape[i]
+    pair.mask_bytes = fastdrop_mask_bytes(dropout.ndim, noise_shape)
+    return FASTDROP_OK if pair.mask_bytes >= 0 else FASTDROP_BAD_NOISE_SHAPE
+
+
+cdef void lay_out(Pair *pair, npy_intp *strides, const int64_t *given,
+                  const void *data) noexcept nogil:
+    """One array's strides, where there are elements, and what they say of the pair."""
+    cdef Work *work = &pair.work
+    cdef int64_t plain = work.itemsize
+    cdef int64_t addresses = <int64_t><uintptr_t>data
+    cdef int i
+    for i in range(work.ndim - 1, -1, -1):
+        strides[i] = plain if given == NULL else given[i]
+        # What is never stepped over may have any stride.
+        if pair.shape[i] > 1:
+            work.straight &= strides[i] == plain
+            addresses |= strides[i]
+        plain *= pair.shape[i]
+    work.aligned &= addresses & (work.itemsize - 1) == 0
+    work.straight &= work.aligned
+
+
+cdef int describe(Pair *pair, const fastdrop_dropout *dropout, void *to, const int64_t *to_strides,
+                  const void *from_, const int64_t *from_strides,
+                  const uint8_t *bits) noexcept nogil:
+    """What is to be done, with all but the scale; or why nothing is."""
+    cdef Work *work = &pair.work
+    cdef int status = measure(pair, dropout)
+    if status != FASTDROP_OK:
+        return status
+    work.shape, work.noise_shape = pair.shape, work.own_noise_shape
+    work.strides[TO], work.strides[FROM] = pair.to_strides, pair.from_strides
+    work.columns = 1
+    work.aligned = True
+    work.on.use, work.on.to, work.on.from_, work.on.bits = SCALE, to, from_, <uint8_t *>bits
+    if work.size:
+        lay_out(pair, pair.to_strides, to_strides, to)
+        lay_out(pair, pair.from_strides, from_strides, from_)
+    return FASTDROP_OK
+
+
+# ---- The functions ----
+
+cdef bint is_rate(double rate) noexcept nogil:
+    return 0.0 <= rate <= 1.0  # not NaN
+
+
+cdef int take_scale(Work *work, const fastdrop_dropout *dropout) noexcept nogil:
+    cdef double scale = dropout.scale
+    if scale == FASTDROP_INVERTED:
+        if not is_rate(dropout.rate):
+            return FASTDROP_BAD_RATE
+        scale = default_scale(dropout.rate)
+    work.on.kind, work.on.scale = scaling_kind(dropout.kind, scale), scale
+    return FASTDROP_OK if isfinite(scale) else FASTDROP_BAD_SCALE
+
+
+cdef int forward(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
+                 const void *x, const int64_t *x_strides, uint8_t *bits) noexcept nogil:
+    cdef Pair pair
+    cdef stream_key key
+    cdef uint8_t *own_bits = NULL
+    cdef int status = describe(&pair, dropout, y, y_strides, x, x_strides, bits)
+    if status == FASTDROP_OK and not is_rate(dropout.rate):
+        status = FASTDROP_BAD_RATE
+    if status == FASTDROP_OK:
+        status = take_scale(&pair.work, dropout)
+    if status != FASTDROP_OK:
+        return status
+    if bits == NULL and not pair.work.straight:
+        if pair.work.size == 0:
+            return FASTDROP_OK
+        own_bits = pair.work.on.bits = <uint8_t *>malloc(pair.mask_bytes)
+        if own_bits == NULL:
+            return FASTDROP_NO_MEMORY
+    derive_key(&key, &dropout.seed, dropout.rate)
+    use_on(&pair.work, &key)
+    free(own_bits)
+    return FASTDROP_OK
+
+
+cdef int backward(const fastdrop_dropout *dropout, void *dx, const int64_t *dx_strides,
+                  const void *dy, const int64_t *dy_strides, const uint8_t *bits) noexcept nogil:
+    cdef Pair pair
+    cdef int status
+    if bits == NULL:
+        return forward(dropout, dx, dx_strides, dy, dy_strides, NULL)
+    status = describe(&pair, dropout, dx, dx_strides, dy, dy_strides, bits)
+    if status == FASTDROP_OK:
+        status = take_scale(&pair.work, dropout)
+    if status == FASTDROP_OK:
+        use_on(&pair.work, NULL)
+    return status
+
+
+cdef int draw(const fastdrop_seed *seed, double rate, uint64_t first, uint64_t size,
+              uint8_t *bits) noexcept nogil:
+    cdef stream_key key
+    cdef uint64_t end = <uint64_t>1 << 63
+    if not is_rate(rate):
+        return FASTDROP_BAD_RATE
+    if first > end or size > end - first:
+        return FASTDROP_BAD_SHAPE
+    derive_key(&key, seed, rate)
+    draw_bits(&key, first, size, bits)
+    return FASTDROP_OK
+
+
+cdef int set_num_threads(int count) noexcept nogil:
+    if count < 1:
+        return FASTDROP_BAD_COUNT
+    set_thread_count(count)
+    return FASTDROP_OK
+
+
+cdef fastdrop_api api
+api.version = FASTDROP_API_VERSION
+api.size = sizeof(fastdrop_api)
+api.stream = STREAM_VERSION
+api.forward = forward
+api.backward = backward
+api.draw = draw
+api.get_num_threads = thread_count
+api.set_num_threads = set_num_threads
+
+_C_API = PyCapsule_New(&api, FASTDROP_CAPSULE, NULL)
