@@ -15,8 +15,6 @@ from libc.stdint cimport int64_t, uint64_t
 
 cimport numpy as np
 
-from fastdrop._kernels.table cimport KIND_BF16, KIND_F16, KIND_F32, KIND_F64
-
 import numpy
 
 np.import_array()
@@ -24,6 +22,13 @@ np.import_array()
 cdef extern from "numpy/arrayobject.h":
     # NumPy's own declarations leave this one out.
     object PyArray_View(np.ndarray array, void *dtype, PyTypeObject *type)
+
+cdef extern from "fastdrop.h":
+    enum:
+        FASTDROP_FLOAT16
+        FASTDROP_BFLOAT16
+        FASTDROP_FLOAT32
+        FASTDROP_FLOAT64
 
 cdef extern from "simd/float_state.h" nogil:
     ctypedef struct float_state:
@@ -255,21 +260,21 @@ cdef int number_of_bfloat16():
 
 
 cdef int kind_of(np.ndarray array, str name) except -1:
-    """Which kernel the dtype is for."""
+    """The dtype, as an `enum fastdrop_kind`."""
     global bfloat16_number
     cdef int number = np.PyArray_TYPE(array)
     if np.PyArray_ISNOTSWAPPED(array):
         if number == np.NPY_FLOAT32:
-            return KIND_F32
+            return FASTDROP_FLOAT32
         if number == np.NPY_FLOAT64:
-            return KIND_F64
+            return FASTDROP_FLOAT64
         if number == np.NPY_FLOAT16:
-            return KIND_F16
+            return FASTDROP_FLOAT16
         if bfloat16_number < 0:
             bfloat16_number = number_of_bfloat16()
         # Dtypes made with NumPy's newer interface all have the number -1.
         if number == bfloat16_number and number >= 0:
-            return KIND_BF16
+            return FASTDROP_BFLOAT16
     order = "" if array.dtype.isnative else " of the other byte order"
     raise TypeError(
         f"`{name}` must have the dtype float16, float32, float64 or bfloat16 (ml_dtypes) in this "
