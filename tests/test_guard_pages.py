@@ -272,7 +272,17 @@ P, U64, INT, F64 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int, ctypes.c_doub
 class Key(ctypes.Structure):
     """`stream_key` of table.h."""
 
-    _fields_ = (("k", U64 * 5), ("threshold", U64))
+    _fields_ = (("k", U64 * 4), ("threshold", U64))
+
+
+class Operands(ctypes.Structure):
+    """`operands` of table.h."""
+
+    _fields_ = (
+        *(("kind", INT), ("use", INT), ("size", U64), ("to", P), ("from_", P), ("bits", P)),
+        *(("bit", U64), ("scale", F64), ("bias", P), ("period", U64), ("column", U64)),
+        *(("residual", P), ("advance", INT), ("sums", P), ("streaming", INT)),
+    )
 
 
 class Table(ctypes.Structure):
@@ -281,20 +291,16 @@ class Table(ctypes.Structure):
     _fields_ = (
         ("name", ctypes.c_char_p),
         ("draw", ctypes.CFUNCTYPE(None, P, U64, U64, P)),
-        ("draw_apply", ctypes.CFUNCTYPE(None, INT, P, U64, U64, P, P, P, F64)),
-        ("apply", ctypes.CFUNCTYPE(None, INT, U64, P, P, P, U64, F64)),
-        ("apply_one", ctypes.CFUNCTYPE(None, INT, U64, P, P, INT, F64)),
-        ("relu", ctypes.CFUNCTYPE(None, INT, P, U64, U64, P, P, P, F64)),
-        ("add", ctypes.CFUNCTYPE(None, INT, P, U64, U64, P, P, P, U64, P, INT, P, F64)),
-        ("apply_sum", ctypes.CFUNCTYPE(None, INT, U64, P, P, P, U64, F64, P)),
+        ("use", ctypes.CFUNCTYPE(None, P, U64, P)),
     )
 
 
-# `enum element_kind` of table.h: those that scale, and words of bits.
+# `enum element_kind` of table.h, those that scale and words of bits; and `enum element_use`.
 KINDS = [*DTYPES, *(np.dtype(word) for word in (np.uint16, np.uint32, np.uint64))]
 WORDS = KINDS[len(DTYPES) :]
-# Around the ends of blocks, and of the two and four of them that some kernels take at once.
-DRAWN_SIZES = [*SIZES, *(n * 4096 + more for n in (1, 2, 4, 6) for more in (-33, -1, 0, 1, 31, 65))]
+RELU, ADD, SUM = 1, 2, 3
+# Around the ends of blocks, and of the eight whose bits are held at a time where nobody wants them.
+DRAWN_SIZES = [*SIZES, *(n * 4096 + more for n in (1, 2, 8) for more in (-33, -1, 0, 1, 31, 65))]
 MOST_DRAWN = max(DRAWN_SIZES)
 
 
@@ -308,13 +314,26 @@ def kernels(isa):
     return table
 
 
+def key_of(rate):
+    return Key((U64 * 4)(*reference.key(SEED, 0)), reference.threshold(rate))
+
+
 @pytest.fixture
 def key():
-    return Key((U64 * 5)(*reference.key(SEED, 0)), reference.threshold(RATE))
+    return key_of(RATE)
 
 
 def data(array):
-    return array.ctypes.data
+    return None if array is None else array.ctypes.data
+
+
+def use(kernels, key, x, y, bits, **more):
+    """What a kernel does with x and y, and past the caches at every other size."""
+    on = Operands(KINDS.index(x.dtype), size=x.size, to=data(y), from_=data(x), bits=data(bits))
+    on.scale, on.streaming = SCALE, x.size % 2
+    for name, value in more.items():
+        setattr(on, name, value)
+    kernels.use(None if key is None else ctypes.addressof(key), 0, ctypes.addressof(on))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -334,7 +353,7 @@ def test_kernel_draw(kernels, key, place, first):
 @each_dtype
 @pytest.mark.parametrize("place", PLACES)
 @survives
-def test_kernel_draw_apply(kernels, key, dtype, place):
+def test_kernel_draw_and_use(kernels, key, dtype, place):
     source, target = (Guarded(MOST_DRAWN * dtype.itemsize) for _ in range(2))
     bits_memory = Guarded(MOST_DRAWN // 8 + 1)
     content = values(dtype, (MOST_DRAWN,), seed=1)
@@ -343,16 +362,7 @@ def test_kernel_draw_apply(kernels, key, dtype, place):
         x, y = source.copy(place, content[:size]), target.array(place, size, dtype)
         bits = bits_memory.array(place, (size + 7) // 8)
         at(size, wanted)
-        kernels.draw_apply(
-            KINDS.index(dtype),
-            ctypes.addressof(key),
-            0,
-            size,
-            data(y),
-            data(x),
-            data(bits) if wanted else None,
-            SCALE,
-        )
+        use(kernels, key, x, y, bits if wanted else None)
         check(y, expected[:size])
         if wanted:
             check(bits, reference.pack_bits(kept(MOST_DRAWN)[:size]))
@@ -367,8 +377,7 @@ def bits_from(memory, place, keep, offset):
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 @pytest.mark.parametrize("place", PLACES)
 @survives
-def test_kernel_apply(kernels, dtype, place):
-    kind = KINDS.index(dtype)
+def test_kernel_use(kernels, dtype, place):
     source, target = (Guarded(LARGEST * dtype.itemsize) for _ in range(2))
     bits_memory = Guarded(LARGEST // 8 + 16)
     if dtype in WORDS:
@@ -384,12 +393,12 @@ def test_kernel_apply(kernels, dtype, place):
             y = target.array(place, size, dtype)
             bits = bits_from(bits_memory, place, kept(LARGEST)[:size], offset)
             at(size, offset)
-            kernels.apply(kind, size, data(y), data(x), data(bits), offset, SCALE)
+            use(kernels, None, x, y, bits, bit=offset)
             check(y, expected[:size])
-        for keep_all in (0, 1):
-            at("apply_one", size, keep_all)
-            kernels.apply_one(kind, size, data(y), data(x), keep_all, SCALE)
-            check(y, (scaled if keep_all else zero)[:size])
+        for rate, everywhere in ((0.0, scaled), (1.0, zero)):
+            at("rate", rate, size)
+            use(kernels, key_of(rate), x, y, None)
+            check(y, everywhere[:size])
 
 
 @each_dtype
@@ -406,16 +415,7 @@ def test_kernel_relu(kernels, key, dtype, place):
         if drawn:
             bits[...] = 0xFF
         at(size, drawn)
-        kernels.relu(
-            KINDS.index(dtype),
-            ctypes.addressof(key) if drawn else None,
-            0,
-            size,
-            data(x),
-            data(x),
-            data(bits),
-            SCALE,
-        )
+        use(kernels, key if drawn else None, x, x, bits, use=RELU)
         check(x, expected[:size])
         check(bits, reference.pack_bits(left[:size]))
 
@@ -431,13 +431,15 @@ def test_kernel_add(kernels, key, dtype, place, advance):
     bias_memory, residual_memory = Guarded(1000 * 8), Guarded(MOST_DRAWN * dtype.itemsize)
     content = finite(dtype, (MOST_DRAWN,), 4)
     residual_content = finite(dtype, (MOST_DRAWN,), 5)
+    if not advance:
+        residual_content[:] = residual_content[0]
     bias_content = finite(dtype, (600,), 6).astype(wide)
     periods = (32, 33, 600)
     expected = {
         period: bias_dropout_add(
             content,
             np.resize(bias_content[:period], MOST_DRAWN),
-            residual_content if advance else np.resize(residual_content[:32], MOST_DRAWN),
+            residual_content,
             kept(MOST_DRAWN),
             SCALE,
         )
@@ -452,19 +454,17 @@ def test_kernel_add(kernels, key, dtype, place, advance):
         bits = bits_memory.copy(place, reference.pack_bits(keep))
         drawn, wanted = [(True, True), (True, False), (False, True)][ways]
         at(size, period, drawn, wanted)
-        kernels.add(
-            KINDS.index(dtype),
-            ctypes.addressof(key) if drawn else None,
-            0,
-            size,
-            data(x),
-            data(x),
-            data(bias),
-            period,
-            data(residual),
-            advance,
-            data(bits) if wanted else None,
-            SCALE,
+        use(
+            kernels,
+            key if drawn else None,
+            x,
+            x,
+            bits if wanted else None,
+            use=ADD,
+            bias=data(bias),
+            period=period,
+            residual=data(residual),
+            advance=advance,
         )
         check(x, expected[period][:size])
         check(bits, reference.pack_bits(keep))
@@ -473,7 +473,7 @@ def test_kernel_add(kernels, key, dtype, place, advance):
 @each_dtype
 @pytest.mark.parametrize("place", PLACES)
 @survives
-def test_kernel_apply_sum(kernels, dtype, place):
+def test_kernel_sum(kernels, dtype, place):
     wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     source, target = (Guarded(LARGEST * dtype.itemsize) for _ in range(2))
     sums_memory, bits_memory = Guarded(LARGEST * 8), Guarded(LARGEST // 8 + 16)
@@ -486,9 +486,7 @@ def test_kernel_apply_sum(kernels, dtype, place):
             sums = sums_memory.copy(place, before[:size])
             bits = bits_from(bits_memory, place, kept(LARGEST)[:size], offset)
             at(size, offset)
-            kernels.apply_sum(
-                KINDS.index(dtype), size, data(y), data(x), data(bits), offset, SCALE, data(sums)
-            )
+            use(kernels, None, x, y, bits, bit=offset, use=SUM, sums=data(sums))
             check(y, expected[:size])
             check(sums, before[:size] + content[:size] * factors[:size])
 

@@ -2,7 +2,8 @@
 
 ``native/run_kernels.c`` is linked with the C of one kernel module and nothing of Python: NEON runs
 under qemu where the CPU is no aarch64, and AVX-512's vocabulary runs in SIMDe's plain C on any
-x86-64. The sets that this CPU has run through the same calls too.
+x86-64. The sets that this CPU has run through the same calls too, one of them under gcc's
+sanitizers, which see what is read beside an array.
 """
 
 import ast
@@ -20,6 +21,7 @@ import sysconfig
 import kernel_calls
 import numpy as np
 import pytest
+from sanitizers import MEMORY, skip_without
 
 import fastdrop
 from fastdrop._isas import ISAS
@@ -75,7 +77,8 @@ def aarch64_compiler():
     emulator = needs("qemu-aarch64", "qemu-user")
     if not compiles(compiler, "#include <Python.h>"):
         pytest.skip("needs Python's headers for aarch64: apt-get install libpython3-dev:arm64")
-    return compiler, [], [emulator]
+    # The emulator has none of that machine's libraries.
+    return compiler, ["-static"], [emulator]
 
 
 def emulating_compiler():
@@ -95,9 +98,18 @@ def this_cpus_compiler(isa):
     return compiler, list(FLAGS[isa]), []
 
 
+def sanitizing_compiler(isa):
+    skip_without(MEMORY)
+    compiler, flags, _ = this_cpus_compiler(isa)
+    sanitize = ["-O1", "-g", f"-fsanitize={MEMORY}", "-fno-sanitize-recover=all"]
+    # Guarded globals would refer to all that Python is needed for.
+    return compiler, [*flags, *sanitize, "--param", "asan-globals=0"], []
+
+
 WAYS = {
     "portable": lambda: this_cpus_compiler("portable"),
     "avx2": lambda: this_cpus_compiler("avx2"),
+    "avx2, sanitized": lambda: sanitizing_compiler("avx2"),
     "avx512, emulated": emulating_compiler,
     "neon": aarch64_compiler,
 }
@@ -120,7 +132,7 @@ def run_kernels(request, tmp_path_factory):
             *(compiler, *setup_constant("COMPILE_ARGS"), *flags, *include(), "-Wno-psabi"),
             *(f'-DKERNELS="{source}"', f"-DKERNEL(name)={prefix}##name"),
             # Python's functions are in what no kernel calls, and is dropped.
-            *("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-static"),
+            *("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"),
             *(TESTS / "native" / "run_kernels.c", "-o", program),
         ]
     )
