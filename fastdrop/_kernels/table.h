@@ -37,10 +37,10 @@ typedef struct {
     uint64_t bit;           /* the first of them for i = bit; bit % 8 is 0 for RELU */
     double scale;
 
-    /* Of ADD: the bias (float, or double for F64) of an element is that of its column, which goes
-       from `column` up to the period and then from 0; the period is at least 32, and the first 31
-       columns stand again after it. With `advance` 0, all elements have the residuals 0 .. 31
-       instead of their own. */
+    /* Of ADD: the bias (float, or double for F64, of a value that the elements' type has) of an
+       element is that of its column, which goes from `column` up to the period and then from 0; the
+       period is at least 32, and the first 31 columns stand again after it. With `advance` 0,
+       elements have no residuals of their own, but the first 32, which are equal. */
     const void *bias;
     uint64_t period;
     uint64_t column;

@@ -243,7 +243,9 @@ KEEP_SCALE_ADD_SUM(f16)
 KEEP_SCALE_ADD_SUM(bf16)
 
 /* ---- past the caches: there is no way in C ---- */
-static inline void stream_lines(void *to, const void *from, uint64_t size) { memcpy(to, from, size); }
+static inline void stream_lines(void *to, const void *from, uint64_t size) {
+    memcpy(to, from, size);
+}
 static inline void stream_end(void) {}
 
 #endif
