@@ -69,6 +69,8 @@ cdef extern from "fastdrop.h" nogil:
         int (*get_num_threads)() noexcept nogil
         int (*set_num_threads)(int count) noexcept nogil
 
+    int fastdrop_fit_noise_shape(int ndim, const int64_t *shape, int count,
+                                 const int64_t *entries, int64_t *noise_shape)
     int64_t fastdrop_mask_bytes(int ndim, const int64_t *noise_shape)
 
 
@@ -87,6 +89,7 @@ cdef int measure(Pair *pair, const fastdrop_dropout *dropout) noexcept nogil:
     cdef Work *work = &pair.work
     cdef const int64_t *noise_shape = (
         dropout.shape if dropout.noise_shape == NULL else dropout.noise_shape)
+    cdef int64_t fitted[FASTDROP_MAX_DIMS]
     cdef int64_t size
     cdef bint too_large = False, empty = False
     cdef int i
@@ -109,12 +112,13 @@ cdef int measure(Pair *pair, const fastdrop_dropout *dropout) noexcept nogil:
         return FASTDROP_BAD_SHAPE
     work.size = work.on.size = 0 if empty else size // work.itemsize
     work.straight = True
+    if fastdrop_fit_noise_shape(dropout.ndim, dropout.shape, dropout.ndim, noise_shape,
+                                fitted) != FASTDROP_OK:
+        return FASTDROP_BAD_NOISE_SHAPE
     for i in range(dropout.ndim):
-        if noise_shape[i] != 1 and noise_shape[i] != dropout.shape[i]:
-            return FASTDROP_BAD_NOISE_SHAPE
-        work.straight &= noise_shape[i] == dropout.shape[i]
-        pair.shape[i], work.own_noise_shape[i] = dropout.shape[i], noise_shape[i]
-    pair.mask_bytes = fastdrop_mask_bytes(dropout.ndim, noise_shape)
+        work.straight &= fitted[i] == dropout.shape[i]
+        pair.shape[i], work.own_noise_shape[i] = dropout.shape[i], fitted[i]
+    pair.mask_bytes = fastdrop_mask_bytes(dropout.ndim, fitted)
     return FASTDROP_OK if pair.mask_bytes >= 0 else FASTDROP_BAD_NOISE_SHAPE
 
 

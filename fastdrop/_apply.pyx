@@ -1,5 +1,5 @@
-"""Owns the use of a mask on arrays of any strides: flat where all lies in the order of the bits, else
-in the pieces of a plan, which kernels see without gaps."""
+"""Owns the use of a mask on arrays of any strides: flat where all lies in the order of the bits,
+else in the pieces of a plan, which kernels see without gaps."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport llabs
 from libc.string cimport memcpy, memset
@@ -16,7 +16,7 @@ from fastdrop._kernels.table cimport (
     stream_key,
 )
 from fastdrop._plan cimport (
-    ARRAYS, AS_THEY_LIE, Dim, FROM, GATHERED, MAX_DIMS, ONE, PIECE_BYTES, Place, Plan, RESIDUAL,
+    AS_THEY_LIE, Dim, FROM, GATHERED, MAX_DIMS, ONE, PIECE_BYTES, Place, Plan, RESIDUAL,
     TILE, TILE_WORDS, TO, TRANSPOSED, choose_run, inner_dim, outer_dim, parts, plan_dims, step,
 )
 from fastdrop._threads cimport run
@@ -106,7 +106,7 @@ cdef inline int64_t within(int64_t column, int64_t columns) noexcept nogil:
 
 cdef void fill_biases(const Plan *plan, char *window, int64_t column, int64_t first,
                       int64_t count) noexcept nogil:
-    """The bias of each element of a run from the first-th on, whose first row begins at a column."""
+    """The bias of each element of a run from the first-th on, which begins at a column."""
     cdef const char *biases = <const char *>plan.on.bias
     cdef int size = sizeof(double) if plan.on.kind == KIND_F64 else sizeof(float)
     cdef int64_t stride = inner_dim(plan).column_stride

@@ -29,6 +29,10 @@ cdef extern from "fastdrop.h":
         FASTDROP_BFLOAT16
         FASTDROP_FLOAT32
         FASTDROP_FLOAT64
+        FASTDROP_OK
+
+    int fastdrop_fit_noise_shape(int ndim, const int64_t *shape, int count,
+                                 const int64_t *entries, int64_t *noise_shape)
 
 cdef extern from "simd/float_state.h" nogil:
     ctypedef struct float_state:
@@ -229,21 +233,29 @@ cdef tuple noise_entries_of(object noise_shape):
 
 cdef tuple noise_shape_of(tuple entries, tuple shape):
     """The mask's shape for an array of that shape: that itself where they are the same."""
-    cdef list resolved = []
+    cdef int64_t sizes[MAX_DIMS]
+    cdef int64_t wanted[MAX_DIMS]
+    cdef int64_t fitted[MAX_DIMS]
+    cdef int ndim = len(shape)
+    cdef bint fits = False
+    cdef tuple noise_shape
+    cdef int i
     if entries is None:
         return shape
-    if len(entries) == len(shape):
-        for entry, size in zip(entries, shape):
-            if entry is None or entry == size:
-                resolved.append(size)
-            elif entry == 1:
-                resolved.append(1)
-    if len(entries) != len(shape) or len(resolved) != len(shape):
+    if len(entries) == ndim:
+        for i in range(ndim):
+            sizes[i] = shape[i]
+            # One that has no place in 63 bits, or below zero, is no size.
+            entry = entries[i]
+            wanted[i] = -1 if entry is None else entry if 0 <= entry <= LARGEST_SIZE else -2
+        fits = fastdrop_fit_noise_shape(ndim, sizes, ndim, wanted, fitted) == FASTDROP_OK
+    if not fits:
         raise ValueError(
             "`noise_shape` must have an entry for each dimension, each 1, None or the size there, "
             f"for shape {shape}, got {shown(entries)}"
         )
-    return shape if tuple(resolved) == shape else tuple(resolved)
+    noise_shape = tuple([fitted[i] for i in range(ndim)])
+    return shape if noise_shape == shape else noise_shape
 
 
 # ---- Arrays ----

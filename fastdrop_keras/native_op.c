@@ -281,26 +281,6 @@ static void text_of_shape(char *text, size_t room, const int64_t *shape, int64_t
         snprintf(text + used, room - used, count == 1 ? ",)" : ")");
 }
 
-/* The noise shape's entries for the tensor, as the layer's: fewer of them than dimensions, without
-   a None among them, count from the last one. */
-static bool fit_noise_shape(const operation *op, shapes *of) {
-    int missing;
-    memcpy(of->noise_shape, of->shape, sizeof of->shape);
-    if (op->rank < 0)
-        return true;
-    missing = of->ndim - (int)op->rank;
-    if (missing < 0)
-        return false;
-    for (int i = 0; i < of->ndim; i++) {
-        int64_t entry = i < missing ? 1 : op->noise_shape[i - missing];
-        if ((missing && entry < 0) || (entry >= 0 && entry != 1 && entry != of->shape[i]))
-            return false;
-        if (entry == 1)
-            of->noise_shape[i] = 1;
-    }
-    return true;
-}
-
 static void read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of,
                         TF_Status *status) {
     int64_t bytes;
@@ -312,7 +292,11 @@ static void read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of
     }
     for (int i = 0; i < of->ndim; i++)
         of->shape[i] = TF_Dim(tensor, i);
-    if (!fit_noise_shape(op, of)) {
+    /* As the layer's: no entries are for all dimensions, and not for none of them. */
+    memcpy(of->noise_shape, of->shape, sizeof of->shape);
+    if (op->rank >= 0
+        && fastdrop_fit_noise_shape(of->ndim, of->shape, (int)op->rank, op->noise_shape,
+                                    of->noise_shape) != FASTDROP_OK) {
         char noise[200], shape[200];
         text_of_shape(noise, sizeof noise, op->noise_shape, op->rank);
         text_of_shape(shape, sizeof shape, of->shape, of->ndim);

@@ -250,7 +250,7 @@ def test_matrices(isa, dtype, noise_shape, order):
 @pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, None), (1, 1)], ids=str)
 @survives
 def test_bits_beside_a_guard(isa, noise_shape, order):
-    """The bridge takes bits from wherever a framework has them, with the scale behind them."""
+    """The bridge takes bits from wherever a framework has them, with the rate behind them."""
     bits_memory = Guarded(LARGEST_SHAPE // 8 + 16)
     content = values(np.dtype(np.float32), (LARGEST_SHAPE,), seed=6)
     for shape, place in itertools.product(SHAPES, PLACES):
@@ -258,7 +258,7 @@ def test_bits_beside_a_guard(isa, noise_shape, order):
         x = x if order == "C" else ORDERS[order](x)
         noise = reference.resolve_noise_shape(x.shape, noise_shape)
         keep = kept(LARGEST_SHAPE)[: noise[0] * noise[1]]
-        bits = np.concatenate([reference.pack_bits(keep), np.array([SCALE]).view(np.uint8)])
+        bits = np.concatenate([reference.pack_bits(keep), np.array([RATE]).view(np.uint8)])
         at(shape, place)
         dx = _bridge.backward(x, bits_memory.copy(place, bits), noise_shape)
         check(dx, reference.dropout(x, keep.reshape(noise), SCALE))

@@ -320,8 +320,8 @@ cdef inline void use_bits(int use, operands *on, const element *typed) noexcept 
 
 cdef inline void draw_use(int use, const stream_key *key, uint64_t first, operands *on,
                           const element *typed) noexcept nogil:
-    """Draws the bits of elements first .. first + size - 1 (first a multiple of 8, and of 4096 where
-    there is a use), and uses all but the last of them."""
+    """Draws the bits of elements first .. first + size - 1 (first a multiple of 8, and of 4096
+    where there is a use), and uses all but the last of them."""
     cdef uint8_t part[VECTOR_BYTES]
     cdef uint8_t *bits = on.bits
     cdef uint64_t vector = first // VECTOR

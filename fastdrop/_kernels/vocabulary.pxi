@@ -4,8 +4,8 @@
 cdef extern from *:
     const char *ISA_NAME
 
-    # How many groups of 32 elements to use between two planes of the next draw: none where the state
-    # of the lanes and what is used do not fit the registers together.
+    # How many groups of 32 elements to use between two planes of the next draw: none where the
+    # state of the lanes and what is used do not fit the registers together.
     enum:
         GROUPS_BETWEEN_PLANES
 

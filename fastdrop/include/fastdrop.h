@@ -62,8 +62,8 @@ typedef struct {
     int kind;
     int ndim;
     const int64_t *shape;
-    const int64_t *noise_shape;  /* 1 where a decision is shared along a dimension, else the size;
-                                    NULL for a decision on each element */
+    const int64_t *noise_shape;  /* 1 where a decision is shared along a dimension, else the size
+                                    (or -1); NULL for a decision on each element */
     fastdrop_seed seed;
     double rate;                 /* of dropping, in [0, 1] */
     double scale;                /* of what is kept; FASTDROP_INVERTED for 1 / (1 - rate) */
@@ -104,6 +104,23 @@ typedef struct {
 /* Whether a library has all that this header says. */
 static inline int fastdrop_serves(const fastdrop_api *api) {
     return api->version >= FASTDROP_API_VERSION && api->size >= sizeof *api;
+}
+
+/* The mask's shape, for an array: where an entry is 1 a decision is shared along the dimension, and
+   where it is -1 or the size there, it is not. Fewer entries than dimensions, none of them -1, are
+   for the last ones, and decisions are shared along the others. Any other entry: no status of 0. */
+static inline int fastdrop_fit_noise_shape(int ndim, const int64_t *shape, int count,
+                                           const int64_t *entries, int64_t *noise_shape) {
+    int i;
+    if (count > ndim)
+        return FASTDROP_BAD_NOISE_SHAPE;
+    for (i = 0; i < ndim; i++) {
+        int64_t entry = i < ndim - count ? 1 : entries[i - (ndim - count)];
+        if (entry != 1 && entry != shape[i] && (entry != -1 || count < ndim))
+            return FASTDROP_BAD_NOISE_SHAPE;
+        noise_shape[i] = entry == 1 ? 1 : shape[i];
+    }
+    return FASTDROP_OK;
 }
 
 /* The bytes of a mask: its bits, eight to a byte; or -1 where the shape is none. */
