@@ -116,6 +116,8 @@ cdef int measure(Pair *pair, const fastdrop_dropout *dropout) noexcept nogil:
                                 fitted) != FASTDROP_OK:
         return FASTDROP_BAD_NOISE_SHAPE
     for i in range(dropout.ndim):
+        if fitted[i] != noise_shape[i]:
+            return FASTDROP_BAD_NOISE_SHAPE
         work.straight &= fitted[i] == dropout.shape[i]
         pair.shape[i], work.own_noise_shape[i] = dropout.shape[i], fitted[i]
     pair.mask_bytes = fastdrop_mask_bytes(dropout.ndim, fitted)

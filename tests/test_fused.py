@@ -525,3 +525,50 @@ def test_gradient_not_into_dy():
     mask = fastdrop.draw_mask((3, 5), 0.5)
     for out in (dy, dy[...]):
         unchanged(lambda s, out=out: fastdrop.bias_dropout_add_grad(dy, mask, out=out), "out", dy)
+
+
+# Views of any strides.
+
+
+def random_view(content, rng):
+    """The same numbers with the axes in another order in memory, gaps, and some axes backwards."""
+    order = rng.permutation(content.ndim)
+    sizes = [content.shape[axis] * rng.integers(1, 3) + rng.integers(0, 2) for axis in order]
+    memory = np.zeros(sizes, content.dtype)
+    steps = [size // max(content.shape[axis], 1) for axis, size in zip(order, sizes, strict=True)]
+    view = memory[tuple(slice(None, None, step) for step in steps)]
+    view = view[tuple(slice(content.shape[axis]) for axis in order)].transpose(np.argsort(order))
+    view = view[tuple(slice(None, None, rng.choice([-1, 1, 1])) for _ in range(content.ndim))]
+    view[...] = content
+    return view
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "shape",
+    [(71, 33), (600, 700), (9, 128, 200), (70, 8, 9, 65), (5, 30_000), (40_000, 7)],
+    ids=str,
+)
+def test_any_strides(isa, shape, threads):
+    """Large enough for pieces, tiles and threads."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        dtype = DTYPES[seed % len(DTYPES)]
+        content, other = finite(dtype, shape, seed), finite(dtype, shape, seed + 1)
+        bias = finite(dtype, shape[-1:], seed + 2)
+        noise_shape = tuple(None if rng.random() < 0.7 else 1 for _ in shape)
+        x, residual, out = (random_view(a, rng) for a in (content, other, content))
+        with fastdrop.num_threads(threads):
+            y, mask = fastdrop.relu_dropout(x, 0.3, seed=7, noise_shape=noise_shape, out=out)
+            expected, left = relu_dropout(content, 0.3, 7, noise_shape)
+            assert_same_bits(y, expected)
+            np.testing.assert_array_equal(mask.unpack(), left)
+            y, mask = fastdrop.bias_dropout_add(
+                x, bias, residual, 0.3, seed=7, noise_shape=noise_shape, out=out
+            )
+            kept = keep(shape, 0.3, 7, noise_shape)
+            assert_same_bits(y, reference.bias_dropout_add(content, bias, other, kept, 1 / 0.7))
+            dx, dbias, _ = fastdrop.bias_dropout_add_grad(x, mask, out=out)
+            assert_same_bits(dx, reference.dropout(content, kept, 1 / 0.7))
+            # The order of the sums is that of the indices, whatever that of memory is.
+            assert_same_bits(dbias, fastdrop.bias_dropout_add_grad(content, mask)[1])

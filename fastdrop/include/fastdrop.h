@@ -62,8 +62,8 @@ typedef struct {
     int kind;
     int ndim;
     const int64_t *shape;
-    const int64_t *noise_shape;  /* 1 where a decision is shared along a dimension, else the size
-                                    (or -1); NULL for a decision on each element */
+    const int64_t *noise_shape;  /* 1 where a decision is shared along a dimension, else the size;
+                                    NULL for a decision on each element */
     fastdrop_seed seed;
     double rate;                 /* of dropping, in [0, 1] */
     double scale;                /* of what is kept; FASTDROP_INVERTED for 1 / (1 - rate) */
