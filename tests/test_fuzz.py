@@ -23,6 +23,7 @@ from test_fused import finite
 from test_values import LAYOUTS, Placed, values
 
 import fastdrop
+from fastdrop import _pickle
 
 DTYPES = [np.dtype(d) for d in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)]
 WRONG_DTYPES = [np.dtype(d) for d in ("i4", "?", ">f4", "F", "O", "u1", "S3")]
@@ -493,13 +494,11 @@ GARBAGE_TAKERS = {
     "Stream": lambda a, b, c, d: fastdrop.Stream(a),
     "state": lambda a, b, c, d: setattr(fastdrop.Stream(1), "state", {"seed": a, "step": b}),
     "set_num_threads": lambda a, b, c, d: fastdrop.num_threads(a),
-    "unpickling a mask": lambda a, b, c, d: fastdrop._pickle._mask(
+    "unpickling a mask": lambda a, b, c, d: _pickle._mask(
         {"shape": a, "noise_shape": b, "rate": c, "scale": d, "seed": a, "step": b, "offset": c}
         | {"bits": d, "stream": 2}
     ),
-    "unpickling a stream": lambda a, b, c, d: fastdrop._pickle._stream(
-        {"seed": a, "step": b, "stream": c}
-    ),
+    "unpickling a stream": lambda a, b, c, d: _pickle._stream({"seed": a, "step": b, "stream": c}),
 }
 
 
