@@ -83,7 +83,7 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
     >>> import numpy as np, fastdrop
     >>> y, mask = fastdrop.dropout(np.ones(6), 0.5, seed=1)
     >>> y
-    array([2., 2., 0., 2., 0., 0.])
+    array([0., 2., 0., 0., 0., 2.])
     >>> mask
     <fastdrop.Mask shape=(6,), rate=0.5, scale=2, seed=1, step=0, 1 bytes>
     """
@@ -134,7 +134,7 @@ def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, store_mask=Tru
     >>> x = np.ones(6)
     >>> mask = fastdrop.dropout_(x, 0.5, seed=1)
     >>> x
-    array([2., 2., 0., 2., 0., 0.])
+    array([0., 2., 0., 0., 0., 2.])
     """
     cdef Request request = request_of(rate, seed, noise_shape, scale, store_mask)
     cdef np.ndarray array = inplace_of(x, "x")

@@ -196,7 +196,7 @@ cdef class Mask:
         --------
         >>> import fastdrop
         >>> fastdrop.draw_mask(16384, 0.2, seed=0).count()
-        13069
+        13066
         """
         cdef stream_key key
         cdef Buffer window
@@ -230,8 +230,8 @@ cdef class Mask:
         >>> import fastdrop
         >>> mask = fastdrop.draw_mask((2, 3), 0.5, seed=0, noise_shape=(2, 1))
         >>> mask.unpack()
-        array([[False, False, False],
-               [ True,  True,  True]])
+        array([[ True,  True,  True],
+               [False, False, False]])
         """
         cdef Buffer buffer = self.stored_bits()
         cdef np.npy_intp count = self.packed_size()
@@ -267,7 +267,7 @@ cdef class Mask:
         --------
         >>> import numpy as np, fastdrop
         >>> fastdrop.draw_mask(4, 0.5, seed=1).apply(np.ones(4))
-        array([2., 2., 0., 2.])
+        array([0., 2., 0., 0.])
         """
         return masked(self, x, out, "x")
 
@@ -586,7 +586,7 @@ def dropout_grad(dy, mask, *, out=None):
     >>> import numpy as np, fastdrop
     >>> y, mask = fastdrop.dropout(np.ones(6), 0.5, seed=1)
     >>> fastdrop.dropout_grad(np.arange(6.0), mask)
-    array([0., 2., 0., 6., 0., 0.])
+    array([ 0.,  2.,  0.,  0.,  0., 10.])
     """
     return masked(mask, dy, out, "dy")
 
@@ -619,6 +619,6 @@ def dropout_grad_(dy, mask):
     >>> import numpy as np, fastdrop
     >>> dy = np.arange(6.0)
     >>> fastdrop.dropout_grad_(dy, fastdrop.draw_mask(6, 0.5, seed=1))
-    array([0., 2., 0., 6., 0., 0.])
+    array([ 0.,  2.,  0.,  0.,  0., 10.])
     """
     return masked_(mask, dy, "dy")

@@ -215,8 +215,8 @@ class Dropout(BaseDropout):
     >>> import tensorflow as tf
     >>> layer = Dropout(0.5, seed=42)
     >>> layer(tf.ones((2, 8)), training=True).numpy()
-    array([[2., 0., 0., 0., 0., 0., 0., 2.],
-           [0., 2., 0., 0., 0., 0., 2., 0.]], dtype=float32)
+    array([[0., 0., 2., 2., 2., 0., 2., 2.],
+           [2., 0., 2., 2., 2., 2., 0., 2.]], dtype=float32)
     >>> layer(tf.ones((2, 2))).numpy()
     array([[1., 1.],
            [1., 1.]], dtype=float32)
@@ -280,9 +280,9 @@ class SpatialDropout1D(BaseDropout):
     >>> import tensorflow as tf
     >>> layer = SpatialDropout1D(0.5, seed=42)
     >>> layer(tf.ones((1, 3, 4)), training=True).numpy()
-    array([[[2., 0., 0., 0.],
-            [2., 0., 0., 0.],
-            [2., 0., 0., 0.]]], dtype=float32)
+    array([[[0., 0., 2., 2.],
+            [0., 0., 2., 2.],
+            [0., 0., 2., 2.]]], dtype=float32)
     """
 
     def __init__(
@@ -383,11 +383,11 @@ class SpatialDropout2D(BaseSpatialDropout):
     >>> import tensorflow as tf
     >>> layer = SpatialDropout2D(0.5, seed=42)
     >>> layer(tf.ones((1, 2, 2, 4)), training=True).numpy()
-    array([[[[2., 0., 0., 0.],
-             [2., 0., 0., 0.]],
+    array([[[[0., 0., 2., 2.],
+             [0., 0., 2., 2.]],
     <BLANKLINE>
-            [[2., 0., 0., 0.],
-             [2., 0., 0., 0.]]]], dtype=float32)
+            [[0., 0., 2., 2.],
+             [0., 0., 2., 2.]]]], dtype=float32)
     """
 
     _spatial_dimensions = 2
@@ -438,8 +438,8 @@ class SpatialDropout3D(BaseSpatialDropout):
     >>> import tensorflow as tf
     >>> layer = SpatialDropout3D(0.5, seed=42)
     >>> layer(tf.ones((1, 2, 2, 2, 4)), training=True).numpy()[0, 0, 0]
-    array([[2., 0., 0., 0.],
-           [2., 0., 0., 0.]], dtype=float32)
+    array([[0., 0., 2., 2.],
+           [0., 0., 2., 2.]], dtype=float32)
     """
 
     _spatial_dimensions = 3
