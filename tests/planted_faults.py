@@ -23,7 +23,12 @@ class Fault(NamedTuple):
 
 KERNELS = "fastdrop/_kernels/kernels.pxi"
 PORTABLE = "fastdrop/simd/portable.h"
-LAYOUT = "fastdrop/_layout.pyx"
+TABLE = "fastdrop/_kernels/table.h"
+DRAW = "fastdrop/_draw.pyx"
+PLAN = "fastdrop/_plan.pyx"
+BITS = "fastdrop/_bits.pyx"
+APPLY = "fastdrop/_apply.pyx"
+THREADS = "fastdrop/_threads.pyx"
 ARGUMENTS = "fastdrop/_arguments.pyx"
 MASK = "fastdrop/_mask.pyx"
 STREAM = "fastdrop/_stream.pyx"
@@ -49,8 +54,42 @@ FAULTS = [
         ),
     ),
     Fault(
+        "every vector takes one plane less",
+        TABLE,
+        "#define SURE_PLANES 12\n",
+        "#define SURE_PLANES 11\n",
+        ("test_stream.py::test_known_digests", "test_stream.py::test_library_draws_the_reference"),
+    ),
+    Fault(
+        "the digit one keeps what has a one",
+        KERNELS,
+        "u64x8_or(kept[0], u64x8_andnot(words, undecided[0]))",
+        "u64x8_or(kept[0], u64x8_and(words, undecided[0]))",
+        ("test_stream.py::test_known_bits", "test_stream.py::test_library_draws_the_reference"),
+    ),
+    Fault(
+        "lanes go on where the next block begins",
+        KERNELS,
+        "        if drawn and vector % (BLOCK // VECTOR) == 0:\n",
+        "        if False:\n",
+        (
+            "test_stream.py::test_library_draws_the_reference",
+            "test_stream.py::test_pieces_are_slices_of_the_whole",
+        ),
+    ),
+    Fault(
+        "bits are moved by eight bytes, of which the last lacks some",
+        KERNELS,
+        "            memcpy(to + i, &word, 7)\n            i += 7\n",
+        "            memcpy(to + i, &word, 8)\n            i += 8\n",
+        (
+            "test_stream.py::test_pieces_are_slices_of_the_whole",
+            "test_guard_pages.py::test_kernel_draw",
+        ),
+    ),
+    Fault(
         "a mask depends on the calls before it",
-        "fastdrop/_draw.pyx",
+        DRAW,
         "cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) noexcept "
         "nogil:\n"
         '    """The keys and the threshold of the stream, version 2 (docs/stream.md)."""\n'
@@ -70,8 +109,8 @@ FAULTS = [
     ),
     Fault(
         "a shared bit is not counted where the next dimension's bits begin",
-        LAYOUT,
-        "        bit_stride *= noise\n",
+        PLAN,
+        "        bit_stride *= noise_shape[i]\n",
         "        bit_stride *= dim.size\n",
         (
             "test_fused.py::test_bias_dropout_add_with_a_noise_shape",
@@ -81,9 +120,11 @@ FAULTS = [
     ),
     Fault(
         "bits follow the memory, not the indices",
-        LAYOUT,
-        "    plan.bit += (dim.size - 1) * dim.bit_stride\n",
-        "",
+        PLAN,
+        "        if dim.strides[TO] < 0:\n            flip(plan, dim)\n",
+        "        if dim.strides[TO] < 0:\n            flip(plan, dim)\n"
+        "            dim.bit_stride = -dim.bit_stride\n"
+        "            plan.start.bit -= (dim.size - 1) * dim.bit_stride\n",
         ("test_values.py::test_every_way_of_calling",),
     ),
     Fault(
@@ -106,9 +147,9 @@ FAULTS = [
     ),
     Fault(
         "an offset is kept in 32 bits",
-        LAYOUT,
-        "    kernels.draw(task.key, task.first + first, size,",
-        "    kernels.draw(task.key, <int>(task.first + first), size,",
+        DRAW,
+        "    kernels.draw(drawing.key, drawing.first + first, size,",
+        "    kernels.draw(drawing.key, <int>(drawing.first + first), size,",
         (
             "test_stream.py::test_more_than_two_to_the_31_elements",
             "test_large.py::test_2_to_33_bits",
@@ -117,17 +158,16 @@ FAULTS = [
     ),
     Fault(
         "a place in an array is kept in 32 bits",
-        LAYOUT,
-        "        task.kind, task.key, task.first + first, size, task.to + first * task.itemsize,",
-        "        task.kind, task.key, task.first + first, size,\n"
-        "        task.to + <unsigned int>(first * task.itemsize),",
+        APPLY,
+        "    cdef uint64_t offset = first * flat.itemsize\n",
+        "    cdef unsigned int offset = first * flat.itemsize\n",
         ("test_large.py::test_more_than_2_to_31_elements",),
     ),
     Fault(
         "a call takes two steps",
         STREAM,
-        "            stream.next_step += 1\n",
-        "            stream.next_step += 2\n",
+        "        stream.next_step += 1\n",
+        "        stream.next_step += 2\n",
         (
             "test_seeds.py::test_every_call_takes_one_step_however_much_or_little_it_draws",
             "test_threads.py::test_an_interrupt_comes_between_calls",
@@ -136,8 +176,8 @@ FAULTS = [
     Fault(
         "an int stands for the step after",
         STREAM,
-        "        result.fixed = words_of(number, 0)",
-        "        result.fixed = words_of(number, 1)",
+        "            draw.low = word\n",
+        "            draw.low, draw.step = word, 1\n",
         (
             "test_seeds.py::test_an_int_draws_step_zero_at_each_call",
             "test_values.py::test_every_way_of_calling",
@@ -163,12 +203,9 @@ FAULTS = [
     Fault(
         "what is dropped is multiplied by zero",
         PORTABLE,
-        "        product = (i32x8)(x * scale) & __builtin_convertvector(keep.part[i], i32x8);\n"
-        "        memcpy(to + 8 * i, &product, sizeof product);",
-        "        x *= scale * -__builtin_convertvector(\n"
-        "            __builtin_convertvector(keep.part[i], i32x8), f32x8);\n"
-        "        memcpy(to + 8 * i, &x, sizeof x);\n"
-        "        (void)product;",
+        "        product = (i32x4)(x * scale) & keep32_wide(keep, i);\n",
+        "        x *= scale * -__builtin_convertvector(keep32_wide(keep, i), f32x4);\n"
+        "        product = (i32x4)x;\n",
         (
             "test_values.py::test_dropped_is_positive_zero_whatever_it_was",
             "test_values.py::test_any_call",
@@ -185,9 +222,9 @@ FAULTS = [
     ),
     Fault(
         "a scale of one multiplies",
-        LAYOUT,
-        "    return word_kind(kind) if scale == 1.0 else kind",
-        "    return kind",
+        APPLY,
+        "    if scale != 1.0:\n        return kind\n",
+        "    if True:\n        return kind\n",
         (
             "test_values.py::test_rate_zero_gives_the_same_bits",
             "test_values.py::"
@@ -197,19 +234,15 @@ FAULTS = [
     Fault(
         "rate 1 keeps all",
         KERNELS,
-        "        apply_one_as(to, from_, size, key.threshold != 0, scale)",
-        "        apply_one_as(to, from_, size, True, scale)",
+        "        memset(on.to, 0, size * sizeof(element))\n",
+        "        memmove(on.to, on.from_, size * sizeof(element))\n",
         ("test_values.py::test_rate_one_gives_positive_zeros",),
     ),
     Fault(
         "ReLU drops what is no number",
         PORTABLE,
-        "        f32x8 x;\n"
-        "        memcpy(&x, from + 8 * i, sizeof x);\n"
-        "        keep.part[i] &= ~__builtin_convertvector(x <= 0, i16x8);",
-        "        f32x8 x;\n"
-        "        memcpy(&x, from + 8 * i, sizeof x);\n"
-        "        keep.part[i] &= __builtin_convertvector(x > 0, i16x8);",
+        "        dropped |= (x <= 0) & first << (4 * i);\n",
+        "        dropped |= ~(x > 0) & first << (4 * i);\n",
         (
             "test_fused.py::test_relu",
             "test_frozen_results.py::test_every_operation",
@@ -218,12 +251,30 @@ FAULTS = [
     Fault(
         "a bias does not begin again at the end of its row",
         KERNELS,
-        "            column += STEP\n"
-        "            if column >= period:\n"
-        "                column -= period\n"
-        "    if size:",
-        "            column += STEP\n    if size:",
+        "        if on.column >= on.period:\n            on.column -= on.period\n",
+        "",
         ("test_fused.py::test_bias_dropout_add",),
+    ),
+    Fault(
+        "a bias goes forwards where its row goes backwards",
+        APPLY,
+        "    cdef int64_t stride = inner_dim(plan).column_stride\n",
+        "    cdef int64_t stride = llabs(inner_dim(plan).column_stride)\n",
+        ("test_fused.py::test_bias_dropout_add_on_every_layout",),
+    ),
+    Fault(
+        "ReLU's bits of each row go where those of the first belong",
+        BITS,
+        "put_row(plan, window, i * count, first + i * outer_dim(plan).bit_stride, count)",
+        "put_row(plan, window, i * count, first, count)",
+        ("test_fused.py::test_any_strides",),
+    ),
+    Fault(
+        "ReLU's transposed bits begin at a whole byte",
+        BITS,
+        "    cdef uint8_t *to = bits + (first >> 3)\n    cdef int shift = first & 7\n    if shift:",
+        "    cdef uint8_t *to = bits + (first >> 3)\n    cdef int shift = 0\n    if shift:",
+        ("test_fused.py::test_any_strides",),
     ),
     Fault(
         "a mask without bits forgets its offset",
@@ -253,7 +304,7 @@ FAULTS = [
     ),
     Fault(
         "key words that coincide are left",
-        "fastdrop/_draw.pyx",
+        DRAW,
         "        key.k[1] = ~key.k[1]\n",
         "        pass\n",
         ("test_stream.py::test_library_tells_key_words_apart_that_coincide",),
@@ -285,8 +336,8 @@ FAULTS = [
     Fault(
         "a stream begins again after its last step",
         STREAM,
-        "            if stream.exhausted:\n",
-        "            if False:\n",
+        "        if stream.exhausted:\n",
+        "        if False:\n",
         ("test_seeds.py::test_without_a_step_left_nothing_changes",),
     ),
     Fault(
@@ -306,8 +357,8 @@ FAULTS = [
     Fault(
         "the step is taken before the other arguments are looked at",
         STREAM,
-        "        result.stream = process_stream\n",
-        "        result.stream = process_stream\n        result.take()\n",
+        "        return process_stream\n",
+        "        take_step(process_stream, draw)\n        return process_stream\n",
         ("test_bad_input.py::test_a_call_without_a_seed_that_raises_takes_no_step",),
     ),
     Fault(
@@ -351,12 +402,10 @@ FAULTS = [
     ),
     # ---- The same on every machine ----
     Fault(
-        "AVX2 compares signed words",
+        "AVX2 asks half of the elements whether any is undecided",
         "fastdrop/simd/avx2.h",
-        "    __m256i sign = _mm256_set1_epi16((short)0x8000);\n"
-        "    __m256i limits = _mm256_set1_epi16((short)(limit ^ 0x8000));",
-        "    __m256i sign = _mm256_setzero_si256();\n"
-        "    __m256i limits = _mm256_set1_epi16((short)limit);",
+        "    __m256i either = _mm256_or_si256(x.a, x.b);\n",
+        "    __m256i either = x.a;\n",
         (
             "test_other_machines.py::test_every_kernel_against_the_reference[avx2]",
             "test_stream.py::test_library_draws_the_reference",
@@ -374,10 +423,10 @@ FAULTS = [
         ("test_other_machines.py::test_every_kernel_against_the_reference[avx512, emulated]",),
     ),
     Fault(
-        "NEON keeps what equals the threshold",
+        "NEON takes the complement of the other operand",
         "fastdrop/simd/neon.h",
-        "vcltq_u16(vreinterpretq_u16_u64(words.pair[i]), vdupq_n_u16(limit));",
-        "vcleq_u16(vreinterpretq_u16_u64(words.pair[i]), vdupq_n_u16(limit));",
+        "vbicq_u64(y.pair[i], x.pair[i])",
+        "vbicq_u64(x.pair[i], y.pair[i])",
         (
             "test_other_machines.py::test_every_kernel_against_the_reference[neon]",
             "test_other_machines.py::test_frozen_vectors[neon]",
@@ -385,28 +434,41 @@ FAULTS = [
     ),
     Fault(
         "a thread draws the elements after its own",
-        LAYOUT,
-        "    kernels.draw(task.key, task.first + first, size, task.bits + first // 8)",
-        "    kernels.draw(task.key, task.first + first + (begin > 0), size,\n"
-        "                 task.bits + first // 8)",
+        DRAW,
+        "    kernels.draw(drawing.key, drawing.first + first, size,",
+        "    kernels.draw(drawing.key, drawing.first + first + (begin > 0), size,",
+        ("test_stream.py::test_mask_is_the_same_on_any_number_of_threads",),
+    ),
+    Fault(
+        "a thread draws the block after its own, and uses it",
+        APPLY,
+        "    kernels.use(flat.key, first, &on)\n",
+        "    kernels.use(flat.key, first + BLOCK * (begin > 0), &on)\n",
         (
-            "test_stream.py::test_mask_is_the_same_on_any_number_of_threads",
+            "test_values.py::test_large_arrays_on_any_number_of_threads",
             "keras/test_layer_values.py::test_every_instruction_set_and_number_of_threads",
         ),
     ),
     Fault(
         "a thread begins at the first piece of a run",
-        LAYOUT,
+        APPLY,
         "    cdef int64_t piece = begin % plan.pieces\n",
         "    cdef int64_t piece = 0\n",
         ("test_values.py::test_large_layouts_on_any_number_of_threads",),
     ),
     Fault(
         "a thread reads from a place before its own",
-        LAYOUT,
-        "        task.from_ + first * task.itemsize,",
-        "        task.from_ + first // 2 * task.itemsize,",
+        APPLY,
+        "    on.from_ = <const char *>on.from_ + offset\n",
+        "    on.from_ = <const char *>on.from_ + offset // 2\n",
         ("test_values.py::test_large_arrays_on_any_number_of_threads",),
+    ),
+    Fault(
+        "a thread begins at the bias's first column",
+        APPLY,
+        "        on.column = first % on.period\n",
+        "        on.column = 0\n",
+        ("test_fused.py::test_large_arrays_on_any_number_of_threads",),
     ),
     Fault(
         "how many rows are added up together depends on the threads",
@@ -474,10 +536,10 @@ FAULTS = [
     ),
     # ---- Random enough ----
     Fault(
-        "ties are always dropped, as with a threshold of 16 bits",
+        "what is undecided is dropped, as with a threshold of 16 bits",
         KERNELS,
-        "            if mix64(key.k[4] + (first + i) * GOLDEN) >> 32 < low:\n",
-        "            if mix64(key.k[4] + (first + i) * GOLDEN) >> 32 < 0 * low:\n",
+        "    while digits != 0 and (sure > 0 or u64x8_any(undecided)):\n",
+        "    while digits != 0 and sure > SURE_PLANES - 16:\n",
         (
             "test_statistics.py::test_late_digits",
             "test_statistics.py::test_keep_rate",
@@ -513,9 +575,8 @@ FAULTS = [
     Fault(
         "the last elements are used thirty-two at a time",
         KERNELS,
-        "            keep_scale_part(to + i, from_ + i, keep, scale, size - i)\n"
-        "        i += STEP\n",
-        "            keep_scale(to + i, from_ + i, keep, scale)\n        i += STEP\n",
+        "        use_part(use, on[0], count, typed)\n",
+        "        use_part(use, on[0], GROUP, typed)\n",
         (
             "test_guard_pages.py::test_every_size",
             "keras/test_address_sanitizer.py::test_no_byte_beside_a_tensor",
@@ -524,31 +585,27 @@ FAULTS = [
     Fault(
         "eight bytes of bits are read where four are left",
         KERNELS,
-        "    while size >= PAIR:  # so that eight bytes of bits are there\n"
-        "        keep_scale(to, from_,",
-        "    while size >= STEP:\n        keep_scale(to, from_,",
-        ("test_guard_pages.py::test_kernel_apply",),
+        "    while on.size >= 2 * GROUP:  # so that eight bytes of bits are there\n",
+        "    while on.size >= GROUP:\n",
+        ("test_guard_pages.py::test_kernel_use",),
     ),
     Fault(
         "what lies before the first line is used thirty-two at a time",
         KERNELS,
-        "    if before:\n"
-        "        keep_scale_part(to, from_, keep32_load_at(bits, shift), scale, before)\n",
-        "    if before:\n        keep_scale(to, from_, keep32_load_at(bits, shift), scale)\n",
+        "        use_part(use, on[0], before, typed)\n",
+        "        use_part(use, on[0], GROUP, typed)\n",
         ("test_guard_pages.py::test_every_alignment",),
     ),
     Fault(
         "as many elements are gathered as there is room for",
-        LAYOUT,
-        "        some = min(count, most)\n"
-        "        move_items(<char *>items, plan.itemsize, from_, dim.from_stride, some,",
-        "        some = min(count, most)\n"
-        "        move_items(<char *>items, plan.itemsize, from_, dim.from_stride, most,",
+        APPLY,
+        "        gather(plan, &gathered, 0, &place, some)\n",
+        "        gather(plan, &gathered, 0, &place, most)\n",
         ("test_guard_pages.py::test_strided_views",),
     ),
     Fault(
         "whole words of bits are read at the end of a mask",
-        LAYOUT,
+        BITS,
         "        memcpy(&word, from_, min(plan.bit_bytes - (index >> 3), <int64_t>8))\n",
         "        memcpy(&word, from_, 8)\n",
         ("test_values.py::test_noise_shapes_on_every_layout",),
@@ -556,39 +613,45 @@ FAULTS = [
     ),
     Fault(
         "the ninth byte that sixty-four bits may lie in is forgotten",
-        LAYOUT,
+        BITS,
         "    return (word >> shift | more << 1 << (63 - shift)) & low_bits(count)\n",
         "    return word >> shift & low_bits(count)\n",
         ("test_guard_pages.py::test_bits_beside_a_guard",),
     ),
     Fault(
         "sixty-four rows are always written",
-        LAYOUT,
-        "        apply_rows(plan, to, from_, rows, <const uint8_t *>window, 0)\n        return\n",
-        "        apply_rows(plan, to, from_, TILE, <const uint8_t *>window, 0)\n        return\n",
+        APPLY,
+        "        use_row(plan, begin, rows * count, bits, 0)\n",
+        "        use_row(plan, begin, TILE * count, bits, 0)\n",
         ("test_guard_pages.py::test_matrices",),
     ),
     Fault(
         "a residual is read beyond its end",
         KERNELS,
-        "            memcpy(part_residual, residual, size * sizeof(element))\n",
-        "            memcpy(part_residual, residual, sizeof(part))\n",
+        "        memcpy(residual, on.residual, count * sizeof(element))\n",
+        "        memcpy(residual, on.residual, sizeof(residual))\n",
         ("test_guard_pages.py::test_kernel_add",),
     ),
     Fault(
         "sums are written beyond their end",
         KERNELS,
-        "    memcpy(sums, part_sums, size * sums_size(to))\n",
-        "    memcpy(sums, part_sums, STEP * sums_size(to))\n",
-        ("test_guard_pages.py::test_kernel_apply_sum",),
+        "        memcpy(on.sums, sums, count * sum_size(typed))\n",
+        "        memcpy(on.sums, sums, GROUP * sum_size(typed))\n",
+        ("test_guard_pages.py::test_kernel_sum",),
+    ),
+    Fault(
+        "whole lines are written past the caches to where none begins",
+        KERNELS,
+        "    on.streaming &= <uintptr_t>on.to % 64 == 0\n",
+        "",
+        ("test_guard_pages.py::test_kernel_use",),
+        isa="avx2",
     ),
     Fault(
         "the last byte of a mask that keeps all is left as it was",
         KERNELS,
-        "        if size % 8:\n"
-        "            bits[size // 8] = <uint8_t>((1 << (size % 8)) - 1)\n"
-        "    elif",
-        "    elif",
+        "        memset(bits, 0 if key.threshold == 0 else 0xFF, (size + 7) // 8)\n",
+        "        memset(bits, 0 if key.threshold == 0 else 0xFF, size // 8)\n",
         ("test_valgrind.py::test_memory",),
     ),
     Fault(
@@ -615,7 +678,7 @@ FAULTS = [
     ),
     Fault(
         "the count of threads is a plain int",
-        "fastdrop/_threads.pyx",
+        THREADS,
         "    static atomic_int thread_limit = 1;",
         "    static int thread_limit = 1;",
         ("test_races.py::test_the_modules_in_many_threads",),
@@ -629,9 +692,9 @@ FAULTS = [
     ),
     Fault(
         "four times the threads are counted in 32 bits",
-        LAYOUT,
-        "    cdef int64_t helpings = 4 * <int64_t>thread_count()\n",
-        "    cdef int64_t helpings = 4 * thread_count()\n",
+        THREADS,
+        "    cdef int64_t helpings = 4 * <int64_t>count if ",
+        "    cdef int64_t helpings = 4 * count if ",
         ("test_threads.py::test_any_number_of_threads_may_be_asked_for",),
     ),
     Fault(
@@ -643,9 +706,9 @@ FAULTS = [
     ),
     Fault(
         "the GIL is kept while kernels run",
-        LAYOUT,
-        "    else:\n        with nogil:\n            draw_apply_flat(",
-        "    else:\n        if True:\n            draw_apply_flat(",
+        APPLY,
+        "        with nogil:\n            use_on(work, key)",
+        "        if True:\n            use_on(work, key)",
         ("test_threads.py::test_the_interpreter_runs_on_while_a_kernel_does",),
     ),
     Fault(
@@ -656,10 +719,10 @@ FAULTS = [
         ("test_threads.py::test_no_more_than_256_threads",),
     ),
     Fault(
-        "results are copied by a function of Python's",
-        "fastdrop/_fused.pyx",
-        "    run_pass(work)\n    if result is not to:\n        copy_into(to, result)\n",
-        "    run_pass(work)\n    if result is not to:\n        numpy.copyto(to, result)\n",
+        "a signal is heard when arrays have changed",
+        MASK,
+        "    use_on_arrays(work, &key)\n",
+        "    use_on_arrays(work, &key)\n    PyErr_CheckSignals()\n",
         ("test_threads.py::test_an_interrupted_call_has_changed_nothing_or_is_done",),
     ),
     Fault(
@@ -695,9 +758,9 @@ FAULTS = [
     ),
     Fault(
         "small arrays are shared among threads",
-        LAYOUT,
-        "    if size < PARALLEL_SIZE:\n        return items\n",
-        "",
+        THREADS,
+        " if size >= PARALLEL_SIZE else 1\n",
+        "\n",
         ("test_threads.py::test_small_arrays_start_no_thread",),
     ),
     Fault(
@@ -889,8 +952,8 @@ FAULTS = [
     Fault(
         "the C interface forgets the mask of a shape that shares decisions",
         "fastdrop/_api.pyx",
-        "        work.straight &= noise_shape[i] == dropout.shape[i]\n",
-        "        pass\n",
+        "        work.straight &= fitted[i] == dropout.shape[i]\n",
+        "",
         ("test_c_interface.py::test_every_layout", "test_c_interface.py::test_in_place"),
     ),
     Fault(
@@ -945,8 +1008,8 @@ FAULTS = [
     Fault(
         "a shape may have more elements than a size can hold",
         ARGUMENTS,
-        "        if size < 0 or product > sys.maxsize:\n",
-        "        if size < 0 or size > sys.maxsize:\n",
+        "        if size < 0 or (size > 0 and product > LARGEST_SIZE // size):\n",
+        "        if size < 0 or size > LARGEST_SIZE:\n",
         ("test_hostile.py::test_shapes_whose_product_does_not_fit",),
     ),
     Fault(
@@ -958,16 +1021,16 @@ FAULTS = [
     ),
     Fault(
         "the strides of an array without elements are followed",
-        LAYOUT,
-        "    if size == 0:\n        return\n    if size <= BLOCK:",
-        "    if size <= BLOCK:",
+        APPLY,
+        "    if work.size:\n        use_planned(work)\n",
+        "    use_planned(work)\n",
         ("test_hostile.py::test_huge_strides_that_lead_nowhere",),
     ),
     Fault(
         "the step is taken before there is memory",
-        "fastdrop/_dropout.pyx",
-        "    if buffer is None:\n",
-        "    start_draw(mask, seed, &key)\n    if buffer is None:\n",
+        MASK,
+        "    if drawn is None and not work.straight:\n",
+        "    request.start(mask, &key)\n    if drawn is None and not work.straight:\n",
         ("test_out_of_memory.py::test_a_call_without_memory_changes_nothing",),
     ),
     Fault(
@@ -1016,8 +1079,8 @@ FAULTS = [
     Fault(
         "an array is copied on its way",
         "fastdrop/_dropout.pyx",
-        "    draw_and_apply(mask, checked_seed, kind, array, array)\n",
-        "    draw_and_apply(mask, checked_seed, kind, array, array.copy())\n",
+        '    return drop(request, kind_of(array, "x"), array, array)\n',
+        '    return drop(request, kind_of(array, "x"), array, array.copy())\n',
         ("test_large.py::test_memory_is_the_array_and_its_mask",),
     ),
     Fault(
@@ -1029,22 +1092,6 @@ FAULTS = [
             "test_endurance.py::test_a_million_calls_keep_nothing",
             "keras/test_layer_endurance.py::test_steps_keep_nothing",
         ),
-    ),
-    Fault(
-        "every pair of steps goes the rare way",
-        KERNELS,
-        "        if ties and any_equal(words, more_words, high):\n"
-        "            keep = settle_ties(key, words, keep, first + i)\n"
-        "            more_keep = settle_ties(key, more_words, more_keep, first + i + STEP)\n"
-        "        keep32_store(bits + i // 8, keep)\n"
-        "        keep32_store(bits + i // 8 + 4, more_keep)\n"
-        "        keep_scale(",
-        "        keep = settle_ties(key, words, keep, first + i)\n"
-        "        more_keep = settle_ties(key, more_words, more_keep, first + i + STEP)\n"
-        "        keep32_store(bits + i // 8, keep)\n"
-        "        keep32_store(bits + i // 8 + 4, more_keep)\n"
-        "        keep_scale(",
-        ("test_instruction_counts.py::test_nothing_costs_more_than_its_baseline",),
     ),
 ]
 
