@@ -79,7 +79,6 @@ BUILDS = {
             "wraparound": True,
             "nonecheck": True,
             "initializedcheck": True,
-            "cdivision": False,
         },
     ),
 }

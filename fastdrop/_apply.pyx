@@ -17,7 +17,8 @@ from fastdrop._kernels.table cimport (
 )
 from fastdrop._plan cimport (
     AS_THEY_LIE, Dim, FROM, GATHERED, MAX_DIMS, ONE, PIECE_BYTES, Place, Plan, RESIDUAL,
-    TILE, TILE_WORDS, TO, TRANSPOSED, choose_run, inner_dim, outer_dim, parts, plan_dims, step,
+    SLACK_BYTES, SLACK_WORDS, TILE, TILE_WORDS, TO, TRANSPOSED, choose_run, inner_dim, outer_dim,
+    parts, plan_dims, step,
 )
 from fastdrop._threads cimport run
 
@@ -181,7 +182,7 @@ cdef void use_run(const Plan *plan, const Place *place, int64_t count, uint8_t *
     if on.use == ADD and not plan.in_columns:
         use_with_biases(plan, &on, count, place.column, first)
         return
-    on.column = (place.column + first) % plan.columns
+    on.column = within(place.column + first, plan.columns)
     if plan.how == ONE:
         use_one(&on, bit_at(bits, bit))
     else:
@@ -243,7 +244,7 @@ cdef void use_transposed_rows(const Plan *plan, const Place *begin, int64_t rows
                               int64_t count) noexcept nogil:
     """Some elements, at most as many as a window has bits for, of up to 64 rows whose bits are
     neighbours."""
-    cdef uint64_t window[TILE * TILE_WORDS + 2]
+    cdef uint64_t window[TILE * TILE_WORDS + SLACK_WORDS]
     cdef uint8_t *bits = <uint8_t *>window
     cdef Place place = begin[0]
     cdef int64_t row_bytes = parts(count, TILE) * sizeof(uint64_t)
@@ -262,7 +263,7 @@ cdef void use_transposed_rows(const Plan *plan, const Place *begin, int64_t rows
 
 cdef void use_piece(const Plan *plan, const Place *run_begin, int64_t piece) noexcept nogil:
     """One piece of a run that begins at a place."""
-    cdef uint8_t window[PIECE_BYTES + 16]
+    cdef uint8_t window[PIECE_BYTES + SLACK_BYTES]
     cdef Place place = run_begin[0]
     cdef int64_t across = parts(plan.row, plan.piece_row)
     cdef int64_t along = parts(plan.folds, plan.piece_folds)

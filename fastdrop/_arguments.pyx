@@ -96,7 +96,8 @@ cdef double rate_of(object rate) except -1:
             value = rate if inside else 2.0
         except Exception as error:
             raise TypeError(f"`rate` must be a number in [0, 1], got {shown(rate)}") from error
-    if not inside:
+    # A number of a user's may say anything of itself.
+    if not (inside and 0.0 <= value <= 1.0):
         raise ValueError(f"`rate` must be a number in [0, 1], got {shown(rate)}")
     return value
 

@@ -1,13 +1,13 @@
 """Owns the bits of a mask where they do not lie as the elements do: windows of them, put together
 from the mask and put back into one."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from numpy cimport npy_intp
 
 from fastdrop._plan cimport (
     ARRAYS, MAX_DIMS, ONE, PIECE_BYTES, Plan, REVERSED, ROWS_AGAIN, ROWS_TOGETHER, ROWS_WIDENED,
-    TILE, choose_run, inner_dim, outer_dim, parts, plan_dims,
+    TILE, SLACK_BYTES, choose_run, inner_dim, outer_dim, parts, plan_dims,
 )
 
 cdef extern from *:
@@ -392,7 +392,7 @@ cdef void put_transposed(const Plan *plan, const uint64_t *window, int64_t first
 cdef void spread_runs(const Plan *plan, uint8_t *to) noexcept nogil:
     """All runs, one after the other: in C order, each row goes on where the one before it ends."""
     cdef BitWriter writer = writer_to(to)
-    cdef uint8_t window[PIECE_BYTES + 8]
+    cdef uint8_t window[PIECE_BYTES + SLACK_BYTES]
     cdef int64_t index[MAX_DIMS]
     cdef int64_t bit = plan.start.bit
     cdef int64_t row, rows
@@ -446,8 +446,8 @@ cdef void spread_bits(uint8_t *to, const uint8_t *bits, tuple shape, tuple noise
         size *= sizes[i]
     if size == 0:
         return
+    memset(&plan, 0, sizeof(plan))
     plan.itemsize = plan.columns = 1
-    plan.on.advance = False
     plan.bits = bits
     # As if each element had a byte: only the order matters.
     arrays[0] = arrays[1] = strides

@@ -1,6 +1,6 @@
 """Owns dropout fused with its neighbours in a network: ReLU before it, a bias and a residual."""
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, llabs
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport llabs
 from libc.string cimport memcpy, memset
 
 cimport numpy as np
@@ -15,6 +15,7 @@ from fastdrop._kernels.table cimport (
 )
 from fastdrop._mask cimport Mask, Request, draw_and_use, mask_of, masked, request_of
 from fastdrop._memory cimport Buffer, new_buffer
+from fastdrop._plan cimport parts
 from fastdrop._threads cimport run
 
 import numpy
@@ -44,37 +45,33 @@ cdef enum:
     SUMMED_SIZE = 1 << 18           # elements that are added up together, where rows allow it
     LEAST_ROW = 1024                # elements that a call of a kernel is worth
     TILE_ROWS = 16                  # of an array with gaps, copied and added up at a time
-    TILE_ROW = 512                  # and elements of each
+    TILE_ROW = 256                  # and elements of each
     PAGE = 4096                     # bytes
     LINE = 64
 
 
 # ---- ReLU ----
 
-cdef Buffer bits_of_all(Mask mask, const uint8_t *bits, uint64_t size):
-    """A bit for each of so many elements, from the bits of the noise shape."""
-    cdef Buffer buffer = new_buffer((size + 7) // 8)
-    spread_bits(buffer.data, bits, mask.shape, mask.noise_shape)
-    return buffer
-
-
 cdef use_relu(Request request, Mask mask, Work *work):
     """Draws the mask, uses it, and leaves it with the bits of what ReLU leaves."""
     cdef stream_key key
     cdef Buffer bits = mask.buffer
-    cdef Buffer left = None
+    cdef Buffer every = mask.buffer
+    cdef Buffer left
     if work.straight:
         draw_and_use(request, mask, work)
     else:
         left = new_buffer((work.size + 7) // 8)
+        if mask.noise_shape is not mask.shape:
+            every = new_buffer((work.size + 7) // 8)
         request.start(mask, &key)
         with nogil:
             draw_bits(&key, 0, mask.size_, bits.data)
-        if mask.noise_shape is not mask.shape:
-            bits = bits_of_all(mask, bits.data, work.size)
+        if every is not bits:
+            spread_bits(every.data, bits.data, mask.shape, mask.noise_shape)
         memset(left.data, 0, (work.size + 7) // 8)
         work.noise_shape = work.shape
-        work.on.bits, work.bits_left = bits.data, left.data
+        work.on.bits, work.bits_left = every.data, left.data
         use_on_arrays(work, NULL)
         mask.noise_shape, mask.size_, mask.buffer = mask.shape, work.size, left
     # ReLU decides on each element, from x: the seed alone does not tell the bits any more.
@@ -134,7 +131,7 @@ def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     cdef int kind = kind_of(from_, "x")
     cdef Mask mask = request.new_mask((<object>from_).shape)
     cdef np.ndarray to = (
-        numpy.empty_like(from_, subok=False) if out is None else held(output_of(out, from_, "x")))
+        numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x"))
     cdef Work work
     look_at(&work, kind, RELU, to, from_, mask.own_noise_shape(), mask.scale)
     use_relu(request, mask, &work)
@@ -205,17 +202,18 @@ cdef np.ndarray repeated(np.ndarray bias, np.ndarray x, uint64_t *period):
     """The bias in the precision of the sums, as the kernel reads it: for at least a step of it,
     and a step beyond its end."""
     cdef object dtype = numpy.float64 if (<object>x).dtype == numpy.float64 else numpy.float32
-    cdef uint64_t columns, there = 0
+    cdef uint64_t columns
     if bias is None or np.PyArray_SIZE(bias) == 0:
         period[0] = STEP
         return minus_zeros_of(dtype)
     columns = np.PyArray_SIZE(bias)
     period[0] = columns * ((STEP + columns - 1) // columns)
     numbers = numpy.empty(period[0] + STEP, dtype)
-    while there < period[0] + STEP:
-        some = min(columns, period[0] + STEP - there)
-        numbers[there:there + some] = bias[:some]
-        there += some
+    numbers[:columns] = bias
+    while columns < period[0] + STEP:
+        some = min(columns, period[0] + STEP - columns)
+        numbers[columns:columns + some] = numbers[:some]
+        columns += some
     return numbers
 
 
@@ -304,7 +302,7 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
     if out is None:
         to = numpy.empty_like(from_, subok=False)
     else:
-        to = held(output_of(out, from_, "x"))
+        to = output_of(out, from_, "x")
         if checked_residual is not None:
             output_of(to, checked_residual, "residual")
     look_at(&work, kind, ADD, to, from_, mask.own_noise_shape(), mask.scale)
@@ -329,6 +327,7 @@ cdef struct Sums:
     uint64_t size
     uint64_t row                    # whole biases, at least what a call of a kernel is worth
     uint64_t rows                   # added up together
+    uint64_t groups                 # of them
     char *sums                      # a row for each group of rows
     int sum_size
     bint plain
@@ -428,11 +427,28 @@ cdef void sum_groups(void *context, int64_t begin, int64_t end) noexcept nogil:
             first += on.size
 
 
-cdef void add_up(const Sums *work, int64_t groups, double *totals, uint64_t columns) noexcept nogil:
+cdef void look_at_sums(Sums *sums, int kind, np.ndarray to, np.ndarray from_, double scale):
+    cdef uint64_t columns = np.PyArray_DIM(from_, np.PyArray_NDIM(from_) - 1)
+    memset(sums, 0, sizeof(Sums))
+    sums.on.kind, sums.on.use, sums.on.scale = kind, SUM, scale
+    sums.on.to, sums.on.from_ = np.PyArray_DATA(to), np.PyArray_DATA(from_)
+    sums.itemsize = np.PyArray_ITEMSIZE(from_)
+    sums.size = np.PyArray_SIZE(from_)
+    sums.plain = is_plain(to) and is_plain(from_)
+    sums.ndim = np.PyArray_NDIM(from_)
+    sums.shape, sums.strides = np.PyArray_DIMS(from_), np.PyArray_STRIDES(from_)
+    sums.row = columns * parts(LEAST_ROW, columns)
+    sums.rows = min(max(SUMMED_SIZE // sums.row, <uint64_t>LEAST_SUMMED_ROWS),
+                    <uint64_t>SUMMED_ROWS)
+    sums.groups = parts(sums.size, sums.rows * sums.row)
+    sums.sum_size = sizeof(double) if kind == KIND_F64 else sizeof(float)
+
+
+cdef void add_up(const Sums *work, double *totals, uint64_t columns) noexcept nogil:
     """The sums of all groups, in their order."""
     cdef float_state saved = float_state_enter()
     cdef uint64_t i, column = 0
-    for i in range(<uint64_t>groups * work.row):
+    for i in range(work.groups * work.row):
         if work.on.kind == KIND_F64:
             totals[column] += (<const double *>work.sums)[i]
         else:
@@ -509,7 +525,7 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
         If the shapes differ, dy has no axis, or out is read-only or overlaps itself or dy. When
         this raises, nothing has changed.
     MemoryError
-        If there is no memory for the results.
+        If there is no memory for the results; nothing has changed then either.
 
     Examples
     --------
@@ -523,19 +539,17 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
     cdef int kind = kind_of(array, "dy")
     cdef Mask checked = mask_of(mask, array, "dy")
     cdef np.ndarray to, totals, dbias
-    cdef Buffer bits, stored
-    cdef Sums work
-    cdef Work product
-    cdef char *block
+    cdef Buffer stored, bits, block
+    cdef Sums sums
+    cdef Work work
     cdef size_t size
     cdef uint64_t columns
-    cdef int64_t groups
     if np.PyArray_NDIM(array) == 0:
         raise ValueError(f"`dy` must have at least one axis, got {shown(array)}")
     if out is None:
         to = numpy.empty_like(array, subok=False)
     else:
-        to = held(output_of(out, array, "dy"))
+        to = output_of(out, array, "dy")
         if np.PyArray_DATA(to) == np.PyArray_DATA(array) and np.PyArray_SIZE(array):
             raise ValueError("`out` must be apart from `dy`, which is the gradient of the residual "
                              "(dropout_grad_ gives that of x alone, in place), got `dy`")
@@ -546,43 +560,32 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
         raise MemoryError(f"unable to allocate sums of {columns} columns") from None
     dbias = numpy.empty(columns, (<object>array).dtype)
     if np.PyArray_SIZE(array):
-        memset(&work, 0, sizeof(work))
-        work.size = np.PyArray_SIZE(array)
-        bits = stored = checked.stored_bits()
+        stored = bits = checked.stored_bits()
         if checked.noise_shape is not checked.shape:
-            bits = bits_of_all(checked, bits.data, work.size)
-        work.on.kind, work.on.use, work.on.scale = kind, SUM, checked.scale
-        work.on.to, work.on.from_ = np.PyArray_DATA(to), np.PyArray_DATA(array)
-        work.on.bits = bits.data
-        work.itemsize = np.PyArray_ITEMSIZE(array)
-        work.plain = is_plain(to) and is_plain(array)
-        work.ndim = np.PyArray_NDIM(array)
-        work.shape, work.strides = np.PyArray_DIMS(array), np.PyArray_STRIDES(array)
-        if not work.plain:
-            # dx in the order of memory, and the sums in that of the indices.
-            look_at(&product, kind, SCALE, to, array, checked.own_noise_shape(), checked.scale)
-            # As in one pass, a NaN becomes quiet.
-            product.on.kind = kind
-            product.on.bits = stored.data
-            use_on_arrays(&product, NULL)
-        work.row = columns * ((LEAST_ROW + columns - 1) // columns)
-        work.rows = min(max(SUMMED_SIZE // work.row, <uint64_t>LEAST_SUMMED_ROWS),
-                        <uint64_t>SUMMED_ROWS)
-        groups = (work.size + work.rows * work.row - 1) // (work.rows * work.row)
-        work.sum_size = sizeof(double) if kind == KIND_F64 else sizeof(float)
-        size = groups * work.row * work.sum_size + PAGE
-        block = <char *>calloc(size, 1)
-        if block == NULL:
-            raise MemoryError(f"unable to allocate {size} bytes")
-        work.sums = block
-        if work.sum_size == work.itemsize:
+            bits = new_buffer((np.PyArray_SIZE(array) + 7) // 8)
+        look_at_sums(&sums, kind, to, array, checked.scale)
+        size = sums.groups * sums.row * sums.sum_size
+        block = new_buffer(size + PAGE)
+        # All memory is there: from here on nothing can fail.
+        memset(block.data, 0, size + PAGE)
+        sums.sums = <char *>block.data
+        if sums.plain and sums.sum_size == sums.itemsize:
             # As far into a line as the elements, so that both have their vectors in whole lines;
             # and half a page from them, since a CPU takes a load for that of what it has just
             # stored where the last twelve bits of the addresses are the same.
-            work.sums += (<uintptr_t>work.on.to + PAGE // 2 - <uintptr_t>block) % PAGE
+            sums.sums += (<uintptr_t>sums.on.to + PAGE // 2 - <uintptr_t>block.data) % PAGE
+        if bits is not stored:
+            spread_bits(bits.data, stored.data, checked.shape, checked.noise_shape)
+        sums.on.bits = bits.data
+        if not sums.plain:
+            # dx in the order of memory, and the sums in that of the indices.
+            look_at(&work, kind, SCALE, to, array, checked.own_noise_shape(), checked.scale)
+            # As in one pass, a NaN becomes quiet.
+            work.on.kind = kind
+            work.on.bits = stored.data
+            use_on_arrays(&work, NULL)
         with nogil:
-            run(sum_groups, &work, groups, work.size)
-            add_up(&work, groups, <double *>np.PyArray_DATA(totals), columns)
-        free(block)
+            run(sum_groups, &sums, sums.groups, sums.size)
+            add_up(&sums, <double *>np.PyArray_DATA(totals), columns)
     round_sums(kind, <const double *>np.PyArray_DATA(totals), np.PyArray_DATA(dbias), columns)
     return to if out is None else out, dbias, array if not isinstance(dy, numpy.ndarray) else dy

@@ -1,5 +1,5 @@
 """Declares the mask to the functions that make and use masks."""
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from numpy cimport ndarray
 
@@ -20,6 +20,8 @@ cdef class Mask:
     cdef Buffer buffer              # None where bits are drawn again when used
     cdef size_t packed_size(self) noexcept nogil
     cdef Buffer stored_bits(self)
+    cdef size_t window_bytes(self) noexcept nogil
+    cdef const uint8_t *some_bits(self, uint64_t first, uint64_t size, Buffer window)
     cdef tuple own_noise_shape(self)
     cdef apply_to(self, int kind, ndarray to, ndarray from_)
 

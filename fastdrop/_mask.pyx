@@ -32,7 +32,7 @@ cdef enum:
     COUNTED = 1 << 24               # elements that are drawn at once to count them
 
 cdef object UINT8 = numpy.dtype(numpy.uint8)
-LARGEST_OFFSET = 2**63
+cdef object LARGEST_OFFSET = 2**63
 
 
 @cython.final
@@ -168,6 +168,20 @@ cdef class Mask:
                 draw_bits(&key, self.offset, self.size_, buffer.data)
         return buffer
 
+    cdef size_t window_bytes(self) noexcept nogil:
+        """What `some_bits` needs."""
+        return min(self.packed_size(), <size_t>COUNTED // 8)
+
+    cdef const uint8_t *some_bits(self, uint64_t first, uint64_t size, Buffer window):
+        """Up to COUNTED bits (first a multiple of it), in the window where they are not stored."""
+        cdef stream_key key
+        if self.buffer is not None:
+            return self.buffer.data + first // 8
+        derive_key(&key, &self.draw, self.rate)
+        with nogil:
+            draw_bits(&key, self.offset + first, size, window.data)
+        return window.data
+
     cdef tuple own_noise_shape(self):
         """None for a bit for each element."""
         return None if self.noise_shape is self.shape else self.noise_shape
@@ -198,22 +212,16 @@ cdef class Mask:
         >>> fastdrop.draw_mask(16384, 0.2, seed=0).count()
         13066
         """
-        cdef stream_key key
-        cdef Buffer window
+        cdef Buffer window = new_buffer(self.window_bytes())
+        cdef const uint8_t *bits
         cdef uint64_t some, first = 0, total = 0
-        if self.buffer is not None:
-            with nogil:
-                total = count_ones(self.buffer.data, self.packed_size())
-            return total
-        window = new_buffer(min(self.packed_size(), <size_t>COUNTED // 8))
-        derive_key(&key, &self.draw, self.rate)
         while first < self.size_:
             # A mask without bits can be of any size, and take years.
             PyErr_CheckSignals()
             some = min(self.size_ - first, <uint64_t>COUNTED)
+            bits = self.some_bits(first, some, window)
             with nogil:
-                draw_bits(&key, self.offset + first, some, window.data)
-                total += count_ones(window.data, (some + 7) // 8)
+                total += count_ones(bits, (some + 7) // 8)
             first += some
         return total
 
@@ -302,7 +310,8 @@ cdef class Mask:
 
     def __eq__(self, other):
         cdef Mask a = self, b
-        cdef Buffer a_bits, b_bits
+        cdef Buffer a_window, b_window
+        cdef uint64_t some, first = 0
         if not isinstance(other, Mask):
             return NotImplemented
         b = other
@@ -314,8 +323,19 @@ cdef class Mask:
         if a.buffer is None and b.buffer is None and (
                 (a.seed, a.step, a.offset) == (b.seed, b.step, b.offset)):
             return True
-        a_bits, b_bits = a.stored_bits(), b.stored_bits()
-        return memcmp(a_bits.data, b_bits.data, a.packed_size()) == 0
+        if a.buffer is not None and b.buffer is not None:
+            return memcmp(a.buffer.data, b.buffer.data, a.packed_size()) == 0
+        a_window = new_buffer(a.window_bytes())
+        b_window = new_buffer(a.window_bytes())
+        while first < a.size_:
+            # A mask without bits can be of any size, and take years.
+            PyErr_CheckSignals()
+            some = min(a.size_ - first, <uint64_t>COUNTED)
+            if memcmp(a.some_bits(first, some, a_window), b.some_bits(first, some, b_window),
+                      (some + 7) // 8) != 0:
+                return False
+            first += some
+        return True
 
     __hash__ = None
 

@@ -9,9 +9,12 @@ cdef enum:
     MAX_DIMS = 64                   # NumPy's own limit, 32 before NumPy 2
     PIECE = 16384                   # elements used at a time
     PIECE_BYTES = 2048              # and their bits
-    GATHERED = 2048                 # elements gathered at a time at most
+    GATHERED = 1024                 # elements gathered at a time at most
     TILE = 64                       # runs whose bits are transposed at once
-    TILE_WORDS = 128                # and words of bits of each
+    TILE_WORDS = 32                 # and words of bits of each
+    # Behind the bits of a window, since they are read in words and a byte more.
+    SLACK_BYTES = 16
+    SLACK_WORDS = 2
 
 cdef enum:
     # The arrays that are walked, and how many they are.

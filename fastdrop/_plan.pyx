@@ -20,7 +20,7 @@ from libc.stdint cimport int64_t
 from numpy cimport npy_intp
 
 cdef enum:
-    TILE_ROW = 8192                 # elements of each run whose bits are transposed
+    TILE_ROW = 2048                 # elements of each run whose bits are transposed
     LONG_ROW = 2048                 # bits from which a repeated row is cheaper applied as it lies
     LONG_SPREAD = 1024              # elements from which a bit is cheaper applied as one run
     SHORT_ROW = 64                  # elements up to which several rows are better taken together

@@ -15,7 +15,7 @@
 
 #define POOL_MAX_WORKERS 255
 
-/* The kernels' frames take less than a tenth of it. The system's own choice may be too little for
+/* The frames below a task take less than a tenth of it (test_fused.py). The system's own choice may be too little for
    them, and much more than that would be missed where address space is short. */
 #define POOL_STACK_BYTES (1 << 20)
 

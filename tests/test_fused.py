@@ -7,6 +7,7 @@ Sums are compared with exact ones, and with themselves on other instruction sets
 
 import itertools
 import math
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -546,7 +547,7 @@ def random_view(content, rng):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     "shape",
-    [(71, 33), (600, 700), (9, 128, 200), (70, 8, 9, 65), (5, 30_000), (40_000, 7)],
+    [(71, 33), (600, 700), (9, 128, 200), (70, 8, 9, 65), (5, 30_000), (40_000, 7), (9000, 2)],
     ids=str,
 )
 def test_any_strides(isa, shape, threads):
@@ -572,3 +573,44 @@ def test_any_strides(isa, shape, threads):
             assert_same_bits(dx, reference.dropout(content, kept, 1 / 0.7))
             # The order of the sums is that of the indices, whatever that of memory is.
             assert_same_bits(dbias, fastdrop.bias_dropout_add_grad(content, mask)[1])
+
+
+def test_a_bias_of_two_backwards(isa):
+    """Of two columns, the one before is the one after too."""
+    y = np.zeros((20_000, 2))[::-1, ::-1]
+    fastdrop.bias_dropout_add(y, np.array([100.0, -1000.0]), None, 0.0, seed=1, out=y)
+    np.testing.assert_array_equal(y, np.broadcast_to([100.0, -1000.0], y.shape))
+
+
+@each_dtype
+def test_gradient_into_an_array_at_an_odd_address(isa, dtype):
+    dy = finite(dtype, (64, 64))
+    mask = fastdrop.draw_mask(dy.shape, 0.2, seed=3)
+    out = np.ndarray(dy.shape, dtype, np.zeros(dy.nbytes + 1, np.uint8).data, 1)
+    _, dbias, _ = fastdrop.bias_dropout_add_grad(dy, mask, out=out)
+    expected, expected_dbias, _ = fastdrop.bias_dropout_add_grad(dy, mask)
+    assert_same_bits(out.copy(), expected)
+    assert_same_bits(dbias, expected_dbias)
+
+
+def test_threads_with_little_stack():
+    """As some systems give: every operation, where it needs the most."""
+    wide, tall = finite(np.dtype(np.float64), (300, 700)), np.ones((400, 300)).T
+    bias = np.ones(700)
+
+    def call():
+        fastdrop.dropout(tall, 0.2)
+        fastdrop.relu_dropout(tall[::2], 0.2, out=np.asfortranarray(tall[::2]))
+        y, mask = fastdrop.bias_dropout_add(wide[:, ::-2], bias[::2], wide[:, ::2], 0.2)
+        fastdrop.bias_dropout_add_grad(np.asfortranarray(y), mask)
+        finished.append(True)
+
+    finished = []
+    before = threading.stack_size(128 * 1024)
+    try:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(before)
+    assert finished

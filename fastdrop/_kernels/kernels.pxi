@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memmove, memset
 from fastdrop._kernels.table cimport (
     ADD, ALL_KEPT, BLOCK, GOLDEN, LANE_MULTIPLES, KIND_BF16, KIND_F16, KIND_F32, KIND_F64,
     KIND_W16, KIND_W32, KIND_W64, MIX_FIRST, MIX_SECOND, RELU, SCALE, SUM, SURE_PLANES,
-    TABLE_CAPSULE, VECTOR, VECTOR_BYTES, kernel_table, mix64, operands, stream_key,
+    TABLE_CAPSULE, VECTOR, VECTOR_BYTES, kernel_table, operands, stream_key,
 )
 
 include "vocabulary.pxi"
@@ -138,7 +138,7 @@ cdef inline void keep_scale(element *to, const element *from_, keep32 keep,
 
 
 cdef inline keep32 positive(keep32 keep, const element *from_) noexcept nogil:
-    """Nor a sign."""
+    """ReLU, which words of bits do not know."""
     if element is f16:
         return keep32_positive_f16(keep, from_)
     elif element is bf16:
@@ -153,7 +153,7 @@ cdef inline keep32 positive(keep32 keep, const element *from_) noexcept nogil:
 
 cdef inline void keep_scale_add(element *to, const element *from_, const void *bias,
                                 const void *residual, keep32 keep, double scale) noexcept nogil:
-    """And nothing is added to them."""
+    """Nor do they know this, and the next."""
     if element is f16:
         keep_scale_add_f16(to, from_, <const float *>bias, <const f16 *>residual, keep,
                            <float>scale)
@@ -392,13 +392,13 @@ cdef inline void use_typed(int use, const stream_key *key, uint64_t first, opera
             on.bits = &window[0]
             on.bit = 0
         size -= on.size
+        first += on.size
         if key != NULL:
             if 0 < key.threshold < ALL_KEPT:
-                draw_use(use, key, first, &on, typed)
+                draw_use(use, key, first - on.size, &on, typed)
             else:
-                draw(key, first, on.size, on.bits)
+                draw(key, first - on.size, on.size, on.bits)
         use_bits(use, &on, typed)
-        first += WINDOW
 
 
 # ---- The table ----

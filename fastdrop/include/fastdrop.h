@@ -108,11 +108,12 @@ static inline int fastdrop_serves(const fastdrop_api *api) {
 
 /* The mask's shape, for an array: where an entry is 1 a decision is shared along the dimension, and
    where it is -1 or the size there, it is not. Fewer entries than dimensions, none of them -1, are
-   for the last ones, and decisions are shared along the others. Any other entry: no status of 0. */
+   for the last ones, and decisions are shared along the others. FASTDROP_BAD_NOISE_SHAPE for any
+   other entry. */
 static inline int fastdrop_fit_noise_shape(int ndim, const int64_t *shape, int count,
                                            const int64_t *entries, int64_t *noise_shape) {
     int i;
-    if (count > ndim)
+    if (count < 0 || count > ndim)
         return FASTDROP_BAD_NOISE_SHAPE;
     for (i = 0; i < ndim; i++) {
         int64_t entry = i < ndim - count ? 1 : entries[i - (ndim - count)];
