@@ -21,7 +21,8 @@ cdef class Mask:
     cdef size_t packed_size(self) noexcept nogil
     cdef Buffer stored_bits(self)
     cdef size_t window_bytes(self) noexcept nogil
-    cdef const uint8_t *some_bits(self, uint64_t first, uint64_t size, Buffer window)
+    cdef const uint8_t *some_bits(self, uint64_t first, uint64_t size,
+                                  Buffer window) except NULL
     cdef tuple own_noise_shape(self)
     cdef apply_to(self, int kind, ndarray to, ndarray from_)
 

@@ -172,11 +172,14 @@ cdef class Mask:
         """What `some_bits` needs."""
         return min(self.packed_size(), <size_t>COUNTED // 8)
 
-    cdef const uint8_t *some_bits(self, uint64_t first, uint64_t size, Buffer window):
+    cdef const uint8_t *some_bits(self, uint64_t first, uint64_t size,
+                                  Buffer window) except NULL:
         """Up to COUNTED bits (first a multiple of it), in the window where they are not stored."""
         cdef stream_key key
         if self.buffer is not None:
             return self.buffer.data + first // 8
+        # A mask without bits can be of any size, and take years.
+        PyErr_CheckSignals()
         derive_key(&key, &self.draw, self.rate)
         with nogil:
             draw_bits(&key, self.offset + first, size, window.data)
@@ -216,8 +219,6 @@ cdef class Mask:
         cdef const uint8_t *bits
         cdef uint64_t some, first = 0, total = 0
         while first < self.size_:
-            # A mask without bits can be of any size, and take years.
-            PyErr_CheckSignals()
             some = min(self.size_ - first, <uint64_t>COUNTED)
             bits = self.some_bits(first, some, window)
             with nogil:
@@ -328,8 +329,6 @@ cdef class Mask:
         a_window = new_buffer(a.window_bytes())
         b_window = new_buffer(a.window_bytes())
         while first < a.size_:
-            # A mask without bits can be of any size, and take years.
-            PyErr_CheckSignals()
             some = min(a.size_ - first, <uint64_t>COUNTED)
             if memcmp(a.some_bits(first, some, a_window), b.some_bits(first, some, b_window),
                       (some + 7) // 8) != 0:

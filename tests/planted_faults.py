@@ -473,8 +473,8 @@ FAULTS = [
     Fault(
         "how many rows are added up together depends on the threads",
         "fastdrop/_fused.pyx",
-        "                        <uint64_t>SUMMED_ROWS)",
-        "                        <uint64_t>__import__('fastdrop').get_num_threads())",
+        "                    <uint64_t>SUMMED_ROWS)",
+        "                    <uint64_t>__import__('fastdrop').get_num_threads())",
         ("test_fused.py::test_sums_are_the_same_everywhere",),
     ),
     Fault(
@@ -738,7 +738,7 @@ FAULTS = [
     Fault(
         "counting what is not stored hears no signal",
         MASK,
-        "            PyErr_CheckSignals()\n",
+        "        PyErr_CheckSignals()\n",
         "",
         ("test_threads.py::test_counting_what_is_not_stored_can_be_interrupted",),
     ),
