@@ -8,6 +8,9 @@
 True
 """
 
+# Ahead of the compiled modules: where NumPy is broken, Cython's error would hide NumPy's own.
+import numpy as _numpy  # noqa: F401
+
 from fastdrop import _compiled
 
 _compiled.check()
