@@ -6,9 +6,9 @@
 
    or passes the address in the capsule `fastdrop._C_API` on to code that knows nothing of Python,
    and asks fastdrop_serves there. The functions need no GIL, and any thread with 128 KiB of stack
-   may call them. They allocate nothing, but for a mask that is not stored and whose bits are not in the order of the
-   elements in memory. They check numbers and shapes, not pointers, and leave memory as it was where
-   they return an error.
+   may call them. They allocate nothing, but for a mask that is not stored and whose bits are not in
+   the order of the elements in memory. They check numbers and shapes, not pointers, and leave memory
+   as it was where they return an error.
 
    Versions: a newer fastdrop serves what was compiled with this header. An older one has a smaller
    FASTDROP_API_VERSION, and is refused. Functions are only ever added at the end.
