@@ -360,8 +360,8 @@ def test_a_crafted_pickle_of_a_huge_mask_takes_no_memory_until_it_is_used():
     assert (mask.size, mask.nbytes) == (2**60, 0)
     with pytest.raises(MemoryError):
         mask.unpack()
-    with pytest.raises(MemoryError):
-        assert mask == crafted(shape=(2**60,), noise_shape=(2**60,), bits=None)
+    # Compared a window at a time, as far as the first difference.
+    assert mask != crafted(shape=(2**60,), noise_shape=(2**60,), bits=None)
 
 
 # Sizes, strides and offsets at the ends of 64 bits.

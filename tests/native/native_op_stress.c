@@ -466,7 +466,11 @@ static void drop(const TF_OpKernelConstruction *like, int ndim, const int64_t *s
 
     for (int i = 0; i < ndim; i++)
         of.shape[i] = shape[i];
-    CHECK(fit_noise_shape(op, &of));
+    memcpy(of.noise_shape, of.shape, sizeof of.shape);
+    if (((operation *)op)->rank >= 0)
+        CHECK(fastdrop_fit_noise_shape(ndim, of.shape, (int)((operation *)op)->rank,
+                                       ((operation *)op)->noise_shape, of.noise_shape)
+              == FASTDROP_OK);
     const fastdrop_seed seed = {.low = 7, .high = words == 3 ? 9 : 0, .step = 8};
     const char *y = TF_TensorData(there.outputs[0]), *dx = TF_TensorData(again.outputs[0]);
     const char *x = TF_TensorData(kept_x);
