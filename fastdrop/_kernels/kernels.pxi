@@ -105,30 +105,28 @@ cdef inline void next_decisions(Lanes *lanes, uint64_t threshold, uint8_t *bits,
     while digits != 0 and (sure > 0 or u64x8_any(undecided)):
         next_plane(lanes, &digits, &kept, &undecided)
         sure -= 1
-        if use != NOTHING and 0 < GROUPS_BETWEEN_PLANES <= groups:
+        if use != NOTHING and 0 < GROUPS_BETWEEN_PLANES <= groups and not on.streaming:
             for i in range(GROUPS_BETWEEN_PLANES):
-                use_group(use, on, typed)
+                use_group(use, False, on, typed)
             groups -= GROUPS_BETWEEN_PLANES
     u64x8_store(bits, kept)
     if use != NOTHING:
-        while groups > 0:
-            use_group(use, on, typed)
-            groups -= 1
+        use_groups(use, on, groups, typed)
 
 
 # ---- Using decisions on elements ----
 
 cdef inline void keep_scale(element *to, const element *from_, keep32 keep,
-                            double scale) noexcept nogil:
+                            const operands *on) noexcept nogil:
     """Words of bits have no scale."""
     if element is f16:
-        keep_scale_f16(to, from_, keep, <float>scale)
+        keep_scale_f16(to, from_, keep, on.scale_f32)
     elif element is bf16:
-        keep_scale_bf16(to, from_, keep, <float>scale)
+        keep_scale_bf16(to, from_, keep, on.scale_f32)
     elif element is float:
-        keep_scale_f32(to, from_, keep, <float>scale)
+        keep_scale_f32(to, from_, keep, on.scale_f32)
     elif element is double:
-        keep_scale_f64(to, from_, keep, scale)
+        keep_scale_f64(to, from_, keep, on.scale)
     elif element is uint16_t:
         keep_w16(to, from_, keep)
     elif element is uint32_t:
@@ -151,32 +149,30 @@ cdef inline keep32 positive(keep32 keep, const element *from_) noexcept nogil:
         return keep
 
 
-cdef inline void keep_scale_add(element *to, const element *from_, const void *bias,
-                                const void *residual, keep32 keep, double scale) noexcept nogil:
+cdef inline void keep_scale_add(element *to, const element *from_, const void *bias, keep32 keep,
+                                const operands *on) noexcept nogil:
     """Nor do they know this, and the next."""
+    cdef const element *residual = <const element *>on.residual
     if element is f16:
-        keep_scale_add_f16(to, from_, <const float *>bias, <const f16 *>residual, keep,
-                           <float>scale)
+        keep_scale_add_f16(to, from_, <const float *>bias, residual, keep, on.scale_f32)
     elif element is bf16:
-        keep_scale_add_bf16(to, from_, <const float *>bias, <const bf16 *>residual, keep,
-                            <float>scale)
+        keep_scale_add_bf16(to, from_, <const float *>bias, residual, keep, on.scale_f32)
     elif element is float:
-        keep_scale_add_f32(to, from_, <const float *>bias, <const float *>residual, keep,
-                           <float>scale)
+        keep_scale_add_f32(to, from_, <const float *>bias, residual, keep, on.scale_f32)
     elif element is double:
-        keep_scale_add_f64(to, from_, <const double *>bias, <const double *>residual, keep, scale)
+        keep_scale_add_f64(to, from_, <const double *>bias, residual, keep, on.scale)
 
 
-cdef inline void keep_scale_sum(element *to, const element *from_, void *sums, keep32 keep,
-                                double scale) noexcept nogil:
+cdef inline void keep_scale_sum(element *to, const element *from_, keep32 keep,
+                                const operands *on) noexcept nogil:
     if element is f16:
-        keep_scale_sum_f16(to, from_, <float *>sums, keep, <float>scale)
+        keep_scale_sum_f16(to, from_, <float *>on.sums, keep, on.scale_f32)
     elif element is bf16:
-        keep_scale_sum_bf16(to, from_, <float *>sums, keep, <float>scale)
+        keep_scale_sum_bf16(to, from_, <float *>on.sums, keep, on.scale_f32)
     elif element is float:
-        keep_scale_sum_f32(to, from_, <float *>sums, keep, <float>scale)
+        keep_scale_sum_f32(to, from_, <float *>on.sums, keep, on.scale_f32)
     elif element is double:
-        keep_scale_sum_f64(to, from_, <double *>sums, keep, scale)
+        keep_scale_sum_f64(to, from_, <double *>on.sums, keep, on.scale)
 
 
 cdef inline uint64_t sum_size(const element *typed) noexcept nogil:
@@ -188,7 +184,11 @@ cdef inline void go_on(int use, operands *on, uint64_t count, const element *typ
     """Up to 32 elements further."""
     on.to = <element *>on.to + count
     on.from_ = <const element *>on.from_ + count
-    on.bit += count
+    on.bits += count // 8
+    if count % 8:
+        on.bit += count % 8
+        on.bits += on.bit // 8
+        on.bit %= 8
     on.size -= count
     if use == ADD:
         if on.advance:
@@ -200,27 +200,37 @@ cdef inline void go_on(int use, operands *on, uint64_t count, const element *typ
         on.sums = <char *>on.sums + count * sum_size(typed)
 
 
-cdef inline void use_group(int use, operands *on, const element *typed) noexcept nogil:
+cdef inline void use_group(int use, bint streaming, operands *on,
+                           const element *typed) noexcept nogil:
     """Uses bits on thirty-two elements, out of eight bytes of them."""
     cdef element line[GROUP]
-    cdef element *to = &line[0] if on.streaming else <element *>on.to
+    cdef element *to = &line[0] if streaming else <element *>on.to
     cdef const element *from_ = <const element *>on.from_
-    cdef uint8_t *bits = on.bits + on.bit // 8
-    cdef keep32 keep = keep32_load_at(bits, on.bit % 8)
+    cdef keep32 keep = keep32_load_at(on.bits, on.bit)
     if use == SCALE:
-        keep_scale(to, from_, keep, on.scale)
+        keep_scale(to, from_, keep, on)
     elif use == RELU:
         keep = positive(keep, from_)
-        keep32_store(bits, keep)
-        keep_scale(to, from_, keep, on.scale)
+        keep32_store(on.bits, keep)
+        keep_scale(to, from_, keep, on)
     elif use == ADD:
-        keep_scale_add(to, from_, <const char *>on.bias + on.column * sum_size(typed),
-                       on.residual, keep, on.scale)
+        keep_scale_add(to, from_, <const char *>on.bias + on.column * sum_size(typed), keep, on)
     elif use == SUM:
-        keep_scale_sum(to, from_, on.sums, keep, on.scale)
-    if on.streaming:
+        keep_scale_sum(to, from_, keep, on)
+    if streaming:
         stream_lines(on.to, line, sizeof(line))
     go_on(use, on, GROUP, typed)
+
+
+cdef inline void use_groups(int use, operands *on, int64_t groups,
+                            const element *typed) noexcept nogil:
+    cdef int64_t i
+    if on.streaming:
+        for i in range(groups):
+            use_group(use, True, on, typed)
+    else:
+        for i in range(groups):
+            use_group(use, False, on, typed)
 
 
 cdef void copy_bits(uint8_t *to, const uint8_t *from_, uint64_t offset,
@@ -263,7 +273,6 @@ cdef void use_part(int use, operands on, uint64_t count, const element *typed) n
     part.from_ = &elements[0]
     part.bits = &bits[0]
     part.bit = 0
-    part.streaming = False
     memset(bits, 0, sizeof(bits))
     copy_bits(bits, on.bits, on.bit, count)
     memset(elements, 0, sizeof(elements))
@@ -276,10 +285,10 @@ cdef void use_part(int use, operands on, uint64_t count, const element *typed) n
         part.sums = &sums[0]
         memset(sums, 0, sizeof(sums))
         memcpy(sums, on.sums, count * sum_size(typed))
-    use_group(use, &part, typed)
+    use_group(use, False, &part, typed)
     memcpy(on.to, elements, count * sizeof(element))
     if use == RELU:
-        copy_bits(on.bits + on.bit // 8, bits, 0, count)
+        copy_bits(on.bits, bits, 0, count)
     elif use == SUM:
         memcpy(on.sums, sums, count * sum_size(typed))
 
@@ -308,8 +317,8 @@ cdef inline void use_from_line(int use, operands *on, const element *typed) noex
 cdef inline void use_bits(int use, operands *on, const element *typed) noexcept nogil:
     cdef uint64_t count
     use_from_line(use, on, typed)
-    while on.size >= 2 * GROUP:  # so that eight bytes of bits are there
-        use_group(use, on, typed)
+    # Of eight bytes of bits each time, all of them there.
+    use_groups(use, on, <int64_t>(on.size // GROUP) - 1, typed)
     while on.size:
         count = min(on.size, <uint64_t>GROUP)
         use_part(use, on[0], count, typed)
@@ -339,8 +348,9 @@ cdef inline void draw_use(int use, const stream_key *key, uint64_t first, operan
         if use != NOTHING and drawn:
             if on.size == size:
                 use_from_line(use, on, typed)
-            # Of bits that are drawn, and eight bytes of them to the last.
-            groups = min(<int64_t>(drawn - (size - on.size)) // GROUP - 1, <int64_t>GROUPS)
+            # Not of the vector that was stored last: a load of eight bytes that meets a store still
+            # under way waits for it.
+            groups = min((<int64_t>(drawn - (size - on.size)) - VECTOR) // GROUP - 1, <int64_t>GROUPS)
         count = min(size - drawn, VECTOR - skip)
         next_decisions(&lanes, key.threshold, bits if count == VECTOR else part, use, groups, on,
                        typed)
@@ -380,6 +390,10 @@ cdef inline void use_typed(int use, const stream_key *key, uint64_t first, opera
     cdef uint8_t window[WINDOW_BYTES]
     cdef bint wanted = on.bits != NULL
     cdef uint64_t size = on.size
+    on.scale_f32 = <float>on.scale
+    if wanted:
+        on.bits += on.bit // 8
+        on.bit %= 8
     if key != NULL and key.threshold == 0 and use == SCALE:
         if wanted:
             draw(key, first, size, on.bits)

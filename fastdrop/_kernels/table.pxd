@@ -32,6 +32,7 @@ cdef extern from "table.h" nogil:
         uint8_t *bits
         uint64_t bit
         double scale
+        float scale_f32
         const void *bias
         uint64_t period
         uint64_t column
