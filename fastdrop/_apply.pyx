@@ -366,14 +366,6 @@ cdef void use_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
     kernels.use(flat.key, first, &on)
 
 
-cdef void use_flat(Work *work, const stream_key *key) noexcept nogil:
-    cdef Flat flat
-    flat.on, flat.key, flat.itemsize = &work.on, key, work.itemsize
-    work.on.streaming = (
-        work.on.to != work.on.from_ and work.size * work.itemsize >= STREAMED_BYTES)
-    run(use_blocks, &flat, parts(work.size, BLOCK), work.size)
-
-
 cdef void use_planned(Work *work) noexcept nogil:
     cdef Plan plan
     cdef int64_t pieces
@@ -395,11 +387,14 @@ cdef void use_planned(Work *work) noexcept nogil:
 cdef void use_on(Work *work, const stream_key *key) noexcept nogil:
     """Uses the mask that is there, or with a key draws it before; the bits are NULL only where they
     are not wanted and all is straight."""
+    cdef Flat flat
     cdef uint64_t bits = 1
     cdef int i
     if work.straight:
-        if work.size:
-            use_flat(work, key)
+        flat.on, flat.key, flat.itemsize = &work.on, key, work.itemsize
+        work.on.streaming = (
+            work.on.to != work.on.from_ and work.size * work.itemsize >= STREAMED_BYTES)
+        run(use_blocks, &flat, parts(work.size, BLOCK), work.size)
         return
     if key != NULL:
         for i in range(work.ndim):

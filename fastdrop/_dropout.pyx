@@ -1,22 +1,14 @@
 """Owns dropout itself: from a user's array to the same array, dropped and scaled, and its mask."""
 cimport numpy as np
 
-from fastdrop._apply cimport Work, look_at
+from fastdrop._apply cimport Work, look_at, use_on_arrays
 from fastdrop._arguments cimport held, inplace_of, input_of, kind_of, output_of
-from fastdrop._kernels.table cimport SCALE
-from fastdrop._mask cimport Mask, Request, draw_and_use, request_of
+from fastdrop._kernels.table cimport SCALE, stream_key
+from fastdrop._mask cimport Mask, Request, request_of
 
 import numpy
 
 np.import_array()
-
-
-cdef Mask drop(Request request, int kind, np.ndarray to, np.ndarray from_):
-    cdef Work work
-    cdef Mask mask = request.new_mask((<object>from_).shape)
-    look_at(&work, kind, SCALE, to, from_, mask.own_noise_shape(), mask.scale)
-    draw_and_use(request, mask, &work)
-    return mask
 
 
 def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
@@ -92,7 +84,12 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
     cdef int kind = kind_of(from_, "x")
     cdef np.ndarray to = (
         numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x"))
-    cdef Mask mask = drop(request, kind, to, from_)
+    cdef Mask mask = request.new_mask((<object>from_).shape)
+    cdef Work work
+    cdef stream_key key
+    look_at(&work, kind, SCALE, to, from_, mask.own_noise_shape(), mask.scale)
+    request.prepare(mask, &work, &key)
+    use_on_arrays(&work, &key)
     return to if out is None else out, mask
 
 
@@ -138,4 +135,11 @@ def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, store_mask=Tru
     """
     cdef Request request = request_of(rate, seed, noise_shape, scale, store_mask)
     cdef np.ndarray array = inplace_of(x, "x")
-    return drop(request, kind_of(array, "x"), array, array)
+    cdef int kind = kind_of(array, "x")
+    cdef Mask mask = request.new_mask((<object>array).shape)
+    cdef Work work
+    cdef stream_key key
+    look_at(&work, kind, SCALE, array, array, mask.own_noise_shape(), mask.scale)
+    request.prepare(mask, &work, &key)
+    use_on_arrays(&work, &key)
+    return mask

@@ -13,7 +13,7 @@ from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport (
     ADD, KIND_F16, KIND_F32, KIND_F64, RELU, SCALE, SUM, operands, stream_key,
 )
-from fastdrop._mask cimport Mask, Request, draw_and_use, mask_of, masked, request_of
+from fastdrop._mask cimport Mask, Request, mask_of, masked, request_of
 from fastdrop._memory cimport Buffer, new_buffer
 from fastdrop._plan cimport parts
 from fastdrop._threads cimport run
@@ -59,12 +59,13 @@ cdef use_relu(Request request, Mask mask, Work *work):
     cdef Buffer every = mask.buffer
     cdef Buffer left
     if work.straight:
-        draw_and_use(request, mask, work)
+        request.prepare(mask, work, &key)
+        use_on_arrays(work, &key)
     else:
         left = new_buffer((work.size + 7) // 8)
         if mask.noise_shape is not mask.shape:
             every = new_buffer((work.size + 7) // 8)
-        request.start(mask, &key)
+        request.take_key(mask, &key)
         with nogil:
             draw_bits(&key, 0, mask.size_, bits.data)
         if every is not bits:
@@ -288,6 +289,7 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
     cdef int kind
     cdef Mask mask
     cdef Work work
+    cdef stream_key key
     from_ = held(from_)
     checked_bias = None if checked_bias is None else held(checked_bias)
     checked_residual = None if checked_residual is None else held(checked_residual)
@@ -315,7 +317,8 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
         work.on.residual = np.PyArray_DATA(zeros)
     else:
         look_at_residual(&work, checked_residual)
-    draw_and_use(request, mask, &work)
+    request.prepare(mask, &work, &key)
+    use_on_arrays(&work, &key)
     return to if out is None else out, mask
 
 

@@ -34,10 +34,11 @@ cdef class Request:
     cdef Stream stream              # None where the seed is fixed
     cdef fastdrop_seed draw         # then
     cdef Mask new_mask(self, tuple shape)
-    cdef void start(self, Mask mask, stream_key *key) except *
+    cdef Buffer temporary           # the bits of a mask that does not store them, during the call
+    cdef void prepare(self, Mask mask, Work *work, stream_key *key) except *
+    cdef void take_key(self, Mask mask, stream_key *key) except *
 
 cdef Request request_of(object rate, object seed, object noise_shape, object scale,
                         object store_mask)
-cdef draw_and_use(Request request, Mask mask, Work *work)
 cdef Mask mask_of(object mask, ndarray x, str name)
 cdef masked(object mask, object x, object out, str name)

@@ -392,7 +392,17 @@ cdef class Request:
             mask.buffer = new_buffer(mask.packed_size())
         return mask
 
-    cdef void start(self, Mask mask, stream_key *key) except *:
+    cdef void prepare(self, Mask mask, Work *work, stream_key *key) except *:
+        """Gives the work its bits and takes the step; what remains is `use_on_arrays`."""
+        if mask.buffer is not None:
+            work.on.bits = mask.buffer.data
+        elif not work.straight:
+            # Their order is not that of the elements: all are drawn first.
+            self.temporary = new_buffer(mask.packed_size())
+            work.on.bits = self.temporary.data
+        self.take_key(mask, key)
+
+    cdef void take_key(self, Mask mask, stream_key *key) except *:
         """Takes the step: the last thing that may fail."""
         mask.draw = self.draw
         take_step(self.stream, &mask.draw)
@@ -410,18 +420,6 @@ cdef Request request_of(object rate, object seed, object noise_shape, object sca
     request.stored = flag_of(store_mask, "store_mask")
     request.stream = stream_of(seed, &request.draw)
     return request
-
-
-cdef draw_and_use(Request request, Mask mask, Work *work):
-    """Draws the mask and uses it: what changes arrays, and cannot fail after it has begun."""
-    cdef stream_key key
-    cdef Buffer drawn = mask.buffer
-    if drawn is None and not work.straight:
-        # Bits in another order than the elements: drawn before, and forgotten after.
-        drawn = new_buffer(mask.packed_size())
-    request.start(mask, &key)
-    work.on.bits = NULL if drawn is None else drawn.data
-    use_on_arrays(work, &key)
 
 
 cdef object offset_of(object offset, uint64_t size):
@@ -481,7 +479,7 @@ def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
     mask = request.new_mask(checked_shape)
     if offset is not 0:
         mask.offset = offset_of(offset, mask.size_)
-    request.start(mask, &key)
+    request.take_key(mask, &key)
     if mask.buffer is None:
         return mask
     if mask.size_ <= BLOCK:  # releasing the GIL costs more than a small call may

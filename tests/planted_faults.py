@@ -721,8 +721,8 @@ FAULTS = [
     Fault(
         "a signal is heard when arrays have changed",
         MASK,
-        "    use_on_arrays(work, &key)\n",
-        "    use_on_arrays(work, &key)\n    PyErr_CheckSignals()\n",
+        "            use_on_arrays(&work, &key)\n",
+        "            use_on_arrays(&work, &key)\n            PyErr_CheckSignals()\n",
         ("test_threads.py::test_an_interrupted_call_has_changed_nothing_or_is_done",),
     ),
     Fault(

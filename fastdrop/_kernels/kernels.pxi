@@ -329,8 +329,10 @@ cdef inline void use_bits(int use, operands *on, const element *typed) noexcept 
 
 cdef inline void draw_use(int use, const stream_key *key, uint64_t first, operands *on,
                           const element *typed) noexcept nogil:
-    """Draws the bits of elements first .. first + size - 1 (first a multiple of 8, and of 4096
-    where there is a use), and uses all but the last of them."""
+    """Draws the bits of elements first .. first + size - 1, unless the key is NULL, and uses them.
+
+    `first` is a multiple of 8, and of 4096 where there is a use.
+    """
     cdef uint8_t part[VECTOR_BYTES]
     cdef uint8_t *bits = on.bits
     cdef uint64_t vector = first // VECTOR
@@ -338,7 +340,11 @@ cdef inline void draw_use(int use, const stream_key *key, uint64_t first, operan
     cdef uint64_t size = on.size
     cdef uint64_t count, drawn = 0
     cdef int64_t groups = 0
-    cdef Lanes lanes = lanes_of_block(key, first // BLOCK)
+    cdef Lanes lanes
+    if key == NULL:
+        drawn = size
+    else:
+        lanes = lanes_of_block(key, first // BLOCK)
     if use == NOTHING:
         for count in range(first % BLOCK // VECTOR):
             next_decisions(&lanes, key.threshold, part, NOTHING, 0, on, typed)
@@ -360,6 +366,8 @@ cdef inline void draw_use(int use, const stream_key *key, uint64_t first, operan
         drawn += count
         vector += 1
         skip = 0
+    if use != NOTHING:
+        use_bits(use, on, typed)
 
 
 cdef void draw(const stream_key *key, uint64_t first, uint64_t size, uint8_t *bits) noexcept nogil:
@@ -385,77 +393,72 @@ cdef void draw(const stream_key *key, uint64_t first, uint64_t size, uint8_t *bi
             size -= count
 
 
-cdef inline void use_typed(int use, const stream_key *key, uint64_t first, operands on,
-                           const element *typed) noexcept nogil:
+cdef void use_typed(const stream_key *key, uint64_t first, operands on,
+                    const element *typed) noexcept nogil:
+    """Uses bits on elements of one type, by the code for their use; word types know SCALE only."""
     cdef uint8_t window[WINDOW_BYTES]
     cdef bint wanted = on.bits != NULL
-    cdef uint64_t size = on.size
+    cdef bint none_kept = key != NULL and key.threshold == 0
+    cdef bint all_kept = key != NULL and key.threshold >= ALL_KEPT
+    cdef const stream_key *lanes_key = key
+    cdef uint64_t count, size = on.size
     on.scale_f32 = <float>on.scale
+    if none_kept or all_kept:
+        # The bits are all equal: no lanes are seeded.
+        lanes_key = NULL
     if wanted:
         on.bits += on.bit // 8
         on.bit %= 8
-    if key != NULL and key.threshold == 0 and use == SCALE:
-        if wanted:
+        if none_kept or all_kept:
             draw(key, first, size, on.bits)
+    if none_kept and on.use == SCALE:
         memset(on.to, 0, size * sizeof(element))
         return
+    if element is uint16_t or element is uint32_t or element is uint64_t:
+        if all_kept and on.to == on.from_:
+            return
     while size:
-        on.size = size
+        count = size
         if not wanted:
-            on.size = min(size, <uint64_t>WINDOW)
+            count = min(size, <uint64_t>WINDOW)
             on.bits = &window[0]
             on.bit = 0
-        size -= on.size
-        first += on.size
-        if key != NULL:
-            if 0 < key.threshold < ALL_KEPT:
-                draw_use(use, key, first - on.size, &on, typed)
-            else:
-                draw(key, first - on.size, on.size, on.bits)
-        use_bits(use, &on, typed)
+            if none_kept or all_kept:
+                draw(key, first, count, window)
+        on.size = count
+        if element is uint16_t or element is uint32_t or element is uint64_t:
+            draw_use(SCALE, lanes_key, first, &on, typed)
+        elif on.use == SCALE:
+            draw_use(SCALE, lanes_key, first, &on, typed)
+        elif on.use == RELU:
+            draw_use(RELU, lanes_key, first, &on, typed)
+        elif on.use == ADD:
+            draw_use(ADD, lanes_key, first, &on, typed)
+        else:
+            draw_use(SUM, lanes_key, first, &on, typed)
+        first += count
+        size -= count
 
 
 # ---- The table ----
-
-cdef void use_words(const stream_key *key, uint64_t first, operands on,
-                    const element *typed) noexcept nogil:
-    """Words of bits that are all kept in place stay as they are."""
-    if key != NULL and key.threshold >= ALL_KEPT and on.to == on.from_:
-        if on.bits != NULL:
-            draw(key, first, on.size, on.bits)
-    else:
-        use_typed(SCALE, key, first, on, typed)
-
-
-cdef void use_numbers(const stream_key *key, uint64_t first, operands on,
-                      const element *typed) noexcept nogil:
-    if on.use == SCALE:
-        use_typed(SCALE, key, first, on, typed)
-    elif on.use == RELU:
-        use_typed(RELU, key, first, on, typed)
-    elif on.use == ADD:
-        use_typed(ADD, key, first, on, typed)
-    else:
-        use_typed(SUM, key, first, on, typed)
-
 
 cdef void use(const stream_key *key, uint64_t first, const operands *given) noexcept nogil:
     cdef float_state saved = float_state_enter()
     cdef operands on = given[0]
     if on.kind == KIND_F32:
-        use_numbers(key, first, on, <const float *>NULL)
+        use_typed(key, first, on, <const float *>NULL)
     elif on.kind == KIND_F64:
-        use_numbers(key, first, on, <const double *>NULL)
+        use_typed(key, first, on, <const double *>NULL)
     elif on.kind == KIND_F16:
-        use_numbers(key, first, on, <const f16 *>NULL)
+        use_typed(key, first, on, <const f16 *>NULL)
     elif on.kind == KIND_BF16:
-        use_numbers(key, first, on, <const bf16 *>NULL)
+        use_typed(key, first, on, <const bf16 *>NULL)
     elif on.kind == KIND_W16:
-        use_words(key, first, on, <const uint16_t *>NULL)
+        use_typed(key, first, on, <const uint16_t *>NULL)
     elif on.kind == KIND_W32:
-        use_words(key, first, on, <const uint32_t *>NULL)
+        use_typed(key, first, on, <const uint32_t *>NULL)
     elif on.kind == KIND_W64:
-        use_words(key, first, on, <const uint64_t *>NULL)
+        use_typed(key, first, on, <const uint64_t *>NULL)
     if given.streaming:
         stream_end()
     float_state_leave(saved)
