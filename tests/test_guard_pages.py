@@ -282,6 +282,7 @@ class Operands(ctypes.Structure):
         *(("kind", INT), ("use", INT), ("size", U64), ("to", P), ("from_", P), ("bits", P)),
         *(("bit", U64), ("scale", F64), ("bias", P), ("period", U64), ("column", U64)),
         *(("residual", P), ("advance", INT), ("sums", P), ("streaming", INT)),
+        ("scale_f32", ctypes.c_float),
     )
 
 

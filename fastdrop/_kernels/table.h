@@ -36,7 +36,6 @@ typedef struct {
     uint8_t *bits;          /* bit i % 8 of bits[i / 8] tells whether an element is kept, */
     uint64_t bit;           /* the first of them for i = bit; bit % 8 is 0 for RELU */
     double scale;
-    float scale_f32;        /* the same, rounded; the kernels set it */
 
     /* Of ADD: the bias (float, or double for F64, of a value that the elements' type has) of an
        element is that of its column, which goes from `column` up to the period and then from 0; the
@@ -52,6 +51,8 @@ typedef struct {
 
     /* Whether the result should not push other memory out of the caches. */
     int streaming;
+
+    float scale_f32;        /* the scale, rounded; the kernels set it */
 } operands;
 
 typedef struct {

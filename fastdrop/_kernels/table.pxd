@@ -32,7 +32,6 @@ cdef extern from "table.h" nogil:
         uint8_t *bits
         uint64_t bit
         double scale
-        float scale_f32
         const void *bias
         uint64_t period
         uint64_t column
@@ -40,6 +39,7 @@ cdef extern from "table.h" nogil:
         int advance
         void *sums
         int streaming
+        float scale_f32
 
     const uint64_t ALL_KEPT
     const uint64_t GOLDEN
