@@ -1,4 +1,4 @@
-"""Declares the owner of aligned memory to the modules that hold bits or hand out arrays."""
+"""Declares buffers of aligned memory, and arrays over them."""
 from libc.stdint cimport uint8_t
 
 from numpy cimport ndarray, npy_intp

@@ -1,4 +1,4 @@
-"""Owns memory aligned for any instruction set (64 bytes), plain and from a pool of used blocks."""
+"""Allocates buffers aligned to 64 bytes, new or from a pool of blocks that were used before."""
 cimport cython
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
@@ -23,11 +23,11 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef enum:
     ALIGNMENT = 64
-    CLASSES = 64                      # one for each power of two
+    CLASSES = 64                      # a size class for each power of two
     SMALLEST_CLASS = 12               # below a page, the allocator is as fast as the pool
-    IDLE_LIMIT = 512 * 1024 * 1024    # idle bytes that the pool keeps at most
+    IDLE_LIMIT = 512 * 1024 * 1024    # capacity of the pool, in bytes
 
-# Free blocks of each size, linked through their own first bytes.
+# A linked list of idle blocks for each size class; the link is in the block's first bytes.
 cdef void *idle[CLASSES]
 cdef size_t idle_bytes = 0
 cdef cython.pymutex idle_guard
@@ -43,7 +43,7 @@ cdef void *allocate(size_t size) except NULL:
 @cython.final
 @cython.freelist(8)
 cdef class Buffer:
-    """A block of at least the size asked for, 64-byte aligned, freed or returned when unused."""
+    """A block of memory, 64-byte aligned. It is freed, or returned to the pool, with its owner."""
 
     def __dealloc__(self):
         global idle_bytes
@@ -64,7 +64,7 @@ cdef class Buffer:
 
 
 cdef inline int size_class(size_t size) noexcept nogil:
-    """The power of two that is at least size."""
+    """The exponent of the smallest power of two that is at least `size`."""
     cdef int index = SMALLEST_CLASS
     while (<size_t>1 << index) < size:
         index += 1
@@ -72,7 +72,7 @@ cdef inline int size_class(size_t size) noexcept nogil:
 
 
 cdef Buffer new_buffer(size_t size):
-    """Memory of the size rounded up to whole lines of 64 bytes (at least one)."""
+    """A buffer of `size` bytes, rounded up to a multiple of 64, and at least 64."""
     cdef Buffer buffer = Buffer.__new__(Buffer)
     buffer.capacity = max(<size_t>ALIGNMENT, (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
     buffer.data = <uint8_t *>allocate(buffer.capacity)
@@ -81,7 +81,7 @@ cdef Buffer new_buffer(size_t size):
 
 
 cdef Buffer new_pooled_buffer(size_t size):
-    """Memory that was used before where there is some: its pages are mapped and warm."""
+    """A buffer from the pool if it has one of this size class: its pages are mapped and cached."""
     global idle_bytes
     cdef Buffer buffer
     cdef int index
@@ -105,10 +105,10 @@ cdef Buffer new_pooled_buffer(size_t size):
 
 cdef np.ndarray array_over(Buffer buffer, object dtype, int ndim, np.npy_intp *shape,
                            bint writeable):
-    """An array (C order) over the buffer's first bytes, which it keeps alive."""
+    """A C-contiguous array over the first bytes of a buffer, which the array keeps alive."""
     cdef np.ndarray array
     cdef int flags = np.NPY_ARRAY_CARRAY if writeable else np.NPY_ARRAY_CARRAY_RO
-    Py_INCREF(dtype)  # PyArray_NewFromDescr takes it over
+    Py_INCREF(dtype)  # PyArray_NewFromDescr steals the reference
     array = PyArray_NewFromDescr(<PyTypeObject *>np.ndarray, <np.dtype>dtype, ndim, shape, NULL,
                                  buffer.data, flags, NULL)
     np.set_array_base(array, buffer)

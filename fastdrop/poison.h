@@ -1,5 +1,5 @@
-/* Owns how AddressSanitizer is told which bytes of a block nobody may touch; nothing in builds
-   without it. */
+/* Tells AddressSanitizer which bytes of a block must not be accessed. Does nothing in other
+   builds. */
 #ifndef FASTDROP_POISON_H
 #define FASTDROP_POISON_H
 

@@ -56,8 +56,8 @@ FAULTS = [
     Fault(
         "every vector takes one plane less",
         TABLE,
-        "#define SURE_PLANES 12\n",
-        "#define SURE_PLANES 11\n",
+        "#define MIN_PLANES 12\n",
+        "#define MIN_PLANES 11\n",
         ("test_stream.py::test_known_digests", "test_stream.py::test_library_draws_the_reference"),
     ),
     Fault(
@@ -92,7 +92,7 @@ FAULTS = [
         DRAW,
         "cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) noexcept "
         "nogil:\n"
-        '    """The keys and the threshold of the stream, version 2 (docs/stream.md)."""\n'
+        '    """Derive the key of a stream position, in version 2 (docs/stream.md)."""\n'
         "    cdef uint64_t h0 = mix64(draw.low + GOLDEN)\n",
         "cdef uint64_t calls_before = 0\n\n\n"
         "cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) noexcept "
@@ -130,8 +130,8 @@ FAULTS = [
     Fault(
         "the bits of a noise shape are in Fortran order",
         MASK,
-        "        kept = kept.reshape(self.noise_shape)\n",
-        '        kept = kept.reshape(self.noise_shape, order="F")\n',
+        "        kept = kept.reshape(self.noise_shape_)\n",
+        '        kept = kept.reshape(self.noise_shape_, order="F")\n',
         ("test_stream.py::test_mask_follows_the_flattened_noise_shape",),
     ),
     Fault(
@@ -287,9 +287,9 @@ FAULTS = [
         "bits that are drawn again are of another rate",
         MASK,
         "            buffer = new_buffer(self.packed_size())\n"
-        "            derive_key(&key, &self.draw, self.rate)",
+        "            derive_key(&key, &self.draw, self.rate_)",
         "            buffer = new_buffer(self.packed_size())\n"
-        "            derive_key(&key, &self.draw, self.rate / 2)",
+        "            derive_key(&key, &self.draw, self.rate_ / 2)",
         (
             "test_mask.py::test_a_drawn_mask_equals_the_reference_packed",
             "test_frozen_results.py::test_every_operation",
@@ -415,11 +415,10 @@ FAULTS = [
     Fault(
         "AVX-512 swaps the halves of 32 elements",
         "fastdrop/simd/avx512.h",
-        "    __m512 low = _mm512_maskz_mul_ps((__mmask16)keep, _mm512_loadu_ps(from), scales);\n"
-        "    __m512 high = _mm512_maskz_mul_ps((__mmask16)(_kshiftri_mask32(keep, 16)),",
-        "    __m512 low = _mm512_maskz_mul_ps((__mmask16)(_kshiftri_mask32(keep, 16)),\n"
-        "                                     _mm512_loadu_ps(from), scales);\n"
-        "    __m512 high = _mm512_maskz_mul_ps((__mmask16)keep,",
+        "    __m512 low = _mm512_maskz_mul_ps(half_of(keep, 0), _mm512_loadu_ps(from), scales);\n"
+        "    __m512 high = _mm512_maskz_mul_ps(half_of(keep, 1), _mm512_loadu_ps(from + 16),",
+        "    __m512 low = _mm512_maskz_mul_ps(half_of(keep, 1), _mm512_loadu_ps(from), scales);\n"
+        "    __m512 high = _mm512_maskz_mul_ps(half_of(keep, 0), _mm512_loadu_ps(from + 16),",
         ("test_other_machines.py::test_every_kernel_against_the_reference[avx512, emulated]",),
     ),
     Fault(
@@ -538,8 +537,8 @@ FAULTS = [
     Fault(
         "what is undecided is dropped, as with a threshold of 16 bits",
         KERNELS,
-        "    while digits != 0 and (sure > 0 or u64x8_any(undecided)):\n",
-        "    while digits != 0 and sure > SURE_PLANES - 16:\n",
+        "    while digits != 0 and (required > 0 or u64x8_any(undecided)):\n",
+        "    while digits != 0 and required > MIN_PLANES - 16:\n",
         (
             "test_statistics.py::test_late_digits",
             "test_statistics.py::test_keep_rate",
@@ -575,8 +574,8 @@ FAULTS = [
     Fault(
         "the last elements are used thirty-two at a time",
         KERNELS,
-        "        use_part(use, on[0], count, typed)\n",
-        "        use_part(use, on[0], GROUP, typed)\n",
+        "        use_partial_group(use, on[0], count, typed)\n",
+        "        use_partial_group(use, on[0], GROUP, typed)\n",
         (
             "test_guard_pages.py::test_every_size",
             "keras/test_address_sanitizer.py::test_no_byte_beside_a_tensor",
@@ -585,15 +584,15 @@ FAULTS = [
     Fault(
         "eight bytes of bits are read where four are left",
         KERNELS,
-        "    while on.size >= 2 * GROUP:  # so that eight bytes of bits are there\n",
-        "    while on.size >= GROUP:\n",
+        "    use_groups(use, on, <int64_t>(on.size // GROUP) - 1, typed)\n",
+        "    use_groups(use, on, <int64_t>(on.size // GROUP), typed)\n",
         ("test_guard_pages.py::test_kernel_use",),
     ),
     Fault(
         "what lies before the first line is used thirty-two at a time",
         KERNELS,
-        "        use_part(use, on[0], before, typed)\n",
-        "        use_part(use, on[0], GROUP, typed)\n",
+        "        use_partial_group(use, on[0], head, typed)\n",
+        "        use_partial_group(use, on[0], GROUP, typed)\n",
         ("test_guard_pages.py::test_every_alignment",),
     ),
     Fault(
@@ -693,14 +692,14 @@ FAULTS = [
     Fault(
         "four times the threads are counted in 32 bits",
         THREADS,
-        "    cdef int64_t helpings = 4 * <int64_t>count if ",
-        "    cdef int64_t helpings = 4 * count if ",
+        "    cdef int64_t chunks = 4 * <int64_t>count if ",
+        "    cdef int64_t chunks = 4 * count if ",
         ("test_threads.py::test_any_number_of_threads_may_be_asked_for",),
     ),
     Fault(
         "an array's own header is read without the GIL",
         MASK,
-        "    cdef np.ndarray from_ = held(input_of(x, name))\n",
+        "    cdef np.ndarray from_ = own_view(input_of(x, name))\n",
         "    cdef np.ndarray from_ = input_of(x, name)\n",
         ("test_threads.py::test_an_array_that_another_thread_reshapes_during_a_call",),
     ),
@@ -952,7 +951,7 @@ FAULTS = [
     Fault(
         "the C interface forgets the mask of a shape that shares decisions",
         "fastdrop/_api.pyx",
-        "        work.straight &= fitted[i] == dropout.shape[i]\n",
+        "        work.contiguous &= fitted[i] == dropout.shape[i]\n",
         "",
         ("test_c_interface.py::test_every_layout", "test_c_interface.py::test_in_place"),
     ),
@@ -1022,15 +1021,16 @@ FAULTS = [
     Fault(
         "the strides of an array without elements are followed",
         APPLY,
-        "    if work.size:\n        use_planned(work)\n",
-        "    use_planned(work)\n",
+        "    if work.size:\n        use_plan(work)\n",
+        "    use_plan(work)\n",
         ("test_hostile.py::test_huge_strides_that_lead_nowhere",),
     ),
     Fault(
         "the step is taken before there is memory",
         MASK,
-        "    if drawn is None and not work.straight:\n",
-        "    request.start(mask, &key)\n    if drawn is None and not work.straight:\n",
+        "        if mask.buffer is not None:\n            work.on.bits = mask.buffer.data\n",
+        "        self.take_key(mask, key)\n"
+        "        if mask.buffer is not None:\n            work.on.bits = mask.buffer.data\n",
         ("test_out_of_memory.py::test_a_call_without_memory_changes_nothing",),
     ),
     Fault(
@@ -1060,7 +1060,7 @@ FAULTS = [
     Fault(
         "a module that is cut short is loaded",
         "fastdrop/_compiled.py",
-        "    return bool(size < place + entry_size * entries)\n",
+        "    return bool(size < offset + entry_size * entries)\n",
         "    return False\n",
         (
             "test_surroundings.py::test_a_damaged_module_is_named_with_what_to_do",
@@ -1079,8 +1079,8 @@ FAULTS = [
     Fault(
         "an array is copied on its way",
         "fastdrop/_dropout.pyx",
-        '    return drop(request, kind_of(array, "x"), array, array)\n',
-        '    return drop(request, kind_of(array, "x"), array, array.copy())\n',
+        "    look_at(&work, kind, SCALE, array, array, ",
+        "    look_at(&work, kind, SCALE, array, array.copy(), ",
         ("test_large.py::test_memory_is_the_array_and_its_mask",),
     ),
     Fault(
