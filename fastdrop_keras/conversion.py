@@ -25,7 +25,12 @@ _TO_KERAS = {ours: getattr(keras.layers, ours.__name__) for ours in _OURS}
 _TO_OURS = {theirs: ours for ours, theirs in _TO_KERAS.items()}
 _OTHERS = (keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise)
 # Layers that get theirs as arguments, and make them again from their own configurations.
-_CONTAINERS = (keras.layers.Wrapper, keras.layers.RNN, keras.layers.StackedRNNCells)
+_CONTAINERS = (
+    keras.layers.Wrapper,
+    keras.layers.Bidirectional,
+    keras.layers.RNN,
+    keras.layers.StackedRNNCells,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,24 +62,16 @@ class ConversionReport:
     Args:
         model: String, the model's name.
         in_place: Boolean: whether the model itself was changed.
-        layers: Tuple of a `LayerReport` for each layer that was changed, or that drops and stayed.
+        changed: Tuple of a `LayerReport` for each layer that was changed.
+        unchanged: Tuple of one for each layer that drops units or adds noise, and stayed.
         notes: Tuple of strings: what else could not be kept.
     """
 
     model: str
     in_place: bool
-    layers: tuple[LayerReport, ...]
+    changed: tuple[LayerReport, ...]
+    unchanged: tuple[LayerReport, ...]
     notes: tuple[str, ...] = ()
-
-    @property
-    def changed(self) -> tuple[LayerReport, ...]:
-        """The layers that were changed."""
-        return tuple(layer for layer in self.layers if layer.after is not None)
-
-    @property
-    def unchanged(self) -> tuple[LayerReport, ...]:
-        """The layers that drop units or add noise, and stayed as they are."""
-        return tuple(layer for layer in self.layers if layer.after is None)
 
     def __str__(self) -> str:
         where = "changed in place" if self.in_place else "a new model"
@@ -107,8 +104,8 @@ def convert(
 
     The report lists what stays Keras's: subclasses of its layers, whose `call` may do something
     else; other kinds (`AlphaDropout`, `GaussianDropout`, `GaussianNoise`); what drops without a
-    dropout layer (recurrent cells, `keras.layers.Attention`); layers in plain objects and functions,
-    which Keras does not find; and methods of a layer that the model holds.
+    dropout layer (recurrent cells, `keras.layers.Attention`); layers that Keras does not find, in
+    plain objects and functions; and methods of a layer that the model holds.
 
     A layer that makes its dropout layer itself, such as `MultiHeadAttention`, makes Keras's again
     when a `.keras` file is loaded: convert the loaded model then.
@@ -183,12 +180,13 @@ def _converted(
         )
     with model.distribute_strategy.scope():
         result = model if in_place else _copied(model)
-        changed = _change(result, classes)
-        notes = [] if in_place else _compile_like(result, model)
-        _forget_traces(result)
+        reports = _change(result, classes)
+        notes = _forget_traces(result) if in_place else _compile_like(result, model)
+    changed = tuple(one for one in reports if one.after is not None)
     missed, traced = _missed(result, classes)
-    notes += traced if any(layer.after for layer in changed) else []
-    report = ConversionReport(model.name, in_place, (*changed, *missed), tuple(notes))
+    unchanged = (*(one for one in reports if one.after is None), *missed)
+    notes += traced if changed else []
+    report = ConversionReport(model.name, in_place, changed, unchanged, tuple(notes))
     if verbose:
         print(report)
     return (result, report) if return_report else result
@@ -279,13 +277,14 @@ def _missed(model: keras.Model, classes: dict[type, type]) -> tuple[list[LayerRe
             if type(owner) in classes.values() and value != getattr(owner, name, None):
                 note = f"the attribute {attribute!r} holds its method {name!r} of before"
                 before = (_TO_KERAS | _TO_OURS)[type(owner)]
-                reports.append(LayerReport(f"{path}/{owner.name}", before, None, note))
+                where = "/".join(filter(None, (path, owner.name)))
+                reports.append(LayerReport(where, before, None, note))
         elif value.experimental_get_tracing_count():
-            notes.append(f"{attribute!r} of {path!r} is a `tf.function`, which stays as traced")
+            notes.append(f"{path or model.name}: the `tf.function` {attribute!r} stays as traced")
     return reports, notes
 
 
-def _forget_traces(model: keras.Model) -> None:
+def _forget_traces(model: keras.Model) -> list[str]:
     """Let Keras trace the steps again, with the layers that are there now."""
     for layer in layer_search.every_layer(model):
         if isinstance(layer, keras.Model):
@@ -295,6 +294,7 @@ def _forget_traces(model: keras.Model) -> None:
             layer.jit_compile = None
             if layer.compiled:
                 layer.jit_compile = layer._compile_config.config["jit_compile"]
+    return []
 
 
 def _can_be_copied(model: keras.Layer) -> bool:
@@ -344,20 +344,20 @@ def _made_again(layer: keras.Operation) -> keras.Operation:
 
 def _copy_state(layer: keras.Layer, copy: keras.Layer) -> None:
     """Copy the state of `layer` itself, without that of the layers in it."""
-    if type(layer) in _TO_OURS or type(layer) in _TO_KERAS:
-        # Layers make Keras's dropout layers, whichever are in theirs now.
+    # Layers make Keras's dropout layers again, whichever are in theirs now.
+    before, after = (_TO_OURS.get(type(one), type(one)) for one in (layer, copy))
+    if before is not after or copy is layer:
+        raise TypeError(f"made again, {layer!r} is {copy!r}")
+    if before in _OURS:
         _become(copy, _twin(layer, type(layer)))
         return
-    if type(copy) is not type(layer):
-        raise TypeError(f"made again, {layer!r} is {copy!r}")
-    if isinstance(layer, keras.layers.InputLayer) and layer.get_config() != copy.get_config():
-        raise ValueError(f"Keras makes no other {layer!r}, which is sparse, ragged or optional")
+    for flag in ("sparse", "ragged", "optional"):
+        if isinstance(layer, keras.layers.InputLayer) and getattr(layer, flag, False):
+            raise ValueError(f"Keras cannot make {layer!r} again, which is {flag}")
     # Layers that others make have names that count on.
     copy.name, copy.trainable = layer.name, layer.trainable
     if isinstance(layer, keras.Model):
         copy.dtype_policy = layer.dtype_policy
-    if layer.built and not copy.built:
-        copy.build_from_config(layer.get_build_config())
     # Keras's own way to files and back, which layers may override.
     store: dict[str, Any] = {}
     layer.save_own_variables(store)

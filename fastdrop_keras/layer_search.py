@@ -41,8 +41,10 @@ def unknown_to_keras(model: keras.Layer) -> Iterator[tuple[str, str, Any]]:
     # With the objects themselves: an id is used again when its object is gone.
     seen = {id(layer): layer for layer in every_layer(model)}
     for path, line in with_paths(model):
-        for attribute, held in _attributes(line[-1]).items():
-            waiting = [held]
+        # Public names first, which say more: TensorFlow has lists of its own of all attributes.
+        attributes = _attributes(line[-1])
+        for attribute in sorted(attributes, key=lambda name: name.startswith("_")):
+            waiting = [attributes[attribute]]
             while waiting:
                 value = waiting.pop()
                 # Python's collector tracks no numbers and strings: they hold nothing.
