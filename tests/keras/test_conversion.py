@@ -377,6 +377,14 @@ def test_in_place_where_a_copy_would_do():
         np.testing.assert_array_equal(a, b)
 
 
+def test_another_model_of_the_same_tensors_is_converted_with_it():
+    model = sequential()
+    part = keras.Model(model.inputs[0], model.layers[3].output)
+    convert(model, verbose=False, in_place=True)
+    assert dropouts(part, OURS) == dropouts(model)
+    assert_same_outputs(part, keras.Model(model.inputs[0], model.layers[3].output))
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_part_of_a_converted_model_can_be_made_a_model(in_place):
     model = convert(sequential(), verbose=False, in_place=in_place)
