@@ -21,8 +21,8 @@ import keras
 from fastdrop_keras import layer_search, layers
 
 _OURS = (layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D)
-_TO_KERAS = {ours: getattr(keras.layers, ours.__name__) for ours in _OURS}
-_TO_OURS = {theirs: ours for ours, theirs in _TO_KERAS.items()}
+_TO_KERAS: dict[type, type] = {ours: getattr(keras.layers, ours.__name__) for ours in _OURS}
+_TO_OURS: dict[type, type] = {theirs: ours for ours, theirs in _TO_KERAS.items()}
 _OTHERS = (keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise)
 # Layers that get theirs as arguments, and make them again from their own configurations.
 _CONTAINERS = (
@@ -42,6 +42,13 @@ class LayerReport:
         before: Its class before.
         after: Its class now, or `None` where it stayed.
         note: String: why it stayed, or what to know of it.
+
+    Example:
+
+    >>> import keras
+    >>> from fastdrop_keras import Dropout, LayerReport
+    >>> print(LayerReport("block/drop", keras.layers.Dropout, Dropout))
+    block/drop: keras Dropout -> fastdrop_keras Dropout
     """
 
     path: str
@@ -65,6 +72,15 @@ class ConversionReport:
         changed: Tuple of a `LayerReport` for each layer that was changed.
         unchanged: Tuple of one for each layer that drops units or adds noise, and stayed.
         notes: Tuple of strings: what else could not be kept.
+
+    Example:
+
+    >>> import keras
+    >>> from fastdrop_keras import convert
+    >>> model = keras.Sequential([keras.layers.Dropout(0.2, name="drop")])
+    >>> model, report = convert(model, verbose=False, return_report=True)
+    >>> [layer.path for layer in report.changed]
+    ['drop']
     """
 
     model: str
@@ -267,13 +283,13 @@ def _missed(model: keras.Model, classes: dict[type, type]) -> tuple[list[LayerRe
     reports, notes = [], []
     for path, attribute, value in layer_search.unknown_to_keras(model):
         if isinstance(value, keras.Layer):
-            note = f"Keras does not find it in the attribute {attribute!r}"
-            for inner, line in layer_search.with_paths(value):
-                if type(line[-1]) in classes or _why_it_stays(line[-1], classes):
-                    where = "/".join(filter(None, (path, value.name, inner)))
-                    reports.append(LayerReport(where, type(line[-1]), None, note))
+            if type(value) in classes or _why_it_stays(value, classes):
+                note = f"Keras does not find it in the attribute {attribute!r}"
+                where = "/".join(filter(None, (path, value.name)))
+                reports.append(LayerReport(where, type(value), None, note))
         elif isinstance(value, types.MethodType):
-            owner, name = value.__self__, getattr(value, "__name__", "")
+            owner: Any = value.__self__
+            name = getattr(value, "__name__", "")
             if type(owner) in classes.values() and value != getattr(owner, name, None):
                 note = f"the attribute {attribute!r} holds its method {name!r} of before"
                 before = (_TO_KERAS | _TO_OURS)[type(owner)]

@@ -77,7 +77,9 @@ def _parts(value: Any) -> list[Any]:
         named = [value.__globals__.get(name) for name in value.__code__.co_names]
         layers = [other for other in named if isinstance(other, keras.Layer)]
         return layers + [part for part in gc.get_referents(value) if part is not value.__globals__]
-    if isinstance(value, (type, types.ModuleType, types.FunctionType, keras.Layer)):
+    if isinstance(value, keras.Layer):
+        return list(_attributes(value).values())
+    if isinstance(value, (type, types.ModuleType, types.FunctionType)):
         return []
     plain = isinstance(value, (dict, list, tuple, set))
     return gc.get_referents(value) if plain or not _of_a_framework(type(value)) else []

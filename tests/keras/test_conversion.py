@@ -474,7 +474,7 @@ def test_what_a_model_may_call_and_stays_is_listed():
     assert {(layer.path, layer.note) for layer in report.unchanged} == {
         ("hiding/found", "the attribute 'method' holds its method 'call' of before"),
         ("hiding/in_a_partial", "Keras does not find it in the attribute 'partial'"),
-        ("hiding/model/in_a_model", "Keras does not find it in the attribute 'plain'"),
+        ("hiding/in_a_model", "Keras does not find it in the attribute 'plain'"),
         ("hiding/in_slots", "Keras does not find it in the attribute 'slots'"),
         ("hiding/in_a_global", "Keras does not find it in the attribute 'function'"),
         ("hiding/in_a_closure", "Keras does not find it in the attribute 'traced'"),
@@ -870,6 +870,8 @@ def test_what_is_not_converted_is_listed_with_the_reason():
         "attention": "drops without a dropout layer",
         "additive": "drops without a dropout layer",
     }
+    once = keras.Sequential([keras.Input((3,)), layers.GaussianNoise(0.1)])
+    assert len(convert(once, verbose=False, return_report=True)[1].unchanged) == 1
     assert_same_outputs(converted, model)
 
 
