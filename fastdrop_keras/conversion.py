@@ -324,7 +324,10 @@ def _copied(model: keras.Model) -> keras.Model:
     """Return a copy of `model` with its state, but not compiled."""
     layers = layer_search.every_layer(model)
     scope = {keras.saving.get_registered_name(type(layer)): type(layer) for layer in layers}
-    compiled, model.compiled = model.compiled, False  # or else Keras compiles the copy, its way
+    compiled = [one for one in layers if isinstance(one, keras.Model) and one.compiled]
+    for one in compiled:
+        # Keras would compile its clone from a configuration, which holds no functions.
+        one.compiled = False
     try:
         with keras.saving.custom_object_scope(scope):
             result = keras.models.clone_model(model, clone_function=_made_again, recursive=True)
@@ -341,7 +344,8 @@ def _copied(model: keras.Model) -> keras.Model:
             "itself, with in_place=True."
         ) from error
     finally:
-        model.compiled = compiled
+        for one in compiled:
+            one.compiled = True
     return result
 
 

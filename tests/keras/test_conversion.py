@@ -316,12 +316,6 @@ def test_subclassed_models_are_changed_in_place():
     for a, b in zip(before, outputs(model), strict=True):
         np.testing.assert_array_equal(a, b)
 
-    first = model.blocks[0]
-    assert list(first.ordered) == ["z", "a"]
-    assert first.by_layer == {first.one: 0.5}
-    assert first.named_pair.second == "no layer"
-    assert isinstance(first.named_pair, Pair)
-
     assert to_keras(model, verbose=False) is model
     assert not dropouts(model, OURS)
     for a, b in zip(before, outputs(model), strict=True):
@@ -348,22 +342,6 @@ def test_checkpoints_and_weights_of_a_subclassed_model(tmp_path):
     assert first[:-1] == others[1][:-1]
 
 
-def test_a_layer_of_a_layer_that_is_built_can_be_replaced_before_the_model_is():
-    class Unbuilt(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense, self.dropout = layers.Dense(3), layers.Dropout(0.5)
-
-        def call(self, x, training=False):
-            return self.dropout(self.dense(x), training=training)
-
-    model = convert(Unbuilt(), verbose=False)
-    assert type(model.dropout) is fastdrop_keras.Dropout
-    model.compile("sgd", "mse")
-    model.fit(X, X[..., :3], verbose=0)
-    assert state(model.dropout)[1] == 1
-
-
 def test_in_place_where_a_copy_would_do():
     model = graph()
     x = COPIED[graph][1]
@@ -377,20 +355,15 @@ def test_in_place_where_a_copy_would_do():
         np.testing.assert_array_equal(a, b)
 
 
-def test_another_model_of_the_same_tensors_is_converted_with_it():
-    model = sequential()
-    part = keras.Model(model.inputs[0], model.layers[3].output)
-    convert(model, verbose=False, in_place=True)
-    assert dropouts(part, OURS) == dropouts(model)
-    assert_same_outputs(part, keras.Model(model.inputs[0], model.layers[3].output))
-
-
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_part_of_a_converted_model_can_be_made_a_model(in_place):
-    model = convert(sequential(), verbose=False, in_place=in_place)
-    part = keras.Model(model.inputs[0], model.layers[3].output)
-    assert dropouts(part, OURS) == dropouts(model)
-    assert part(X).shape == (4, 30)
+def test_models_of_a_part_are_converted_with_a_model_and_can_be_made_of_it(in_place):
+    model = sequential()
+    before = keras.Model(model.inputs[0], model.layers[3].output)
+    model = convert(model, verbose=False, in_place=in_place)
+    after = keras.Model(model.inputs[0], model.layers[3].output)
+    assert dropouts(after, OURS) == dropouts(model)
+    assert dropouts(before, OURS) == (dropouts(model) if in_place else [])
+    assert_same_outputs(before, after)
 
 
 # Whatever refers to a layer.
@@ -539,13 +512,6 @@ def test_the_state_of_the_seed_goes_on(expected, in_place):
     np.testing.assert_array_equal(
         converted(x, training=True), expected.factors((5, 33), 0.5, 7, step=3)
     )
-
-
-def test_a_seed_that_was_drawn_is_kept():
-    model = keras.Sequential([keras.Input((33,)), layers.Dropout(0.5)])
-    converted = convert(model, verbose=False)
-    assert state(converted.layers[0]) == state(model.layers[0])
-    assert converted.layers[0].seed is None
 
 
 def test_flags_and_states_of_the_other_layers(tmp_path):
@@ -722,6 +688,10 @@ def test_the_copy_has_an_optimizer_and_metrics_of_its_own():
         np.testing.assert_array_equal(a, b)
     assert converted.loss is loss
     assert not any(m is metric for m in converted.metrics)
+    # A model in a model needs no compilation.
+    outer = convert(keras.Sequential([model]), verbose=False)
+    assert_same_outputs(outer, model)
+    assert model.compiled
 
 
 def test_arguments_of_compile():
