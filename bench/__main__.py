@@ -19,6 +19,8 @@ def run(options: argparse.Namespace) -> int:
     stored = options.output / "run.json"
     stored.unlink(missing_ok=True)
     arguments = [str(Path(__file__).parent), f"--benchmark-json={stored}", "--benchmark-quiet"]
+    # It warns of a test that fails before it measures: pytest has said so already.
+    arguments += ["-W", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning"]
     arguments += ["--quick"] if options.quick else []
     arguments += ["-k", options.only] if options.only else []
     code = pytest.main(arguments)

@@ -226,5 +226,5 @@ def put_into(readme: Path, run: Run) -> None:
     )
     plots = pictures(run, readme.parent / "docs/measured", link="docs/measured/", dpi=80)
     readme.write_text(
-        f"{before}{BEGIN}\n{what}\n\n{HOW}\n{plots}{tables(run, 3, readme=True)}{END}{after}"
+        f"{before}{BEGIN}\n{what}\n\n{plots}{tables(run, 3, readme=True)}{END}{after}"
     )
