@@ -56,7 +56,8 @@ def compare(options: argparse.Namespace) -> int:
         if verdict or options.all
     ]
     if rows:
-        print(tabulate(rows, ["case", "ours over", "new / old", ""], tablefmt="github"))
+        headings = ["case", "ours over", "new / old", ""]
+        print(tabulate(rows, headings, tablefmt="pipe", disable_numparse=True))
     slower = verdicts.count("slower")
     print(
         f"{len(changes)} cases in both runs, of {len(old.cases)} and {len(new.cases)}; {slower} "

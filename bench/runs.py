@@ -76,7 +76,7 @@ def load(path: Path) -> Run:
         return Run(
             cases=[Case(**benchmark["extra_info"]) for benchmark in stored["benchmarks"]],
             date=stored["datetime"][:10],
-            commit=f"{commit.get('id', 'unknown')[:10]}"
+            commit=(commit.get("id") or "unknown")[:10]
             + (", with changes" if commit.get("dirty") else ""),
             machine=stored["machine_info"]["fastdrop"],
         )

@@ -108,14 +108,19 @@ def step(layers, direction):
     return forward if direction == "forward" else forward_and_backward
 
 
-def chain(make, length, x, direction, *, xla=False, **options):
-    """A graph of layers in a row, as a call, after each has shown that it drops as it says."""
+def layers_of(make, length, x, **options):
+    """Layers, after one of them has shown that it and its gradient are dropouts."""
     for result in step([make(1, **options)], "forward and backward")(x):
         # Where a channel is dropped as a whole, one place of it tells.
         channels = (slice(None),) + (0,) * (len(result.shape) - 2)
         decisions = result[channels] if "layer" in options else result
         check_dropout(decisions, RATE, make.__name__)
-    layers = [make(seed, **options) for seed in range(length)]
+    return [make(seed, **options) for seed in range(length)]
+
+
+def chain(make, length, x, direction, *, xla=False, **options):
+    """A graph of layers in a row, as a call."""
+    layers = layers_of(make, length, x, **options)
     # XLA has no operation of ours: where it is asked for, Keras runs our layers in a plain graph.
     graph = tf.function(step(layers, direction), jit_compile=xla and make is not ours)
     # Traced here. Each layer drops or scales by a power of two, so the product is exact.
@@ -209,7 +214,7 @@ def test_further_layer(measure, exponent, direction):
 def test_eager(measure, exponent, direction):
     """One layer without a graph."""
     x = tf.ones([2**exponent])
-    sides = candidates(lambda make: functools.partial(step([make(1)], direction), x))
+    sides = candidates(lambda make: functools.partial(step(layers_of(make, 1, x), direction), x))
     # Eager calls ask for the bridge each time.
     sides["ours"] = {
         name: Prepared(call, before=functools.partial(fastdrop_keras.set_bridge, BRIDGES[name]))

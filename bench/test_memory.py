@@ -77,7 +77,7 @@ def growth(package: str, mode: str, depth: int) -> list[int]:
         [sys.executable, "-m", "bench.test_memory", package, mode, str(depth)],
         cwd=Path(__file__).parent.parent,
         env=os.environ | RETURNED,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
