@@ -1,5 +1,6 @@
 """Gradient checkpointing: the recomputation has the masks of its forward pass, or is refused."""
 
+import gc
 import threading
 
 import keras
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from reference import assert_same_bits
+from tensorflow.python.ops import custom_gradient
 
-from fastdrop_keras import Dropout, recomputation, surroundings
+from fastdrop_keras import Dropout, checkpointing
 
 SHAPE = (5, 33)
 
@@ -322,14 +324,21 @@ def test_threads():
         np.testing.assert_allclose(dx, 2 * y / numbers(), rtol=1e-5)
 
 
-def test_what_was_written_down_is_forgotten_with_the_gradient():
+def test_masks_are_forgotten_with_the_gradient():
+    def blocks():
+        gc.collect()
+        return sum(isinstance(o, checkpointing.Block) for o in gc.get_objects())
+
     block = tf.recompute_grad(square_between(Dropout(0.5)))
     x = tf.constant(numbers())
-    before = len(recomputation._blocks)
-    for _ in range(100):
-        block(x)
-        output_and_gradient(block, x)
-    assert len(recomputation._blocks) <= 2 * before + 16
+    before = blocks()
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = block(x)
+    assert blocks() == before + 1
+    tape.gradient(y, x)
+    del tape, y
+    assert blocks() == before
 
 
 def test_forward_mode_and_second_order_are_right_or_refused_by_tensorflow(expected, run):
@@ -479,20 +488,50 @@ def test_refused_where_the_recomputation_calls_another_layer(run):
         run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
 
 
-def test_refused_where_tensorflow_is_not_as_expected(run, monkeypatch):
-    def another(f):
-        @tf.autograph.experimental.do_not_convert
-        def inner(x):
-            return f(x)
+@pytest.mark.parametrize(
+    "function",
+    [square_between, lambda layer: layer, lambda layer: tf.recompute_grad(square_between(layer))],
+    ids=["training", "inference", "checkpointed again"],
+)
+def test_refused_in_a_function_that_was_checkpointed_by_another_name(run, function):
+    block = custom_gradient.recompute_grad(function(Dropout(0.5)))
+    with pytest.raises(NotImplementedError, match="Import fastdrop_keras before"):
+        run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
 
-        return inner
 
-    assert surroundings._codes_of_checkpointing(another) == (None, None)
-    codes = surroundings._nested(another.__code__)
-    monkeypatch.setattr(surroundings, "_UNKNOWN", frozenset(id(code) for code in codes))
-    block = another(square_between(Dropout(0.5)))
-    with pytest.raises(NotImplementedError, match=f"version of TensorFlow, {tf.__version__}"):
-        run(block)(tf.constant(numbers()))
+def test_another_name_inside_of_a_checkpointed_function(expected, run):
+    layer = Dropout(0.5, seed=3)
+    inner = custom_gradient.recompute_grad(square_between(layer))
+
+    @tf.recompute_grad
+    def outer(x):
+        return inner(x)
+
+    with pytest.raises(NotImplementedError, match="Import fastdrop_keras before"):
+        run(lambda x: output_and_gradient(outer, x))(tf.constant(numbers()))
+
+
+def test_restored(run):
+    checkpointing.restore()
+    try:
+        assert tf.recompute_grad is custom_gradient.recompute_grad
+        block = keras.remat(square_between(Dropout(0.5)))
+        with pytest.raises(NotImplementedError, match="Import fastdrop_keras before"):
+            run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
+    finally:
+        checkpointing.replace()
+
+
+def test_a_checkpointed_function_is_still_known_by_its_name():
+    def block(x):
+        """What it does."""
+        return x
+
+    checkpointed = tf.recompute_grad(block)
+    assert checkpointed.__wrapped__ is block
+    assert (checkpointed.__name__, checkpointed.__doc__) == ("block", "What it does.")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    assert tf.recompute_grad(model).__wrapped__ is model
 
 
 def weights_after_fit(mode, run_eagerly):

@@ -13,7 +13,6 @@ from reference import assert_same_bits
 import fastdrop
 import fastdrop_keras
 from fastdrop_keras import Dropout
-from fastdrop_keras.dial import Dial
 
 DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
@@ -361,4 +360,4 @@ def test_spatial_layers_refuse_other_dtypes(run, spatial):
 @pytest.mark.parametrize("inputs", [None, {"a": 1}, "text"], ids=repr)
 def test_what_is_no_tensor(inputs):
     with pytest.raises(TypeError, match=f"Received: {type(inputs).__name__}"):
-        fastdrop_keras.bridge.dropout(inputs, tf.constant([1, 0]), Dial(0.5))
+        fastdrop_keras.bridge.dropout(inputs, tf.constant([1, 0]), tf.constant(0.5, tf.float64))
