@@ -41,7 +41,6 @@ MODULES = (
     "_apply",
     "_arguments",
     "_bits",
-    "_bridge",
     "_draw",
     "_dropout",
     "_fused",

@@ -21,9 +21,9 @@ cdef struct Work:
     int64_t columns                 # elements of the bias; 1 without a bias
     uint8_t *relu_bits              # receives ReLU's bits unless `contiguous`; zeros at first
 
-cdef void look_at(Work *work, int kind, int use, ndarray to, ndarray from_, tuple noise_shape,
+cdef void set_up(Work *work, int kind, int use, ndarray to, ndarray from_, tuple noise_shape,
                   double scale)
-cdef void look_at_residual(Work *work, ndarray residual)
+cdef void set_up_residual(Work *work, ndarray residual)
 cdef bint is_contiguous(ndarray array)
 cdef int scaling_kind(int kind, double scale) noexcept nogil
 cdef void use_on(Work *work, const stream_key *key) noexcept nogil

@@ -413,7 +413,7 @@ cdef void use_on(Work *work, const stream_key *key) noexcept nogil:
         use_plan(work)
 
 
-cdef void look_at(Work *work, int kind, int use, np.ndarray to, np.ndarray from_,
+cdef void set_up(Work *work, int kind, int use, np.ndarray to, np.ndarray from_,
                   tuple noise_shape, double scale):
     """Describe two arrays and a mask. The noise shape is None where it equals their shape."""
     cdef int i
@@ -435,7 +435,7 @@ cdef void look_at(Work *work, int kind, int use, np.ndarray to, np.ndarray from_
             work.own_noise_shape[i] = noise_shape[i]
 
 
-cdef void look_at_residual(Work *work, np.ndarray residual):
+cdef void set_up_residual(Work *work, np.ndarray residual):
     work.on.residual, work.on.advance = np.PyArray_DATA(residual), True
     work.strides[RESIDUAL] = np.PyArray_STRIDES(residual)
     work.aligned &= np.PyArray_ISALIGNED(residual)

@@ -18,13 +18,3 @@ cdef ndarray own_view(ndarray array)
 cdef ndarray input_of(object x, str name)
 cdef ndarray inplace_of(object x, str name)
 cdef ndarray output_of(object out, ndarray x, str name)
-
-
-# The names that _bridge.pyx calls.
-
-cdef inline object shown(object value):
-    return short_repr(value)
-
-
-cdef inline ndarray held(ndarray array):
-    return own_view(array)

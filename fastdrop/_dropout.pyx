@@ -1,7 +1,7 @@
 """Defines `dropout` and `dropout_`: checks arguments, draws a mask and uses it on an array."""
 cimport numpy as np
 
-from fastdrop._apply cimport Work, look_at, use_on_arrays
+from fastdrop._apply cimport Work, set_up, use_on_arrays
 from fastdrop._arguments cimport own_view, inplace_of, input_of, kind_of, output_of
 from fastdrop._kernels.table cimport SCALE, stream_key
 from fastdrop._mask cimport Mask, Request, request_of
@@ -95,7 +95,7 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
     cdef Mask mask = request.new_mask((<object>from_).shape)
     cdef Work work
     cdef stream_key key
-    look_at(&work, kind, SCALE, to, from_, mask.own_noise_shape(), mask.scale_)
+    set_up(&work, kind, SCALE, to, from_, mask.own_noise_shape(), mask.scale_)
     request.prepare(mask, &work, &key)
     use_on_arrays(&work, &key)
     return to if out is None else out, mask
@@ -150,7 +150,7 @@ def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, store_mask=Tru
     cdef Mask mask = request.new_mask((<object>array).shape)
     cdef Work work
     cdef stream_key key
-    look_at(&work, kind, SCALE, array, array, mask.own_noise_shape(), mask.scale_)
+    set_up(&work, kind, SCALE, array, array, mask.own_noise_shape(), mask.scale_)
     request.prepare(mask, &work, &key)
     use_on_arrays(&work, &key)
     return mask

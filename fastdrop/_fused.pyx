@@ -5,7 +5,7 @@ from libc.string cimport memcpy, memset
 
 cimport numpy as np
 
-from fastdrop._apply cimport Work, is_contiguous, look_at, look_at_residual, use_on_arrays
+from fastdrop._apply cimport Work, is_contiguous, set_up, set_up_residual, use_on_arrays
 from fastdrop._arguments cimport own_view, input_of, kind_of, output_of, short_repr
 from fastdrop._bits cimport spread_bits
 from fastdrop._draw cimport draw_bits
@@ -140,7 +140,7 @@ def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     cdef np.ndarray to = (
         numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x"))
     cdef Work work
-    look_at(&work, kind, RELU, to, from_, mask.own_noise_shape(), mask.scale_)
+    set_up(&work, kind, RELU, to, from_, mask.own_noise_shape(), mask.scale_)
     use_relu(request, mask, &work)
     return to if out is None else out, mask
 
@@ -324,7 +324,7 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
         to = output_of(out, from_, "x")
         if checked_residual is not None:
             output_of(to, checked_residual, "residual")
-    look_at(&work, kind, ADD, to, from_, mask.own_noise_shape(), mask.scale_)
+    set_up(&work, kind, ADD, to, from_, mask.own_noise_shape(), mask.scale_)
     biases = repeated_bias(checked_bias, from_, &work.on.period)
     work.on.bias = np.PyArray_DATA(biases)
     if checked_bias is not None and np.PyArray_SIZE(checked_bias):
@@ -333,7 +333,7 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
         zeros = minus_zeros_of((<object>from_).dtype)
         work.on.residual = np.PyArray_DATA(zeros)
     else:
-        look_at_residual(&work, checked_residual)
+        set_up_residual(&work, checked_residual)
     request.prepare(mask, &work, &key)
     use_on_arrays(&work, &key)
     return to if out is None else out, mask
@@ -605,7 +605,7 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
         sums.on.bits = bits.data
         if not sums.contiguous:
             # dx is computed in the order of memory, the sums in the order of the indices.
-            look_at(&work, kind, SCALE, to, array, checked.own_noise_shape(), checked.scale_)
+            set_up(&work, kind, SCALE, to, array, checked.own_noise_shape(), checked.scale_)
             # Multiplies at scale 1, too: a NaN becomes quiet, as in one pass.
             work.on.kind = kind
             work.on.bits = stored.data

@@ -11,7 +11,7 @@ from fastdrop._arguments cimport (
     flag_of, own_view, inplace_of, input_of, integer_of, kind_of, noise_entries_of, noise_shape_of,
     output_of, rate_of, scale_of, shape_of, short_repr, size_of,
 )
-from fastdrop._apply cimport Work, look_at, use_on_arrays
+from fastdrop._apply cimport Work, set_up, use_on_arrays
 from fastdrop._draw cimport derive_key, draw_bits
 from fastdrop._kernels.table cimport BLOCK, SCALE, stream_key
 from fastdrop._memory cimport Buffer, array_over, new_buffer
@@ -227,7 +227,7 @@ cdef class Mask:
         cdef Work work
         cdef stream_key key
         cdef Buffer buffer
-        look_at(&work, kind, SCALE, to, from_, self.own_noise_shape(), self.scale_)
+        set_up(&work, kind, SCALE, to, from_, self.own_noise_shape(), self.scale_)
         if self.buffer is None and self.offset == 0 and work.contiguous:
             derive_key(&key, &self.draw, self.rate_)
             use_on_arrays(&work, &key)
