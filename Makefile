@@ -11,8 +11,8 @@ SOURCES := setup.py pyproject.toml $(shell find fastdrop fastdrop_keras -name '*
 
 help:
 	@echo "make demo       train on real digits with and without dropout, and plot it"
-	@echo "make test       everything but the slow tests"
-	@echo "make test-slow  the slow tests"
+	@echo "make test       all tests but the slow ones, in five minutes"
+	@echo "make test-slow  the slow tests; QUICK=1 for those of half an hour"
 	@echo "make test-asan  the NumPy tests with AddressSanitizer and UBSan"
 	@echo "make test-debug  the same with bounds checks and asserts"
 	@echo "make faults     plant faults and see the tests fail; ONLY=fork for some"
@@ -39,11 +39,13 @@ $(VENV)/installed-%: $(RUN) $(SOURCES)
 demo: $(VENV)/installed-examples
 	$(RUN) examples/digits.py
 
+# On two workers, of which each takes half of the files; then what measures, without neighbours.
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow and not alone" --numprocesses 2 --dist worksteal
+	$(RUN) -m pytest -m "not slow and alone"
 
 test-slow: $(VENV)/installed-dev
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m "slow $(if $(QUICK),and not long)"
 
 # Other builds stay out of the tree, with their own copy of the Python files: `build/NAME/lib`.
 build/%/built: $(VENV)/installed-dev $(SOURCES) $(wildcard fastdrop/*.py fastdrop_keras/*.py)
