@@ -2,6 +2,20 @@
 
 import itertools
 
+import pytest
+
+import fastdrop
+
+
+def pairs_of(names, *choices):
+    """Run a test with each instruction set and these parameters: every two values of two meet."""
+    rows = pairwise(fastdrop.available_isas(), *choices)
+    return pytest.mark.parametrize(["isa", *names.split()], rows, indirect=["isa"], ids=name_of)
+
+
+def name_of(value):
+    return getattr(value, "__name__", str(value))
+
 
 def pairwise(*choices):
     """Rows of one value from each list; every two values of two lists are together in a row.

@@ -16,23 +16,13 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairwise import pairwise
+from pairwise import pairs_of
 from reference import assert_same_bits
 
 import fastdrop
 
 DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
-
-
-def name_of(value):
-    return getattr(value, "__name__", str(value))
-
-
-def pairs_of(names, *choices):
-    """Runs a test with an instruction set and these parameters, each two values of two together."""
-    rows = pairwise(fastdrop.available_isas(), *choices)
-    return pytest.mark.parametrize(["isa", *names.split()], rows, indirect=["isa"], ids=name_of)
 
 
 RATES = [0, 0.1, 0.5, 0.9, 1]
