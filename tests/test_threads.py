@@ -646,9 +646,9 @@ for out in (strided, plain):
     for i in range(25):
         strided[...], plain[...] = 7.0, 7.0
         stream.state = {{"seed": 1, "step": 0}}
-        signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0004 * i)
         try:
             try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0004 * i)
                 call(out)
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)

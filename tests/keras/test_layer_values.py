@@ -30,6 +30,7 @@ def training_call(layer):
 # Bits.
 
 
+@pytest.mark.usefixtures("bridge")
 @each_dtype
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 33), (2, 3, 4, 5), (3, 4099)], ids=str)
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -42,6 +43,7 @@ def test_bits(expected, run, dtype, shape, rate):
         assert_same_bits(y, expected.output(x, rate, 42, step))
 
 
+@pytest.mark.usefixtures("bridge")
 def test_the_function_on_arrays_drops_the_same(run):
     layer = Dropout(0.3, seed=42)
     stream = fastdrop.Stream(42)
@@ -52,6 +54,7 @@ def test_the_function_on_arrays_drops_the_same(run):
         assert_same_bits(f(tf.constant(x)).numpy(), y)
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize(
     ("noise_shape", "full"),
     [
@@ -71,6 +74,7 @@ def test_noise_shape(expected, run, noise_shape, full):
     assert_same_bits(y.numpy(), expected.output(x, 0.5, 3, noise_shape=full))
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize(
     ("layer", "shape", "noise_shape"),
     [
@@ -124,6 +128,7 @@ def test_the_rate_is_exact_in_every_precision(policy):
 # Special values and rates.
 
 
+@pytest.mark.usefixtures("bridge")
 @each_dtype
 def test_dropped_units_are_zero_whatever_they_were(expected, run, dtype):
     special = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, -1.5], dtype)
@@ -134,6 +139,7 @@ def test_dropped_units_are_zero_whatever_they_were(expected, run, dtype):
     assert not reference.bit_patterns(y[dropped]).any()
 
 
+@pytest.mark.usefixtures("bridge")
 @each_dtype
 def test_rate_zero_changes_no_bit(run, dtype):
     x = np.frombuffer(np.random.default_rng(0).bytes(64 * dtype.itemsize), dtype)
@@ -141,6 +147,7 @@ def test_rate_zero_changes_no_bit(run, dtype):
     assert_same_bits(y, x, nan_payloads=True)
 
 
+@pytest.mark.usefixtures("bridge")
 @each_dtype
 def test_rate_one_gives_zeros(run, dtype):
     x = tf.constant(np.array([1.0, -2.0, np.nan, np.inf], dtype))
@@ -151,6 +158,7 @@ def test_rate_one_gives_zeros(run, dtype):
 # Shapes.
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2)], ids=str)
 def test_empty_inputs(run, shape):
     def f(x):
@@ -164,6 +172,7 @@ def test_empty_inputs(run, shape):
         assert result.shape == shape
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("static", [(None, 6), (None, None), (4, None), None], ids=str)
 @pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, 6)], ids=str)
 def test_shapes_known_only_at_the_run(expected, static, noise_shape):
@@ -176,6 +185,7 @@ def test_shapes_known_only_at_the_run(expected, static, noise_shape):
         assert_same_bits(f(tf.constant(x)).numpy(), want)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_time_dimension_known_only_at_the_run(expected):
     layer = fastdrop_keras.SpatialDropout1D(0.5, seed=3)
     spec = tf.TensorSpec((None, None, 6))
@@ -204,6 +214,7 @@ def test_dtype_policies_cast_the_input(expected, run, policy, dtype):
 # Inputs stay as they are.
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("rate", [0, 0.5, 1])
 def test_a_variable_keeps_its_value(expected, run, rate):
     x = numbers((64, 64))
@@ -214,6 +225,7 @@ def test_a_variable_keeps_its_value(expected, run, rate):
         assert_same_bits(variable.numpy(), x)
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("rate", [0, 0.5, 1])
 def test_another_consumer_of_the_input_sees_it_unchanged(run, rate):
     layer = Dropout(rate, seed=3)
@@ -229,6 +241,7 @@ def test_another_consumer_of_the_input_sees_it_unchanged(run, rate):
     assert_same_bits(after.numpy(), before.numpy())
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_view_lives_on_when_its_tensor_is_gone(expected, run, dtype):
     layer = Dropout(0.5, seed=3, dtype=dtype)
@@ -239,6 +252,7 @@ def test_a_view_lives_on_when_its_tensor_is_gone(expected, run, dtype):
         assert_same_bits(view, expected.output(x, 0.5, 3, step))
 
 
+@pytest.mark.usefixtures("bridge")
 def test_many_threads_call_one_layer(expected, run):
     layer = Dropout(0.5, seed=3)
     x = tf.constant(numbers((64, 64)))
@@ -273,6 +287,7 @@ def test_inference(run, training):
     assert layer.seed_generator.state.numpy().tolist() == [3, 0]
 
 
+@pytest.mark.usefixtures("bridge")
 def test_training_as_a_tensor_that_the_graph_is_given(expected):
     layer = Dropout(0.5, seed=3)
 
@@ -323,6 +338,7 @@ def test_training_is_one_operation_in_the_graph(bridge):
     assert types.count("ReadVariableOp") == types.count("AssignAddVariableOp") == 1
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_every_instruction_set_and_number_of_threads(expected, run, isa, threads):
     shape = (700, 800)
@@ -342,6 +358,7 @@ def test_every_instruction_set_and_number_of_threads(expected, run, isa, threads
         np.testing.assert_array_equal(dx, factors)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_as_many_dimensions_as_numpy_has(expected, run):
     ones = (1,) * 62
     x = numbers((20, 33)).reshape(20, 33, *ones)

@@ -40,6 +40,7 @@ def high_word(number, layer, count):
 # The masks, against the reference.
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_against_the_masks_of_the_reference(expected, run_eagerly):
     model = linear()
@@ -57,6 +58,7 @@ def test_against_the_masks_of_the_reference(expected, run_eagerly):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("noise_shape", [None, (None, 1), (7, 33), (33,), (1, 33)])
 @pytest.mark.parametrize("batch_size", [None, 7])
 def test_shared_masks_against_the_reference(expected, noise_shape, batch_size):
@@ -270,6 +272,7 @@ def test_the_rate_in_use_counts():
     np.testing.assert_array_equal(deviation, 0)
 
 
+@pytest.mark.alone
 def test_memory_does_not_grow_with_the_passes():
     model = linear(0.5, 4)
     x = np.ones((20_000, 4), np.float32)

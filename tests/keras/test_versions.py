@@ -14,10 +14,8 @@ pytestmark = [
 ]
 
 
-# Once is enough: in there, each test runs with both.
-@pytest.mark.parametrize("bridge", ["native"], indirect=True)
 @pytest.mark.parametrize("name", CELLS)
-def test_versions(bridge, name, tmp_path):
+def test_versions(name, tmp_path):
     try:
         matrix.run_cell(CELLS[name], tmp_path)
     except matrix.AbsentError as why:
