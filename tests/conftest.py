@@ -66,11 +66,11 @@ def run_python(tmp_path):
     return run_python
 
 
-# Forked before the import, a child is as a new interpreter is, and need not import NumPy.
+# A child that is forked before fastdrop is imported stands for a new interpreter.
 IMPORT_IN_CHILDREN = """
 import json, os, sys, warnings
-import numpy
-warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside NumPy's threads
+import {before}
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
 printed = []
 for environment in {environments!r}:
     read, write = os.pipe()
@@ -95,11 +95,12 @@ print(json.dumps(printed))
 def import_in(run_python):
     """What a program prints that imports fastdrop in each environment, or the error it ends with.
 
-    ``import_in([{"FASTDROP_ISA": "portable"}, {}], code)``.
+    ``import_in([{"FASTDROP_ISA": "portable"}, {}], code)``. All share one import of `before`.
     """
 
-    def import_in(environments, code="import fastdrop"):
-        done = run_python(IMPORT_IN_CHILDREN.format(environments=environments, code=code))
+    def import_in(environments, code="import fastdrop", before="numpy"):
+        program = IMPORT_IN_CHILDREN.format(environments=environments, code=code, before=before)
+        done = run_python(program)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

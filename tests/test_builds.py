@@ -68,6 +68,7 @@ def build(folder, compiler):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["", "echo 'Python.h: No such file' >&2; exit 1"])
 def test_without_a_compiler_the_build_says_what_to_install(tmp_path, compiler):
     done = build(tmp_path, compiler)

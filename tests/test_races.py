@@ -5,6 +5,8 @@ import sys
 import pytest
 import sanitizers
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = ["many_callers", "pauses", "forks", "forks_while_busy", "exit_while_busy"]
 
 
@@ -160,13 +162,11 @@ def under_sanitizer(tmp_path_factory):
     return under_sanitizer
 
 
-@pytest.mark.slow
 def test_the_modules_in_many_threads(under_sanitizer):
     done = under_sanitizer(EVERYTHING_THAT_MAY_BE_SHARED)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [

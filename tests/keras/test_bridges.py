@@ -127,6 +127,7 @@ def test_show_config(bridge, capsys):
 # Both.
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, None), (1, 1), (33,), (1,), ()])
 @pytest.mark.parametrize("known", [SHAPE, (None, 33), (None, None), None], ids=str)
 def test_noise_shapes_that_the_run_fits(expected, noise_shape, known):
@@ -141,12 +142,14 @@ def test_noise_shapes_that_the_run_fits(expected, noise_shape, known):
     np.testing.assert_array_equal(again(3 * tf.ones(SHAPE), residual), 3 * y)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_high_word_of_a_seed(expected, run):
     drop = run(lambda x, seed: dropout(x, seed, Dial(0.5))[0])
     y = drop(tf.ones(SHAPE), tf.constant((7, 3, 9), tf.int64))
     np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, (9 << 64) | 7, 3))
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_large_tensors(expected, run, dtype):
     x = tf.cast(tf.random.normal((513, 1027)), dtype)
@@ -157,6 +160,7 @@ def test_large_tensors(expected, run, dtype):
     assert struct.unpack("<d", residual[-8:].numpy().tobytes()) == (0.2,)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_two_branches_of_a_graph(expected):
     layers = [Dropout(0.5, seed=seed) for seed in range(8)]
 
@@ -170,6 +174,7 @@ def test_two_branches_of_a_graph(expected):
             np.testing.assert_array_equal(y, expected.factors(shape, 0.5, seed, step))
 
 
+@pytest.mark.usefixtures("bridge")
 def test_a_copy_of_a_dial_is_turned_on_its_own(run):
     import copy
 

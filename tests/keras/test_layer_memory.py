@@ -22,6 +22,7 @@ RESIDUAL_BYTES = SIZE // 8 + 8
 DEPTH = 4
 
 # What the kernels make can be watched where Python calls them.
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("bridge")]
 through_python = pytest.mark.parametrize("bridge", ["numpy_function"], indirect=True)
 
 Made = collections.namedtuple("Made", "inputs outputs residuals input_at output_at")

@@ -102,7 +102,7 @@ def test_a_model_learns(run_eagerly):
     assert model.evaluate(x, y, verbose=0) < before / 2
 
 
-@each_model
+@pytest.mark.parametrize("make", [sequential, time_distributed])
 def test_set_random_seed_reproduces_a_fit(make):
     x, y = data()
 

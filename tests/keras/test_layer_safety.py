@@ -41,7 +41,6 @@ def through_python():
     fastdrop_keras.set_bridge(before)
 
 
-
 @pytest.fixture
 def broken(monkeypatch):
     """Make a kernel raise an error: `broken(name, error)`."""
