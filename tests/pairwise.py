@@ -10,7 +10,7 @@ import fastdrop
 def pairs_of(names, *choices):
     """Run a test with each instruction set and these parameters: every two values of two meet."""
     rows = pairwise(fastdrop.available_isas(), *choices)
-    return pytest.mark.parametrize(["isa", *names.split()], rows, indirect=["isa"], ids=name_of)
+    return pytest.mark.parametrize(("isa", *names.split()), rows, indirect=["isa"], ids=name_of)
 
 
 def name_of(value):

@@ -4,6 +4,8 @@ Every call here gets a Stream as its seed, so that each also shows that a call t
 no step of it; and all memory that a call could reach is compared before and after.
 """
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -60,7 +62,8 @@ def short(value):
 
 
 def named(value):
-    return repr(value)[:50]
+    """A test's id, which must be the same in every process."""
+    return re.sub(r" at 0x\w+", "", repr(value))[:50]
 
 
 # Calls that draw a mask, by everything but the argument that is wrong.

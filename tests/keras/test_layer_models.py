@@ -322,7 +322,7 @@ def test_clone_model_starts_the_stream_of_its_seed():
 
 
 def test_no_thread_state_stays_when_a_thread_of_tensorflow_ends(run_python):
-    """Python functions keep Python's state of a thread, and have to give it back with the thread."""
+    """Python functions keep Python's state of a thread, and give it back with the thread."""
     done = run_python(
         """
 import ctypes, time
