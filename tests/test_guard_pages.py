@@ -301,14 +301,19 @@ DRAWN_SIZES = [*SIZES, *(n * 4096 + more for n in (1, 2, 8) for more in (-33, -1
 MOST_DRAWN = max(DRAWN_SIZES)
 
 
-@pytest.fixture
-def kernels(isa):
+def table_of(isa):
+    """The functions of a module of kernels."""
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = P, [ctypes.py_object, ctypes.c_char_p]
     module = importlib.import_module(f"fastdrop._kernels.{isa}")
     table = Table.from_address(pointer(module.table, b"fastdrop.kernel_table"))
     assert table.name.decode() == isa
     return table
+
+
+@pytest.fixture
+def kernels(isa):
+    return table_of(isa)
 
 
 def key_of(rate):

@@ -21,7 +21,7 @@ from scipy import stats
 
 import fastdrop_keras
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 RUNS = 30
 EPOCHS = 25

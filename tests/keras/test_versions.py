@@ -10,6 +10,7 @@ CELLS = {cell.name: cell for cell in matrix.CELLS if cell.name.startswith("tenso
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform != "linux", reason="native operations are for Linux"),
 ]
 
