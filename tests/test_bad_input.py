@@ -43,15 +43,15 @@ class Scene:
         np.testing.assert_array_equal(self.mask.bits, self.bits)
 
 
-def refuse(call, argument, *shown, error=(TypeError, ValueError)):
-    """The call must raise, naming the argument and showing one of ``shown``, if any is given."""
+def refuse(call, argument, *texts, error=(TypeError, ValueError)):
+    """The call must raise, naming the argument and showing one of the texts, if there is any."""
     scene = Scene()
     with pytest.raises(error) as refused:
         call(scene)
     message = str(refused.value)
     words = message.replace("`", " ").replace("'", " ").replace("=", " ").replace(":", " ").split()
     assert argument in [word.strip(".,()") for word in words], message
-    assert not shown or any(text in message for text in shown), message
+    assert not texts or any(text in message for text in texts), message
     scene.assert_unchanged()
 
 
@@ -189,7 +189,7 @@ def test_noise_shape(drawing, noise_shape):
         lambda s: DRAWING[drawing](s, noise_shape=noise_shape),
         "noise_shape",
         *short(noise_shape),
-        # A list may be shown as the tuple that it stands for.
+        # The message may show a list as the tuple that it stands for.
         *([repr(tuple(noise_shape))] if isinstance(noise_shape, list) else []),
     )
 

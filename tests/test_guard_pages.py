@@ -296,7 +296,7 @@ class Table(ctypes.Structure):
 KINDS = [*DTYPES, *(np.dtype(word) for word in (np.uint16, np.uint32, np.uint64))]
 WORDS = KINDS[len(DTYPES) :]
 RELU, ADD, SUM = 1, 2, 3
-# Around the ends of blocks, and of the eight whose bits are held at a time where nobody wants them.
+# Around the ends of blocks, and of the eight whose bits are kept at a time where nobody wants them.
 DRAWN_SIZES = [*SIZES, *(n * 4096 + more for n in (1, 2, 8) for more in (-33, -1, 0, 1, 31, 65))]
 MOST_DRAWN = max(DRAWN_SIZES)
 

@@ -625,7 +625,7 @@ fastdrop.set_num_threads(1)
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 x = np.full((2**11, 2**11), 3.0, np.float32)
 memory = np.full((2**11, 2**12), 7.0, np.float32)
-strided, plain = memory[:, ::2], np.full_like(x, 7.0)
+strided, dense = memory[:, ::2], np.full_like(x, 7.0)
 bias, stream = np.ones(2**11, np.float32), fastdrop.Stream(1)
 mask = fastdrop.draw_mask(x.shape, 0.5, seed=1)
 replayed = fastdrop.draw_mask(x.shape, 0.5, seed=1, store_mask=False)
@@ -642,9 +642,9 @@ calls = {{
     "spawn": lambda out: stream.spawn(3000),
 }}
 call, inside = calls[{call!r}], 0
-for out in (strided, plain):
+for out in (strided, dense):
     for i in range(25):
-        strided[...], plain[...] = 7.0, 7.0
+        strided[...], dense[...] = 7.0, 7.0
         stream.state = {{"seed": 1, "step": 0}}
         try:
             try:
@@ -657,7 +657,7 @@ for out in (strided, plain):
             if any("fastdrop" in frame.name for frame in frames):
                 inside += 1
                 assert stream.step == 0, frames
-                assert (strided == 7).all() and (plain == 7).all(), frames
+                assert (strided == 7).all() and (dense == 7).all(), frames
 print("done", inside)
 """
 
