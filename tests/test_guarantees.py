@@ -1,8 +1,10 @@
-"""The page of guarantees names tests: each of them has to be there, and to be run."""
+"""The page of guarantees names tests: each is there, is run, and has a fault that it sees."""
 
 import ast
 import pathlib
 import re
+
+from planted_faults import CONTROLS, FAULTS
 
 TESTS = pathlib.Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "guarantees.md"
@@ -18,7 +20,7 @@ def marks_of(tree, name):
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             marks += node.decorator_list
-        elif isinstance(node, ast.Assign) and node.targets[0].id == "pytestmark":
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
             marks.append(node.value)
     return " ".join(map(ast.unparse, marks))
 
@@ -42,3 +44,14 @@ def test_every_promise_in_a_table_names_a_test():
     promises = [row for row in rows if not re.match(r"\|( promise |-)", row)]
     assert promises
     assert all("::" in row.rsplit("|", 2)[1] for row in promises)
+
+
+def test_every_test_of_the_page_has_a_fault_that_it_sees():
+    """`make faults` plants them. Faults that fit no source any more are for it to find, too."""
+    named = {f"{file}::{name}" for file, name in named_tests()}
+    planted = {test.partition("[")[0] for fault in FAULTS for test in fault.tests}
+    assert named - planted - set(CONTROLS) == set()
+    assert set(CONTROLS) <= named - planted
+    for test in planted | set(CONTROLS.values()):
+        file, _, name = test.partition("::")
+        assert re.search(rf"^def {name}\(", (TESTS / file).read_text(), re.MULTILINE), test
