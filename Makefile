@@ -1,4 +1,4 @@
-# Owns the commands of a checkout: each sets up what it needs in .venv first.
+# The commands of a checkout: each sets up what it needs in .venv first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,8 +11,8 @@ SOURCES := setup.py pyproject.toml $(shell find fastdrop fastdrop_keras -name '*
 
 help:
 	@echo "make demo       train on real digits with and without dropout, and plot it"
-	@echo "make test       everything but the slow tests"
-	@echo "make test-slow  the slow tests"
+	@echo "make test       all tests but the slow ones, in five minutes"
+	@echo "make test-slow  the slow tests; QUICK=1 for those of half an hour"
 	@echo "make test-asan  the NumPy tests with AddressSanitizer and UBSan"
 	@echo "make test-debug  the same with bounds checks and asserts"
 	@echo "make faults     plant faults and see the tests fail; ONLY=fork for some"
@@ -39,22 +39,25 @@ $(VENV)/installed-%: $(RUN) $(SOURCES)
 demo: $(VENV)/installed-examples
 	$(RUN) examples/digits.py
 
+# On two workers, of which each takes half of the files; then what measures, without neighbours.
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow and not alone" --numprocesses 2 --dist worksteal
+	$(RUN) -m pytest -m "not slow and alone"
 
 test-slow: $(VENV)/installed-dev
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m "slow $(if $(QUICK),and not long)"
 
 # Other builds stay out of the tree, with their own copy of the Python files: `build/NAME/lib`.
 build/%/built: $(VENV)/installed-dev $(SOURCES) $(wildcard fastdrop/*.py fastdrop_keras/*.py)
 	FASTDROP_BUILD=$* $(RUN) setup.py --quiet build --build-base build/$* --build-lib build/$*/lib
 	@touch $@
 
-# pytest itself, since `python -m pytest` would find the tree's own modules first. What is mostly
-# TensorFlow or statistics of the same bits is left out.
+# pytest itself, since `python -m pytest` would find the tree's own modules first. Left out is what
+# is mostly TensorFlow or statistics of the same bits, and what builds its own kernels.
 WITH_BUILD = PYTHONPATH=$(CURDIR)/build/$(1)/lib FASTDROP_BUILD=$(1) PYTHONMALLOC=malloc
-PYTEST_NUMPY := $(VENV)/bin/pytest -p no:cacheprovider -m "not slow" --ignore tests/keras \
-  --ignore tests/test_examples.py --ignore tests/test_statistics.py
+PYTEST_NUMPY := $(VENV)/bin/pytest -p no:cacheprovider -m "not long" -k "not many_times" \
+  $(addprefix --ignore tests/,keras test_examples.py test_statistics.py test_other_machines.py \
+  test_races.py)
 LIBRARY = $(shell $(or $(CC),gcc) -print-file-name=$(1))
 
 # No search for leaks: an interpreter leaves thousands of its own objects behind when it ends.
@@ -67,7 +70,7 @@ test-debug: build/debug/built
 	$(call WITH_BUILD,debug) PYTHONDEVMODE=1 $(PYTEST_NUMPY)
 
 faults: $(VENV)/installed-dev
-	$(RUN) -m pytest -v -m slow tests/test_planted_faults.py $(if $(ONLY),-k $(ONLY))
+	$(RUN) -m pytest -v tests/run_faults.py $(if $(ONLY),-k $(ONLY))
 
 matrix: $(VENV)/installed-dev
 	$(RUN) tests/matrix.py

@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses, and hypothesis's profiles."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -63,3 +64,44 @@ def run_python(tmp_path):
         )
 
     return run_python
+
+
+# A child that is forked before fastdrop is imported stands for a new interpreter.
+IMPORT_IN_CHILDREN = """
+import json, os, sys, warnings
+import {before}
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+printed = []
+for environment in {environments!r}:
+    read, write = os.pipe()
+    if not os.fork():
+        os.environ.update(environment)
+        os.dup2(write, 1)
+        try:
+            exec({code!r}, dict())
+        except BaseException as error:
+            print(f"{{type(error).__name__}}: {{error}}")
+        sys.stdout.flush()
+        os._exit(0)
+    os.close(write)
+    with open(read) as output:
+        printed.append(output.read())
+    os.wait()
+print(json.dumps(printed))
+"""
+
+
+@pytest.fixture
+def import_in(run_python):
+    """What a program prints that imports fastdrop in each environment, or the error it ends with.
+
+    ``import_in([{"FASTDROP_ISA": "portable"}, {}], code)``. All share one import of `before`.
+    """
+
+    def import_in(environments, code="import fastdrop", before="numpy"):
+        program = IMPORT_IN_CHILDREN.format(environments=environments, code=code, before=before)
+        done = run_python(program)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return import_in

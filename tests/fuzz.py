@@ -1,4 +1,4 @@
-"""Owns the coverage-guided fuzzing of what takes bytes or state: pickles, states, configs, files.
+"""Fuzzes, guided by coverage, all that takes bytes or a state: pickles, states, configs, files.
 
 ``python tests/fuzz.py`` runs every target for a minute, each in a process of its own with limits of
 memory and time; arguments choose targets, ``--seconds`` how long. It needs atheris, and clang to

@@ -1,4 +1,4 @@
-"""Owns memory between pages that must not be touched, and tests that survive touching them."""
+"""Gives memory between pages that must not be touched, and runs tests that survive a touch."""
 
 import ctypes
 import functools

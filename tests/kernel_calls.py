@@ -24,7 +24,7 @@ BLOCK = reference.BLOCK
 GUARD = b"\xa5" * 64
 
 # Around a group of 32 elements, a vector of 512, a block of 4096, and the 32768 whose bits a kernel
-# holds at a time where nobody wants them.
+# keeps at a time where nobody wants them.
 SMALL = [
     1,
     2,

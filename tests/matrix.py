@@ -1,4 +1,4 @@
-"""Owns the matrix: the Pythons, NumPys and TensorFlows that the library is built and tested with.
+"""Builds and tests the library with the Pythons, NumPys and TensorFlows that are here.
 
 ``python tests/matrix.py`` builds a wheel from the sources with each Python that is here, installs
 it into an environment of its own for each cell, runs a part of the tests there, and prints a table.

@@ -1,9 +1,9 @@
-"""The slow, plain reference: stream version 2, the bit packing and dropout, from docs/stream.md.
+"""The slow reference: stream version 2, the bit packing and dropout, from docs/stream.md.
 
 It is written from the stream's specification and never from the library, so that the two can
-disagree. The stream is said twice: once in plain Python integers, one element at a time, which is
+disagree. The stream is written twice: once in Python integers, one element at a time, which is
 short enough to check by eye, and once in NumPy, for masks of millions of elements;
-``test_stream.py`` holds the second to the first.
+``test_stream.py`` compares the two.
 """
 
 import itertools
@@ -203,7 +203,7 @@ def keep_mask(seed, step, rate, size, offset=0):
 # The mask's bits.
 
 
-def pack_bits_plain(kept):
+def pack_bits_one_by_one(kept):
     """Element i is bit i % 8 of byte i // 8; a list of bools to bytes."""
     packed = bytearray(-(-len(kept) // 8))
     for i, bit in enumerate(kept):

@@ -1,4 +1,4 @@
-"""Owns the measure of what a process keeps of each call: resident memory, descriptors, threads."""
+"""Measures what a process keeps of each call: resident memory, descriptors, threads."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Owns how programs are built for gcc's sanitizers and run, and what is skipped without them."""
+"""Builds programs for gcc's sanitizers and runs them; skips tests where there is none."""
 
 import os
 import shutil

@@ -17,22 +17,23 @@ needs_asan = pytest.mark.skipif(
     _isa.BUILD != "asan", reason="only `make test-asan` has AddressSanitizer"
 )
 
-CALL_A_KERNEL = """
-import ctypes, importlib
+CALL_A_KERNEL = f"""
+import ctypes, importlib, sys
+sys.path.append({str(ROOT / "tests")!r})
 import fastdrop
 from fastdrop import _isa
-pointer = ctypes.pythonapi.PyCapsule_GetPointer
-pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-table = importlib.import_module(f"fastdrop._kernels.{_isa.active_isa()}").table
-entries = ctypes.cast(pointer(table, b"fastdrop.kernel_table"), ctypes.POINTER(ctypes.c_void_p))
-word, place = ctypes.c_uint64, ctypes.c_void_p
-draw = ctypes.CFUNCTYPE(None, place, word, word, place)(entries[1])
-number, double = ctypes.c_int, ctypes.c_double
-apply = ctypes.CFUNCTYPE(None, number, word, place, place, place, word, double)(entries[3])
-key = (word * 6)(1, 2, 3, 4, 5, 2**47)
+from test_guard_pages import Key, Operands, table_of
+kernels = table_of(_isa.active_isa())
+key = Key((1, 2, 3, 4), 2**47)
 libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes = place, [ctypes.c_size_t]
-libc.calloc.restype, libc.calloc.argtypes = place, [ctypes.c_size_t] * 2
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.calloc.restype, libc.calloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t] * 2
+def draw(size, bits, shift=0):
+    kernels.draw(ctypes.addressof(key) + shift, 0, size, bits)
+def use(size, to, from_, bits):
+    # Of float16, with bits that are there.
+    on = Operands(0, size=size, to=to, from_=from_, bits=bits, scale=2.0, scale_f32=2.0)
+    kernels.use(None, 0, ctypes.addressof(on))
 """
 
 
@@ -68,6 +69,7 @@ def build(folder, compiler):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["", "echo 'Python.h: No such file' >&2; exit 1"])
 def test_without_a_compiler_the_build_says_what_to_install(tmp_path, compiler):
     done = build(tmp_path, compiler)
@@ -97,19 +99,19 @@ assert set(fastdrop.dropout(np.ones(1000), 0.5)[0]) == {0.0, 2.0}
     assert done.returncode == 0, done.stderr
 
 
-# What is a byte, an element or a bit too short where the size is 801; the kind is that of float16.
+# Memory that is a byte, an element or a bit too short where the size is 801.
 TOO_SHORT = {
-    "a mask to write": ("draw(key, 0, SIZE, libc.malloc(100))", "WRITE"),
+    "a mask to write": ("draw(SIZE, libc.malloc(100))", "WRITE"),
     "an array to write": (
-        "apply(0, SIZE, libc.malloc(1600), libc.calloc(1, 1700), libc.calloc(1, 110), 0, 2)",
+        "use(SIZE, libc.malloc(1600), libc.calloc(1, 1700), libc.calloc(1, 110))",
         "WRITE",
     ),
     "an array to read": (
-        "apply(0, SIZE, libc.malloc(1700), libc.calloc(1, 1600), libc.calloc(1, 110), 0, 2)",
+        "use(SIZE, libc.malloc(1700), libc.calloc(1, 1600), libc.calloc(1, 110))",
         "READ",
     ),
     "a mask to read": (
-        "apply(0, SIZE, libc.malloc(1700), libc.calloc(1, 1700), libc.calloc(1, 100), 0, 2)",
+        "use(SIZE, libc.malloc(1700), libc.calloc(1, 1700), libc.calloc(1, 100))",
         "READ",
     ),
 }
@@ -143,7 +145,7 @@ ctypes.string_at(bits.ctypes.data, SIZE)
 
 @needs_asan
 def test_undefined_behaviour_sanitizer_sees_a_word_out_of_place(run_python):
-    code = CALL_A_KERNEL + "draw(ctypes.addressof(key) + SHIFT, 0, 32, libc.malloc(4))"
+    code = CALL_A_KERNEL + "draw(32, libc.malloc(4), SHIFT)"
     assert run_python(code.replace("SHIFT", "0")).returncode == 0
     done = run_python(code.replace("SHIFT", "1"))
     assert done.returncode != 0

@@ -20,9 +20,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference
+from pairwise import pairs_of
 
 import fastdrop
 from fastdrop._config import STREAM_VERSION
+
+pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMPILERS = {"c": ["gcc", "-std=c11"], "c++": ["g++", "-std=c++11", "-x", "c++"]}
@@ -110,11 +113,14 @@ class Interface:
         )
 
 
-@pytest.fixture(scope="module", params=COMPILERS)
+@pytest.fixture(scope="module", params=["c"])
 def interface(request, tmp_path_factory):
+    """The functions as C sees them, or as what a test's parameter says."""
     folder = tmp_path_factory.mktemp("interface")
     return Interface(compiled(request.param, "tests/native/c_interface.c", folder))
 
+
+in_each_language = pytest.mark.parametrize("interface", COMPILERS, indirect=True)
 
 # Against the reference.
 
@@ -123,7 +129,7 @@ SHAPE = (6, 5, 34)
 NOISE_SHAPES = [None, (6, 1, 34), (1, 5, 1), (1, 1, 1), (6, 5, 34)]
 
 
-def plain(content):
+def in_c_order(content):
     return content.copy()
 
 
@@ -162,7 +168,7 @@ def in_rows_between_elements(content):
     return view
 
 
-LAYOUTS = [plain, fortran, with_gaps, backwards, at_an_odd_address, in_rows_between_elements]
+LAYOUTS = [in_c_order, fortran, with_gaps, backwards, at_an_odd_address, in_rows_between_elements]
 
 
 def expected(x, noise_shape, rate, scale=None):
@@ -176,8 +182,7 @@ def given(dtype, shape=SHAPE):
     return frozen_inputs.numbers(dtype, math.prod(shape), 1).reshape(shape)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("noise_shape", NOISE_SHAPES, ids=str)
+@pairs_of("dtype noise_shape", DTYPES, NOISE_SHAPES)
 def test_every_layout(interface, isa, dtype, noise_shape):
     x = given(dtype)
     for rate, (to_layout, from_layout) in itertools.product(
@@ -199,6 +204,7 @@ def test_every_layout(interface, isa, dtype, noise_shape):
         np.testing.assert_array_equal(bits, want_bits)
 
 
+@in_each_language
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("stored", [True, False])
 def test_in_place(interface, layout, stored):
@@ -282,8 +288,7 @@ def test_arrays_without_elements_may_have_masks(interface, shape, noise_shape):
     np.testing.assert_array_equal(bits, [*want, 0xA5])
 
 
-@pytest.mark.parametrize("first", [0, 1, 511, 4096, 2**40 + 77])
-@pytest.mark.parametrize("size", [0, 1, 13, 600, 5000])
+@pairs_of("first size", [0, 1, 511, 4096, 2**40 + 77], [0, 1, 13, 600, 5000])
 def test_the_mask_alone(interface, isa, first, size):
     want = reference.pack_bits(reference.keep_mask(SEED, STEP, 0.2, size, first))
     bits = np.full(want.size + 1, 0xA5, np.uint8)
@@ -375,6 +380,7 @@ BAD = {
 }
 
 
+@in_each_language
 @pytest.mark.parametrize("bad", BAD)
 def test_an_error_changes_nothing(interface, bad):
     options, status = BAD[bad]
@@ -415,6 +421,7 @@ def test_without_memory_for_a_mask_that_is_not_stored(interface):
     assert y[0] == 7
 
 
+@in_each_language
 def test_bytes_of_a_mask(interface):
     mask_bytes = interface.library.mask_bytes
     for shape in [(), (1,), (8,), (9,), (3, 5), (0,), (2**40, 0, 2**40), (2**31, 2**31)]:

@@ -19,6 +19,7 @@ import fastdrop
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(
         shutil.which("dieharder") is None, reason="needs dieharder: apt-get install dieharder"
     ),

@@ -9,6 +9,7 @@ import resident
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc"),
 ]
 

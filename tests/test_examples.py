@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -30,9 +32,9 @@ def test_all_are_run_here():
 
 def test_digits(tmp_path):
     picture = tmp_path / "digits.png"
-    shown = run("digits.py", "--output", str(picture))
+    printed = run("digits.py", "--output", str(picture))
     for name in ("no dropout", "keras.layers.Dropout", "fastdrop_keras.Dropout"):
-        assert name in shown
+        assert name in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

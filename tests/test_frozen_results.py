@@ -13,7 +13,7 @@ import sys
 
 import ml_dtypes
 import numpy as np
-import pytest
+from pairwise import pairs_of
 
 import fastdrop
 
@@ -94,9 +94,7 @@ def computed(row, stream_at, *, in_place, store_mask):
     return dict(zip(RESULTS, made, strict=True))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("store_mask", [True, False], ids=["stored", "drawn again"])
-@pytest.mark.parametrize("in_place", [False, True], ids=["new", "in place"])
+@pairs_of("threads store_mask in_place", [1, 2, 3], [True, False], [False, True])
 def test_every_operation(isa, stream_at, threads, store_mask, in_place):
     wrong = []
     with fastdrop.num_threads(threads):

@@ -13,8 +13,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference
+from pairwise import pairs_of
 from reference import assert_same_bits
-from test_values import DTYPES, LAYOUTS, Placed, each_dtype, values
+from test_values import DTYPES, LAYOUTS, THREADS, Placed, each_dtype, values
 
 import fastdrop
 
@@ -391,8 +392,7 @@ def test_gradients_are_the_derivatives():
 # Both.
 
 
-@each_dtype
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pairs_of("threads dtype", THREADS, DTYPES)
 def test_large_arrays_on_any_number_of_threads(isa, threads, dtype):
     shape = (1031, 513)
     x, residual = finite(dtype, shape, 1), finite(dtype, shape, 2)
@@ -545,11 +545,10 @@ def random_view(content, rng):
     return view
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(
-    "shape",
+@pairs_of(
+    "shape threads",
     [(71, 33), (600, 700), (9, 128, 200), (70, 8, 9, 65), (5, 30_000), (40_000, 7), (9000, 2)],
-    ids=str,
+    [1, 2],
 )
 def test_any_strides(isa, shape, threads):
     """Large enough for pieces, tiles and threads."""

@@ -1,6 +1,6 @@
 """The whole public interface with arguments at random, right ones and wrong ones mixed.
 
-Each call must do what tests/reference.py and plain NumPy say; or, where an argument is wrong by its
+Each call must do what tests/reference.py and NumPy say; or, where an argument is wrong by its
 making, raise a TypeError or a ValueError that names a wrong argument, with every array, the seed's
 stream and the number of threads as they were.
 """

@@ -1,15 +1,10 @@
-"""The page of guarantees names tests: each of them has to be there, and to be run."""
+"""The page of guarantees names tests: each is there, is run, and has a fault that it sees."""
 
 import ast
-import importlib.util
 import pathlib
 import re
-import subprocess
-import sys
 
-import pytest
-
-from fastdrop import _isa
+from planted_faults import CONTROLS, FAULTS
 
 TESTS = pathlib.Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "guarantees.md"
@@ -19,54 +14,29 @@ def named_tests():
     return re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE.read_text())
 
 
-def test_every_test_that_the_page_names_is_there():
+def marks_of(tree, name):
+    """A test's own marks and those of its whole file, as they are written."""
+    marks = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            marks += node.decorator_list
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
+            marks.append(node.value)
+    return " ".join(map(ast.unparse, marks))
+
+
+def test_every_test_that_the_page_names_is_there_and_is_run():
+    """No mark switches it off. What a machine lacks may skip it there: that is a condition."""
     named = named_tests()
     assert len(named) > 40
     # Nothing that looks like a test's name is overlooked.
     assert PAGE.read_text().count("::") == len(named)
-    missing = []
-    for file, name in named:
-        source = (TESTS / file).read_text() if (TESTS / file).exists() else ""
-        functions = {n.name for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
-        if name not in functions:
-            missing.append(f"{file}::{name}")
-    assert not missing
-
-
-COLLECT = """
-import sys
-import pytest
-
-class Switched:
-    # What a machine lacks may skip a test there: that is a condition, and no mark like these.
-    def pytest_collection_finish(self, session):
-        for item in session.items:
-            off = any(item.iter_markers("skip")) or any(item.iter_markers("xfail"))
-            print("off" if off else "on", item.nodeid)
-
-options = ["--collect-only", "-qq", "-p", "no:cacheprovider"]
-options += ["-o", "empty_parameter_set_mark=fail_at_collect"]
-sys.exit(pytest.main([*options, *sys.argv[1:]], plugins=[Switched()]))
-"""
-
-
-@pytest.mark.skipif(_isa.BUILD != "release", reason="names are the same in every build")
-def test_every_test_that_the_page_names_is_run():
-    """It is neither switched off by a mark nor left without parameters."""
-    names = {f"tests/{file}::{name}" for file, name in named_tests()}
-    if importlib.util.find_spec("tensorflow") is None:
-        names = {name for name in names if "/keras/" not in name}
-    done = subprocess.run(
-        [sys.executable, "-c", COLLECT, *sorted(names)],
-        cwd=TESTS.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    told = [line.split(" ", 1) for line in done.stdout.splitlines() if re.match("(on|off) ", line)]
-    assert [name for state, name in told if state == "off"] == []
-    assert {name.partition("[")[0] for _, name in told} == names
+    for file in {file for file, _ in named}:
+        tree = ast.parse((TESTS / file).read_text())
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for name in {name for other, name in named if other == file}:
+            assert name in functions, f"{file}::{name}"
+            assert not re.search(r"mark\.(skip|xfail)\b", marks_of(tree, name)), f"{file}::{name}"
 
 
 def test_every_promise_in_a_table_names_a_test():
@@ -74,3 +44,14 @@ def test_every_promise_in_a_table_names_a_test():
     promises = [row for row in rows if not re.match(r"\|( promise |-)", row)]
     assert promises
     assert all("::" in row.rsplit("|", 2)[1] for row in promises)
+
+
+def test_every_test_of_the_page_has_a_fault_that_it_sees():
+    """`make faults` plants them. Faults that fit no source any more are for it to find, too."""
+    named = {f"{file}::{name}" for file, name in named_tests()}
+    planted = {test.partition("[")[0] for fault in FAULTS for test in fault.tests}
+    assert named - planted - set(CONTROLS) == set()
+    assert set(CONTROLS) <= named - planted
+    for test in planted | set(CONTROLS.values()):
+        file, _, name = test.partition("::")
+        assert re.search(rf"^def {name}\(", (TESTS / file).read_text(), re.MULTILINE), test

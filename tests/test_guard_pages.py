@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import reference
 from guarded import Guarded, at, survives
+from pairwise import pairs_of
 from reference import assert_same_bits, bias_dropout_add, positive
 from test_fused import finite
 from test_values import DTYPES, each_dtype, values
 
 import fastdrop
-from fastdrop import _bridge
 
 SIZES = range(601)
 LARGEST = SIZES[-1]
@@ -55,7 +55,7 @@ def aways(dtype):
 
 
 @each_dtype
-@pytest.mark.parametrize(("from_", "to"), [*itertools.product(PLACES, PLACES)])
+@pytest.mark.parametrize(("from_", "to"), [("start", "end"), ("end", "start")])
 @survives
 def test_every_size(isa, dtype, from_, to):
     source = Guarded(LARGEST * dtype.itemsize)
@@ -181,9 +181,7 @@ def test_rows_of_a_bias(isa, dtype):
 
 # Views: how they are walked depends on an element's size, not on its type.
 
-each_size = pytest.mark.parametrize(
-    "dtype", [dtype for dtype in DTYPES if dtype != ml_dtypes.bfloat16], ids=str
-)
+OF_EACH_SIZE = [dtype for dtype in DTYPES if dtype != ml_dtypes.bfloat16]
 
 VIEWS = {
     "every other": lambda place: place[::2],
@@ -193,8 +191,7 @@ VIEWS = {
 }
 
 
-@each_size
-@pytest.mark.parametrize("view", VIEWS)
+@pairs_of("dtype view", OF_EACH_SIZE, VIEWS)
 @survives
 def test_strided_views(isa, dtype, view):
     memory = Guarded(LARGEST * dtype.itemsize)
@@ -222,11 +219,10 @@ ORDERS = {
     "last columns": lambda x: x[:, x.shape[1] // 2 :],
     "downwards": lambda x: x[:, ::-1],
 }
+NOISE_SHAPES = [None, (None, 1), (1, None), (1, 1)]
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, None), (1, 1)], ids=str)
-@each_size
+@pairs_of("dtype noise_shape order", OF_EACH_SIZE, NOISE_SHAPES, ORDERS)
 @survives
 def test_matrices(isa, dtype, noise_shape, order):
     memory = Guarded(LARGEST_SHAPE * dtype.itemsize)
@@ -246,11 +242,46 @@ def test_matrices(isa, dtype, noise_shape, order):
         check(x, expected)
 
 
-@pytest.mark.parametrize("order", ["C", *ORDERS])
-@pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, None), (1, 1)], ids=str)
+class CDropout(ctypes.Structure):
+    """`fastdrop_dropout` of fastdrop.h."""
+
+    _fields_ = (
+        *(("kind", ctypes.c_int), ("ndim", ctypes.c_int)),
+        *(("shape", ctypes.c_void_p), ("noise_shape", ctypes.c_void_p)),
+        *(("low", ctypes.c_uint64), ("high", ctypes.c_uint64), ("step", ctypes.c_uint64)),
+        *(("rate", ctypes.c_double), ("scale", ctypes.c_double)),
+    )
+
+
+def c_backward(dx, dy, bits, noise_shape):
+    """Call `backward` of fastdrop.h on float32 arrays."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    # The functions follow three numbers of 32 bits, which the compiler pads.
+    functions = ctypes.cast(
+        pointer(fastdrop._C_API, b"fastdrop._C_API") + 16, ctypes.POINTER(ctypes.c_void_p)
+    )
+    numbers = [
+        (ctypes.c_int64 * dy.ndim)(*n) for n in (dy.shape, noise_shape, dx.strides, dy.strides)
+    ]
+    shape, noise, dx_strides, dy_strides = map(ctypes.addressof, numbers)
+    dropout = CDropout(2, dy.ndim, shape, noise, 0, 0, 0, RATE, SCALE)
+    function = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 6)(functions[1])
+    status = function(
+        ctypes.addressof(dropout),
+        dx.ctypes.data,
+        dx_strides,
+        dy.ctypes.data,
+        dy_strides,
+        bits.ctypes.data,
+    )
+    assert status == 0
+
+
+@pairs_of("noise_shape order", NOISE_SHAPES, ["C", *ORDERS])
 @survives
 def test_bits_beside_a_guard(isa, noise_shape, order):
-    """The bridge takes bits from wherever a framework has them, with the rate behind them."""
+    """The C interface takes bits from wherever a framework has them."""
     bits_memory = Guarded(LARGEST_SHAPE // 8 + 16)
     content = values(np.dtype(np.float32), (LARGEST_SHAPE,), seed=6)
     for shape, place in itertools.product(SHAPES, PLACES):
@@ -258,9 +289,10 @@ def test_bits_beside_a_guard(isa, noise_shape, order):
         x = x if order == "C" else ORDERS[order](x)
         noise = reference.resolve_noise_shape(x.shape, noise_shape)
         keep = kept(LARGEST_SHAPE)[: noise[0] * noise[1]]
-        bits = np.concatenate([reference.pack_bits(keep), np.array([RATE]).view(np.uint8)])
+        bits = bits_memory.copy(place, reference.pack_bits(keep))
+        dx = np.empty_like(x)
         at(shape, place)
-        dx = _bridge.backward(x, bits_memory.copy(place, bits), noise_shape)
+        c_backward(dx, x, bits, noise)
         check(dx, reference.dropout(x, keep.reshape(noise), SCALE))
 
 
@@ -300,19 +332,24 @@ class Table(ctypes.Structure):
 KINDS = [*DTYPES, *(np.dtype(word) for word in (np.uint16, np.uint32, np.uint64))]
 WORDS = KINDS[len(DTYPES) :]
 RELU, ADD, SUM = 1, 2, 3
-# Around the ends of blocks, and of the eight whose bits are held at a time where nobody wants them.
+# Around the ends of blocks, and of the eight whose bits are kept at a time where nobody wants them.
 DRAWN_SIZES = [*SIZES, *(n * 4096 + more for n in (1, 2, 8) for more in (-33, -1, 0, 1, 31, 65))]
 MOST_DRAWN = max(DRAWN_SIZES)
 
 
-@pytest.fixture
-def kernels(isa):
+def table_of(isa):
+    """The functions of a module of kernels."""
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = P, [ctypes.py_object, ctypes.c_char_p]
     module = importlib.import_module(f"fastdrop._kernels.{isa}")
     table = Table.from_address(pointer(module.table, b"fastdrop.kernel_table"))
     assert table.name.decode() == isa
     return table
+
+
+@pytest.fixture
+def kernels(isa):
+    return table_of(isa)
 
 
 def key_of(rate):

@@ -9,7 +9,7 @@ import reference
 
 import fastdrop
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 PIECE = 2**30
 

@@ -21,6 +21,7 @@ ROOT = TESTS.parent
 QEMU = "qemu-x86_64"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         platform.machine().lower() not in ("x86_64", "amd64"), reason="needs an x86-64 Python"
     ),
@@ -83,17 +84,15 @@ def test_known_answers_and_frozen_results_without_avx():
         "Nehalem",
         *("tests/test_stream.py::test_known_bits", "tests/test_stream.py::test_known_digests"),
         "tests/test_stream.py::test_frozen_vectors[portable-stored-2]",
-        "tests/test_frozen_results.py::test_every_operation[portable-new-stored-2]",
+        "tests/test_frozen_results.py::test_every_operation",
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", ["test_mask.py", "test_fused.py", "test_bad_input.py"])
 def test_the_public_functions_without_avx(file):
     run_tests("Nehalem", f"tests/{file}")
 
 
-@pytest.mark.slow
 def test_frozen_results_with_avx2():
     """Here the emulator, elsewhere perhaps the only machine that runs the module at all."""
-    run_tests("Haswell", "tests/test_frozen_results.py", "-k", "every_operation and avx2 and new")
+    run_tests("Haswell", "tests/test_frozen_results.py", "-k", "every_operation and avx2")

@@ -1,9 +1,9 @@
 """The kernels of every instruction set against the reference, on machines that this one is not.
 
 ``native/run_kernels.c`` is linked with the C of one kernel module and nothing of Python: NEON runs
-under qemu where the CPU is no aarch64, and AVX-512's vocabulary runs in SIMDe's plain C on any
-x86-64. The sets that this CPU has run through the same calls too, one of them under gcc's
-sanitizers, which see what is read beside an array.
+under qemu where the CPU is no aarch64, and AVX-512's vocabulary runs in SIMDe's C on any x86-64.
+The sets that this CPU has run through the same calls too. Their memory is what
+``test_guard_pages.py`` looks at.
 """
 
 import ast
@@ -21,7 +21,6 @@ import sysconfig
 import kernel_calls
 import numpy as np
 import pytest
-from sanitizers import MEMORY, skip_without
 
 import fastdrop
 from fastdrop._isas import ISAS
@@ -30,6 +29,8 @@ TESTS = pathlib.Path(__file__).parent
 ROOT = TESTS.parent
 MACHINE = platform.machine().lower()
 FLAGS = {isa.name: isa.flags for isa in ISAS}
+
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("Cython", reason="needs Cython, which `pip install -e '.[dev]'` brings")
 
@@ -98,18 +99,9 @@ def this_cpus_compiler(isa):
     return compiler, list(FLAGS[isa]), []
 
 
-def sanitizing_compiler(isa):
-    skip_without(MEMORY)
-    compiler, flags, _ = this_cpus_compiler(isa)
-    sanitize = ["-O1", "-g", f"-fsanitize={MEMORY}", "-fno-sanitize-recover=all"]
-    # Guarded globals would refer to all that Python is needed for.
-    return compiler, [*flags, *sanitize, "--param", "asan-globals=0"], []
-
-
 WAYS = {
     "portable": lambda: this_cpus_compiler("portable"),
     "avx2": lambda: this_cpus_compiler("avx2"),
-    "avx2, sanitized": lambda: sanitizing_compiler("avx2"),
     "avx512, emulated": emulating_compiler,
     "neon": aarch64_compiler,
 }

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import reference
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="limits its memory as Linux counts it"
-)
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(
+        not sys.platform.startswith("linux"), reason="limits its memory as Linux counts it"
+    ),
+]
 
 # Calls that need more than is left, by what cannot be had then.
 CALLS = {

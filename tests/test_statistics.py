@@ -1,8 +1,8 @@
 """Statistical tests of the stream at fixed seeds, each with a broken stream that it catches.
 
-A test is a plain function of ``draw(seed, step, rate, size, offset=0) -> packed bits`` that gives
+A test is a function of ``draw(seed, step, rate, size, offset=0) -> packed bits`` that gives
 normal scores (z), or a rank; ``LIBRARY`` and the streams of ``broken_streams.py`` are drawn
-through the same door. The seeds are fixed, so a bound that holds once holds for ever; the bounds
+through the same door. The seeds are fixed, so a bound that is met once is met for ever; the bounds
 are such that a sound stream would meet them all at more than 99.9 of 100 choices of seeds.
 """
 

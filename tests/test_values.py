@@ -16,12 +16,14 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairs_of
 from reference import assert_same_bits
 
 import fastdrop
 
 DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+
 
 RATES = [0, 0.1, 0.5, 0.9, 1]
 SHAPES = [
@@ -261,9 +263,7 @@ def check(way, content, rate, *, x_layout, out_layout, seed=21, step=0, stream=N
         assert not np.shares_memory(y, out.array)
 
 
-@each_dtype
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pairs_of("way layout dtype", WAYS, LAYOUTS, DTYPES)
 def test_every_way_of_calling(isa, way, layout, dtype):
     out_layouts = itertools.cycle(LAYOUTS.values())
     for i, (shape, rate) in enumerate(itertools.product(SHAPES, RATES)):
@@ -287,8 +287,7 @@ NOISY_SHAPES = [
 ]
 
 
-@each_dtype
-@pytest.mark.parametrize("shape", NOISY_SHAPES, ids=str)
+@pairs_of("shape dtype", NOISY_SHAPES, DTYPES)
 def test_every_pattern_of_noise_shape(isa, shape, dtype):
     content = values(dtype, shape, seed=3)
     ways = itertools.cycle(WAYS)
@@ -301,8 +300,7 @@ def test_every_pattern_of_noise_shape(isa, shape, dtype):
             check(way, content, 0.4, x_layout={}, out_layout={}, noise_shape=noise_shape)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pairs_of("way layout", WAYS, LAYOUTS)
 def test_noise_shapes_on_every_layout(isa, way, layout):
     dtypes = itertools.cycle(DTYPES)
     shape = (3, 34, 5, 40)
@@ -350,7 +348,7 @@ def calls(draw):
     }
 
 
-@settings(max_examples=400)
+@settings(max_examples=1000)
 @given(
     calls(),
     st.sampled_from(fastdrop.available_isas()),
@@ -365,9 +363,18 @@ def test_any_call(stream_at, call, isa, threads, step):
 
 # Sizes at which the work is split between threads.
 
+THREADS = [1, 2, 3, 7]
+LARGE_NOISE_SHAPES = [
+    (None, 1, None),
+    (None, None, 1),
+    (1, None, None),
+    (None, 1, 1),
+    (1, 1, None),
+    (1, 1, 1),
+]
 
-@each_dtype
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+
+@pairs_of("threads dtype", THREADS, DTYPES)
 def test_large_arrays_on_any_number_of_threads(isa, threads, dtype):
     content = values(dtype, (2**20 + 4097,), seed=6)
     with fastdrop.num_threads(threads):
@@ -375,11 +382,7 @@ def test_large_arrays_on_any_number_of_threads(isa, threads, dtype):
             check(way, content, 0.2, x_layout={}, out_layout={"byte_offset": 8})
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
-@pytest.mark.parametrize(
-    "noise_shape",
-    [(None, 1, None), (None, None, 1), (1, None, None), (None, 1, 1), (1, 1, None), (1, 1, 1)],
-)
+@pairs_of("threads noise_shape", THREADS, LARGE_NOISE_SHAPES)
 def test_large_noise_shapes_on_any_number_of_threads(isa, threads, noise_shape):
     content = values(np.dtype(np.float32), (61, 50, 701), seed=7)
     with fastdrop.num_threads(threads):
@@ -387,8 +390,7 @@ def test_large_noise_shapes_on_any_number_of_threads(isa, threads, noise_shape):
             check(way, content, 0.2, x_layout={}, out_layout={}, noise_shape=noise_shape)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
-@pytest.mark.parametrize("layout", ["Fortran", "every other", "reversed", "unaligned"])
+@pairs_of("threads layout", THREADS, ["Fortran", "every other", "reversed", "unaligned"])
 def test_large_layouts_on_any_number_of_threads(isa, threads, layout):
     content = values(np.dtype(np.float32), (61, 50, 701), seed=7)
     with fastdrop.num_threads(threads):
@@ -396,8 +398,11 @@ def test_large_layouts_on_any_number_of_threads(isa, threads, layout):
             check(way, content, 0.2, x_layout=LAYOUTS[layout](3), out_layout={})
 
 
-@pytest.mark.parametrize("layout", ["Fortran", "rotated axes", "reversed", "reversed, Fortran"])
-@pytest.mark.parametrize("shape", [(5000, 70), (70, 5000), (3, 20_000), (130, 9, 67)], ids=str)
+@pairs_of(
+    "layout shape",
+    ["Fortran", "rotated axes", "reversed", "reversed, Fortran"],
+    [(5000, 70), (70, 5000), (3, 20_000), (130, 9, 67)],
+)
 def test_bits_in_another_order_than_the_elements(isa, layout, shape):
     content = values(np.dtype(np.float32), shape, seed=9)
     layouts = LAYOUTS[layout](len(shape)), LAYOUTS[layout](len(shape))
@@ -437,9 +442,8 @@ def test_rate_one_gives_positive_zeros(isa, dtype):
 
 
 @each_dtype
-@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf, -0.0, -1.0])
-def test_dropped_is_positive_zero_whatever_it_was(isa, dtype, value):
-    content = np.full(5000, value, dtype)
+def test_dropped_is_positive_zero_whatever_it_was(isa, dtype):
+    content = np.resize(np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, -1.0], dtype), 5000)
     for way in WAYS:
         y = way(content.copy(), content.copy(), 0.5, seed=1, scale=-3.0)
         dropped = ~keep_mask(1, 0, 0.5, 5000)
@@ -489,9 +493,7 @@ SIGNALLING = {
 }
 
 
-@each_dtype
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, None)], ids=str)
+@pairs_of("dtype layout noise_shape", DTYPES, LAYOUTS, [None, (None, 1), (1, None)])
 def test_a_nan_is_kept_bit_for_bit_by_a_scale_of_one_and_made_quiet_by_others(
     isa, dtype, layout, noise_shape
 ):

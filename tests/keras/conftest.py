@@ -25,21 +25,15 @@ tf.config.set_logical_device_configuration(
 BRIDGES = ["native", "numpy_function"] if sys.platform == "linux" else ["numpy_function"]
 
 
-def pytest_generate_tests(metafunc):
-    """Every test runs once with each way from TensorFlow to the kernels, unless it says which."""
-    own = metafunc.definition.iter_markers("parametrize")
-    if "bridge" in metafunc.fixturenames and not any("bridge" in mark.args[0] for mark in own):
-        metafunc.parametrize("bridge", BRIDGES, indirect=True)
-
-
-@pytest.fixture(autouse=True)
+@pytest.fixture(params=BRIDGES)
 def bridge(request):
-    """The bridge that is in use."""
+    """The bridge in use. A test that takes this runs once with each; all others, with the default.
+
+    Those take it that look at values, gradients or errors of a layer, or at what a graph has.
+    """
     before = fastdrop_keras.get_bridge()
-    # Keras's own test cases cannot be run twice: they have the one that is in use.
-    name = getattr(request, "param", before)
-    fastdrop_keras.set_bridge(name)
-    yield name
+    fastdrop_keras.set_bridge(request.param)
+    yield request.param
     fastdrop_keras.set_bridge(before)
 
 

@@ -126,6 +126,7 @@ def test_show_config(bridge, capsys):
 # Both.
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, None), (1, 1), (33,), (1,), ()])
 @pytest.mark.parametrize("known", [SHAPE, (None, 33), (None, None), None], ids=str)
 def test_noise_shapes_are_fitted_when_the_shape_is_known(bridge, expected, noise_shape, known):
@@ -146,6 +147,7 @@ def test_high_word_of_a_seed(bridge, expected, run):
     np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, (9 << 64) | 7, 3))
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_large_tensors(bridge, expected, run, dtype):
     x = tf.cast(tf.random.normal((513, 1027)), dtype)

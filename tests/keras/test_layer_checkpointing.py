@@ -49,6 +49,7 @@ class Chain:
 
 
 @each_checkpoint
+@pytest.mark.usefixtures("bridge")
 def test_the_gradient_has_the_masks_of_the_forward_pass(expected, run, checkpoint):
     layer = Dropout(0.5, seed=3)
     f = run(lambda x: output_and_gradient(checkpoint(square_between(layer)), x))
@@ -64,6 +65,7 @@ def test_the_gradient_has_the_masks_of_the_forward_pass(expected, run, checkpoin
     "dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64], ids=lambda t: t.__name__
 )
 @pytest.mark.parametrize("noise_shape", [None, (None, 1)], ids=str)
+@pytest.mark.usefixtures("bridge")
 def test_what_is_computed_again_is_the_same_bits(expected, run, dtype, noise_shape):
     layer = Dropout(0.3, noise_shape, seed=3, dtype=np.dtype(dtype).name)
     outputs = []
@@ -98,6 +100,7 @@ def test_a_block_that_is_called_again_and_again(expected, run, checkpoint):
 
 
 @each_checkpoint
+@pytest.mark.usefixtures("bridge")
 def test_blocks_within_blocks(expected, run, checkpoint):
     layer = Dropout(0.5, seed=3)
     inner = checkpoint(square_between(layer))
@@ -153,6 +156,7 @@ def test_the_tape_is_outside_of_the_function(expected, persistent):
     np.testing.assert_allclose(tape.gradient(y, x), want, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_the_gradient_of_an_eager_forward_pass_in_a_graph(expected):
     block = tf.recompute_grad(square_between(Dropout(0.5, seed=3)))
     x = tf.constant(numbers())
@@ -163,6 +167,7 @@ def test_the_gradient_of_an_eager_forward_pass_in_a_graph(expected):
     np.testing.assert_allclose(tf.function(lambda: tape.gradient(y, x))(), want, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_blocks_in_a_loop(expected, run):
     block = tf.recompute_grad(square_between(Dropout(0.5, seed=3)))
 
@@ -200,6 +205,7 @@ def test_a_loop_in_an_eager_block(expected):
     np.testing.assert_allclose(dx, Chain(expected)(numbers(), [(0, 1), (2, 3)])[1], rtol=1e-6)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_a_block_in_a_vectorized_loop(run):
     layer = Dropout(0.5, seed=3)
     x = tf.constant(numbers())

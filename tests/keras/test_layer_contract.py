@@ -72,15 +72,6 @@ class TestKerasChecks(testing.TestCase):
         self.check(fastdrop_keras.SpatialDropout3D, kwargs, (2, 3, 4, 4, 5))
 
 
-class TestKerasChecksThroughPython(TestKerasChecks):
-    """The same with Python functions."""
-
-    def setUp(self):
-        super().setUp()
-        self.addCleanup(fastdrop_keras.set_bridge, fastdrop_keras.get_bridge())
-        fastdrop_keras.set_bridge("numpy_function")
-
-
 # Arguments.
 
 
@@ -183,6 +174,7 @@ def test_noise_shape_is_kept_as_a_tuple(kind, number):
     assert fastdrop_keras.Dropout(0.5, noise_shape).noise_shape == (2, 1, None)
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize(
     "noise_shape", [(2,), (2, 4), (3, 3), (None,), (1, 2, 3), (None, None, None)]
 )
@@ -192,6 +184,7 @@ def test_noise_shape_that_does_not_fit(noise_shape, run):
         run(lambda x: layer(x, training=True))(tf.ones((2, 3)))
 
 
+@pytest.mark.usefixtures("bridge")
 def test_noise_shape_that_only_the_run_can_refuse():
     layer = fastdrop_keras.Dropout(0.5, (2, 1))
     f = tf.function(
@@ -233,6 +226,7 @@ def test_rank_of_the_input(layer_class):
         layer_class(0.5)(tf.ones((2,) * (rank + 1)))
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("dtype", [tf.int32, tf.bool, tf.complex64, tf.uint8], ids=lambda d: d.name)
 def test_dtypes_that_cannot_be_dropped(dtype, run):
     layer = fastdrop_keras.Dropout(0.5)

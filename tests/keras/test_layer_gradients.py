@@ -10,6 +10,8 @@ from reference import assert_same_bits
 import fastdrop_keras
 from fastdrop_keras import Dropout
 
+pytestmark = pytest.mark.usefixtures("bridge")
+
 SHAPE = (5, 33)
 
 

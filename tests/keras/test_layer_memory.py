@@ -15,7 +15,7 @@ SIZE = 64 * 1024
 SAVED_BYTES = SIZE // 8 + 8
 DEPTH = 4
 
-native = pytest.mark.parametrize("bridge", ["native"], indirect=True)
+pytestmark = pytest.mark.alone
 
 
 @pytest.fixture
@@ -66,7 +66,6 @@ def kept_for_the_gradient(forward):
     return [(t.dtype, t.shape.num_elements()) for t in kept.values() if t.shape.rank]
 
 
-@native
 def test_a_graph_keeps_one_bit_an_element_and_the_rate():
     assert kept_for_the_gradient(chain(Dropout)) == [(tf.uint8, SAVED_BYTES)] * DEPTH
     # Keras's layer keeps a byte, which shows that the measure sees what is kept.
@@ -74,7 +73,6 @@ def test_a_graph_keeps_one_bit_an_element_and_the_rate():
     assert sum(dtype.size * size for dtype, size in theirs) >= DEPTH * SIZE
 
 
-@native
 def test_an_eager_tape_keeps_neither_inputs_nor_outputs(no_collector):
     layer = Dropout(0.5)
     x = tf.ones(SHAPE)
@@ -98,7 +96,6 @@ def test_an_eager_tape_keeps_neither_inputs_nor_outputs(no_collector):
     np.testing.assert_array_equal(np.abs(outer.gradient(z, dy)), np.asarray(z != 0) * 2)
 
 
-@native
 def test_a_loop_in_a_graph_accumulates_only_what_it_saves():
     layer = Dropout(0.5)
 

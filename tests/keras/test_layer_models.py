@@ -102,7 +102,7 @@ def test_a_model_learns(run_eagerly):
     assert model.evaluate(x, y, verbose=0) < before / 2
 
 
-@each_model
+@pytest.mark.parametrize("make", [sequential, time_distributed])
 def test_set_random_seed_reproduces_a_fit(make):
     x, y = data()
 
@@ -264,6 +264,7 @@ def test_training_is_inherited_from_the_model(expected):
     np.testing.assert_array_equal(model(x, training=True), want)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_in_a_dataset_pipeline(expected):
     layer = Dropout(0.5, seed=3)
     batches = tf.data.Dataset.from_tensors(tf.ones((5, 33))).repeat(3)
@@ -271,6 +272,7 @@ def test_in_a_dataset_pipeline(expected):
         np.testing.assert_array_equal(y, expected.factors((5, 33), 0.5, 3, step))
 
 
+@pytest.mark.usefixtures("bridge")
 def test_functions_within_functions_and_loops(expected):
     layer = Dropout(0.5, seed=3)
     inner = tf.function(lambda x: layer(x, training=True))
@@ -297,6 +299,7 @@ def test_functions_within_functions_and_loops(expected):
     )
 
 
+@pytest.mark.usefixtures("bridge")
 def test_a_function_in_training_in_a_saved_model(tmp_path, expected):
     module = tf.Module()
     module.layer = Dropout(0.5, seed=3)

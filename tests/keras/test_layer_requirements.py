@@ -1,6 +1,11 @@
 """Importing `fastdrop_keras` without TensorFlow or Keras, or with another backend."""
 
+import importlib.metadata
+
 import pytest
+
+import fastdrop
+import fastdrop_keras
 
 IMPORT = "import fastdrop_keras"
 
@@ -37,40 +42,45 @@ def assert_says_what_to_do(error, backend):
     assert "KERAS_BACKEND=tensorflow" in error
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch", "numpy"])
-def test_other_backend(run_python, backend):
+def test_other_backend(import_in):
     """Whether or not what the backend needs is installed."""
-    assert_says_what_to_do(error_of(run_python(IMPORT, KERAS_BACKEND=backend)), backend)
+    backends = ["jax", "torch", "numpy"]
+    environments = [{"KERAS_BACKEND": backend} for backend in backends]
+    errors = import_in(environments, IMPORT, before="tensorflow")
+    for backend, error in zip(backends, errors, strict=True):
+        assert_says_what_to_do(error.strip().splitlines()[-1], backend)
 
 
-def test_other_backend_that_loads(run_python):
-    loads = """
-import sys, types
-config = types.SimpleNamespace(backend=lambda: "jax")
-sys.modules["keras"] = types.SimpleNamespace(config=config, __spec__=None)
+STAND_INS = """
+import sys, tensorflow
+from types import SimpleNamespace
+others = [
+    SimpleNamespace(config=SimpleNamespace(backend=lambda: "jax"), __spec__=None),
+    SimpleNamespace(
+        config=SimpleNamespace(backend=lambda: "tensorflow"), __version__="3.9.2", __spec__=None
+    ),
+]
+for sys.modules["keras"] in others:
+    try:
+        import fastdrop_keras
+    except ImportError as error:
+        print(f"ImportError: {error}")
 """
-    assert_says_what_to_do(error_of(run_python("import tensorflow" + loads + IMPORT)), "jax")
 
 
-def test_older_keras(run_python):
-    older = """
-import sys, types
-config = types.SimpleNamespace(backend=lambda: "tensorflow")
-sys.modules["keras"] = types.SimpleNamespace(config=config, __version__="3.9.2", __spec__=None)
-"""
-    error = error_of(run_python("import tensorflow" + older + IMPORT))
-    assert error.startswith("ImportError: ")
-    assert "needs Keras 3.11 or newer" in error
-    assert "Keras 3.9.2" in error
-    assert "pip install --upgrade" in error
-
-
-def test_the_public_names(run_python):
-    code = (
-        "import fastdrop, fastdrop_keras as fk\n"
-        "from importlib.metadata import version\n"
-        "assert fk.__version__ == fastdrop.__version__ == version('fastdrop')\n"
-        "for name in fk.__all__: getattr(fk, name)\n"
-    )
-    process = run_python(code)
+def test_a_keras_that_loads_and_does_not_serve(run_python):
+    process = run_python(STAND_INS)
     assert process.returncode == 0, process.stderr
+    of_another_backend, older = process.stdout.splitlines()
+    assert_says_what_to_do(of_another_backend, "jax")
+    assert older.startswith("ImportError: ")
+    assert "needs Keras 3.11 or newer" in older
+    assert "Keras 3.9.2" in older
+    assert "pip install --upgrade" in older
+
+
+def test_the_public_names():
+    installed = importlib.metadata.version("fastdrop")
+    assert fastdrop_keras.__version__ == fastdrop.__version__ == installed
+    for name in fastdrop_keras.__all__:
+        assert hasattr(fastdrop_keras, name)

@@ -4,7 +4,6 @@ import copy
 import json
 import pathlib
 import pickle
-import textwrap
 import zipfile
 
 import h5py
@@ -67,6 +66,7 @@ def test_without_a_seed_set_random_seed_decides():
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_eager_and_graph_calls_share_one_stream(expected):
     layer = Dropout(0.5, seed=7)
     graph = tf.function(lambda x: layer(x, training=True))
@@ -85,6 +85,7 @@ def test_every_training_call_takes_a_step_whatever_the_rate(expected, run):
     np.testing.assert_array_equal(f(ONES), expected.factors(SHAPE, 0.5, 7, step=2))
 
 
+@pytest.mark.usefixtures("bridge")
 def test_a_large_seed_and_a_large_step(expected, run):
     layer = Dropout(0.5, seed=2**63 - 1)
     layer.seed_generator.state.assign([2**63 - 1, 2**40])
@@ -118,7 +119,7 @@ def test_a_run_on_a_dataset_is_repeated_exactly(by):
 
 
 def test_a_layer_in_a_parallel_map_is_repeated_exactly_where_tensorflow_is_told_to(
-    run_python, bridge
+    run_python,
 ):
     done = run_python(
         """
@@ -133,8 +134,7 @@ for y in data:
     want, _ = fastdrop.dropout(np.ones(64, "f4"), 0.5, seed=stream)
     assert np.array_equal(y, want), stream.state
 assert stream.state["step"] == 100
-""",
-        FASTDROP_KERAS_BRIDGE=bridge,
+"""
     )
     assert done.returncode == 0, done.stderr
 
@@ -528,27 +528,10 @@ def test_a_keras_file_with_the_layers_of_keras_loads_beside_ours(tmp_path):
     np.testing.assert_allclose(converted(ONES), theirs(ONES), rtol=1e-6)
 
 
-def test_an_exported_model_serves_where_the_library_is_not_installed(used, tmp_path, run_python):
-    used.export(tmp_path / "exported", format="tf_saved_model", verbose=False)
-    np.save(tmp_path / "input.npy", ONES)
-    process = run_python(
-        textwrap.dedent(
-            """
-            import sys
-            sys.modules["fastdrop"] = sys.modules["fastdrop_keras"] = None
-            import numpy as np, tensorflow as tf
-            model = tf.saved_model.load("exported")
-            np.save("output.npy", model.serve(np.load("input.npy")))
-            """
-        )
-    )
-    assert process.returncode == 0, process.stderr
-    np.testing.assert_allclose(np.load(tmp_path / "output.npy"), used(ONES), rtol=1e-5)
-
-
 # The rate.
 
 
+@pytest.mark.usefixtures("bridge")
 def test_the_rate_changes_without_retracing(expected):
     layer = Dropout(0.5, seed=7)
     traces = []
@@ -600,6 +583,7 @@ def replica_outputs(strategy, layer):
     return [[y.numpy() for y in strategy.experimental_local_results(step())] for _ in range(3)]
 
 
+@pytest.mark.usefixtures("bridge")
 def test_replicas_draw_different_masks_reproducibly(expected, two_replicas):
     with two_replicas.scope():
         layer = Dropout(0.5, seed=7)

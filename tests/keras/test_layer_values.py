@@ -29,6 +29,7 @@ def training_call(layer):
 # Bits.
 
 
+@pytest.mark.usefixtures("bridge")
 @each_dtype
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 33), (2, 3, 4, 5), (3, 4099)], ids=str)
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -41,6 +42,7 @@ def test_bits(expected, run, dtype, shape, rate):
         assert_same_bits(y, expected.output(x, rate, 42, step))
 
 
+@pytest.mark.usefixtures("bridge")
 def test_the_function_on_arrays_drops_the_same(run):
     layer = Dropout(0.3, seed=42)
     stream = fastdrop.Stream(42)
@@ -51,6 +53,7 @@ def test_the_function_on_arrays_drops_the_same(run):
         assert_same_bits(f(tf.constant(x)).numpy(), y)
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize(
     ("noise_shape", "full"),
     [
@@ -70,6 +73,7 @@ def test_noise_shape(expected, run, noise_shape, full):
     assert_same_bits(y.numpy(), expected.output(x, 0.5, 3, noise_shape=full))
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize(
     ("layer", "shape", "noise_shape"),
     [
@@ -123,6 +127,7 @@ def test_the_rate_is_exact_in_every_precision(policy):
 # Special values and rates.
 
 
+@pytest.mark.usefixtures("bridge")
 @each_dtype
 def test_dropped_units_are_zero_whatever_they_were(expected, run, dtype):
     special = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, -1.5], dtype)
@@ -133,6 +138,7 @@ def test_dropped_units_are_zero_whatever_they_were(expected, run, dtype):
     assert not reference.bit_patterns(y[dropped]).any()
 
 
+@pytest.mark.usefixtures("bridge")
 @each_dtype
 def test_rate_zero_changes_no_bit(run, dtype):
     x = np.frombuffer(np.random.default_rng(0).bytes(64 * dtype.itemsize), dtype)
@@ -140,6 +146,7 @@ def test_rate_zero_changes_no_bit(run, dtype):
     assert_same_bits(y, x, nan_payloads=True)
 
 
+@pytest.mark.usefixtures("bridge")
 @each_dtype
 def test_rate_one_gives_zeros(run, dtype):
     x = tf.constant(np.array([1.0, -2.0, np.nan, np.inf], dtype))
@@ -150,6 +157,7 @@ def test_rate_one_gives_zeros(run, dtype):
 # Shapes.
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2)], ids=str)
 def test_empty_inputs(run, shape):
     def f(x):
@@ -163,6 +171,7 @@ def test_empty_inputs(run, shape):
         assert result.shape == shape
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("static", [(None, 6), (None, None), (4, None), None], ids=str)
 @pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, 6)], ids=str)
 def test_shapes_known_only_at_the_run(expected, static, noise_shape):
@@ -175,6 +184,7 @@ def test_shapes_known_only_at_the_run(expected, static, noise_shape):
         assert_same_bits(f(tf.constant(x)).numpy(), want)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_time_dimension_known_only_at_the_run(expected):
     layer = fastdrop_keras.SpatialDropout1D(0.5, seed=3)
     spec = tf.TensorSpec((None, None, 6))
@@ -203,6 +213,7 @@ def test_dtype_policies_cast_the_input(expected, run, policy, dtype):
 # Inputs stay as they are.
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("rate", [0, 0.5, 1])
 def test_a_variable_keeps_its_value(expected, run, rate):
     x = numbers((64, 64))
@@ -213,6 +224,7 @@ def test_a_variable_keeps_its_value(expected, run, rate):
         assert_same_bits(variable.numpy(), x)
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("rate", [0, 0.5, 1])
 def test_another_consumer_of_the_input_sees_it_unchanged(run, rate):
     layer = Dropout(rate, seed=3)
@@ -228,6 +240,7 @@ def test_another_consumer_of_the_input_sees_it_unchanged(run, rate):
     assert_same_bits(after.numpy(), before.numpy())
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_view_lives_on_when_its_tensor_is_gone(expected, run, dtype):
     layer = Dropout(0.5, seed=3, dtype=dtype)
@@ -238,6 +251,7 @@ def test_a_view_lives_on_when_its_tensor_is_gone(expected, run, dtype):
         assert_same_bits(view, expected.output(x, 0.5, 3, step))
 
 
+@pytest.mark.usefixtures("bridge")
 def test_many_threads_call_one_layer(expected, run):
     layer = Dropout(0.5, seed=3)
     x = tf.constant(numbers((64, 64)))
@@ -272,6 +286,7 @@ def test_inference(run, training):
     assert layer.seed_generator.state.numpy().tolist() == [3, 0]
 
 
+@pytest.mark.usefixtures("bridge")
 def test_training_as_a_tensor_that_the_graph_is_given(expected):
     layer = Dropout(0.5, seed=3)
 
@@ -322,6 +337,7 @@ def test_training_is_one_operation_in_the_graph(bridge):
     assert types.count("ReadVariableOp") == types.count("AssignAddVariableOp") == 1
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_every_instruction_set_and_number_of_threads(expected, run, isa, threads):
     shape = (700, 800)
@@ -341,6 +357,7 @@ def test_every_instruction_set_and_number_of_threads(expected, run, isa, threads
         np.testing.assert_array_equal(dx, factors)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_as_many_dimensions_as_numpy_has(expected, run):
     ones = (1,) * 62
     x = numbers((20, 33)).reshape(20, 33, *ones)

@@ -40,6 +40,7 @@ def high_word(number, layer, count):
 # The masks, against the reference.
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_against_the_masks_of_the_reference(expected, run_eagerly):
     model = linear()
@@ -57,6 +58,7 @@ def test_against_the_masks_of_the_reference(expected, run_eagerly):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("noise_shape", [None, (None, 1), (7, 33), (33,), (1, 33)])
 @pytest.mark.parametrize("batch_size", [None, 7])
 def test_shared_masks_against_the_reference(expected, noise_shape, batch_size):
@@ -270,6 +272,7 @@ def test_the_rate_in_use_counts():
     np.testing.assert_array_equal(deviation, 0)
 
 
+@pytest.mark.alone
 def test_memory_does_not_grow_with_the_passes():
     model = linear(0.5, 4)
     x = np.ones((20_000, 4), np.float32)
@@ -306,15 +309,15 @@ def test_several_inputs_and_outputs(as_dict):
     a, b = keras.Input((33,), name="a"), keras.Input((33,), name="b")
     dropped = Dropout(0.5)(a)
     inputs = {"a": a, "b": b} if as_dict else [a, b]
-    outputs = {"sum": dropped + b, "plain": b} if as_dict else [dropped + b, b]
+    outputs = {"sum": dropped + b, "same": b} if as_dict else [dropped + b, b]
     model = keras.Model(inputs, outputs)
     x = {"a": X, "b": 2 * X} if as_dict else [X, 2 * X]
     mean, deviation = quiet(model, x, batch_size=4)
     keras.tree.assert_same_structure(mean, model.predict(x, verbose=0))
     keras.tree.assert_same_structure(deviation, mean)
-    noisy, plain = ("sum", "plain") if as_dict else (0, 1)
-    np.testing.assert_array_equal(mean[plain], 2 * X)
-    np.testing.assert_array_equal(deviation[plain], 0)
+    noisy, same = ("sum", "same") if as_dict else (0, 1)
+    np.testing.assert_array_equal(mean[same], 2 * X)
+    np.testing.assert_array_equal(deviation[same], 0)
     assert (deviation[noisy] > 0).any()
 
 
@@ -337,7 +340,7 @@ def test_a_subclassed_model_that_was_never_called():
 
 
 def test_a_model_without_the_argument_training():
-    class Plain(keras.Model):
+    class NoTraining(keras.Model):
         def __init__(self):
             super().__init__()
             self.dropout = Dropout(0.5)
@@ -345,7 +348,7 @@ def test_a_model_without_the_argument_training():
         def call(self, x):
             return self.dropout(x)
 
-    assert (quiet(Plain())[1] > 0).any()
+    assert (quiet(NoTraining())[1] > 0).any()
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])

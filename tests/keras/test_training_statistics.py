@@ -21,7 +21,7 @@ from scipy import stats
 
 import fastdrop_keras
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 RUNS = 30
 EPOCHS = 25
@@ -115,18 +115,12 @@ def told_apart(first, second):
     return min(each) < ALPHA / 2
 
 
-# The bits that the two bridges give are the same, by test_layer_values.py: one is enough.
-one_bridge = pytest.mark.parametrize("bridge", [fastdrop_keras.get_bridge()], indirect=True)
-
-
-@one_bridge
 def test_our_layer_trains_as_well_as_that_of_keras(outcomes):
     ours, theirs = outcomes(fastdrop_keras.Dropout), outcomes(keras.layers.Dropout)
     assert equivalent(ours, theirs), (ours, theirs)
     assert not told_apart(ours, theirs), (ours, theirs)
 
 
-@one_bridge
 def test_a_wrong_rate_is_found(outcomes):
     wrong, theirs = outcomes(WrongRate), outcomes(keras.layers.Dropout)
     assert not equivalent(wrong, theirs), (wrong, theirs)

@@ -10,14 +10,13 @@ CELLS = {cell.name: cell for cell in matrix.CELLS if cell.name.startswith("tenso
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform != "linux", reason="native operations are for Linux"),
 ]
 
 
-# Once is enough: in there, each test runs with both.
-@pytest.mark.parametrize("bridge", ["native"], indirect=True)
 @pytest.mark.parametrize("name", CELLS)
-def test_versions(bridge, name, tmp_path):
+def test_versions(name, tmp_path):
     try:
         matrix.run_cell(CELLS[name], tmp_path)
     except matrix.AbsentError as why:

@@ -1,4 +1,4 @@
-/* Owns what tests call of the C interface from Python, through the header as C and as C++. */
+/* Calls the C interface for tests in Python, through the header as C and as C++. */
 #include "fastdrop.h"
 
 #ifdef __cplusplus

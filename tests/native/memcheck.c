@@ -1,4 +1,4 @@
-/* Owns what a program under valgrind's memcheck can ask and tell it about memory. */
+/* Lets a program ask and tell valgrind's memcheck about memory. */
 #include <valgrind/memcheck.h>
 
 /* The first byte that was never given a value or may not be touched, as an offset; -1 for none. */

@@ -1,4 +1,4 @@
-/* Owns a region of OpenMP's whose threads all call back, as a user's library may do. */
+/* Runs OpenMP's threads that all call back, as a user's library may do. */
 #include <omp.h>
 
 /* Calls back with each number below `calls`, from `threads` threads at once; returns how many there

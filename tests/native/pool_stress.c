@@ -1,4 +1,4 @@
-/* Owns the programs that use the pool of threads as hard as they can, for ThreadSanitizer to watch:
+/* Uses the pool of threads as hard as it can, for ThreadSanitizer to watch:
    each item of each job is to be done once, and seen by the caller when the job is over. */
 #include "pool.h"
 

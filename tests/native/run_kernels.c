@@ -1,4 +1,4 @@
-/* Owns a way to run one instruction set's kernels without Python, on any machine or emulator: calls
+/* Runs one instruction set's kernels without Python, on any machine or emulator: calls
    are read from the standard input, and all the memory that each could have changed is written out.
 
    KERNELS is the C file that Cython makes of a kernel module, KERNEL(name) the C name of one of its
