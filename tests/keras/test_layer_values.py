@@ -378,3 +378,26 @@ def test_spatial_layers_refuse_other_dtypes(run, spatial):
 def test_what_is_no_tensor(inputs):
     with pytest.raises(TypeError, match=f"Received: {type(inputs).__name__}"):
         fastdrop_keras.bridge.dropout(inputs, tf.constant([1, 0]), tf.constant(0.5, tf.float64))
+
+
+@pytest.mark.usefixtures("bridge")
+def test_two_rates_in_one_graph(expected):
+    layer = Dropout(0.5, seed=3)
+
+    @tf.function
+    def f(x):
+        layer.rate = 0.1
+        a = layer(x, training=True)
+        layer.rate = 0.9
+        return a, layer(x, training=True)
+
+    x = tf.ones((5, 33))
+    for step in (0, 2):
+        a, b = f(x)
+        np.testing.assert_array_equal(a, expected.factors((5, 33), 0.1, 3, step))
+        np.testing.assert_array_equal(b, expected.factors((5, 33), 0.9, 3, step + 1))
+        # Elsewhere it is the last one, until it is set.
+        assert layer.rate == 0.9
+        layer.rate = 0.9
+    layer.rate = 0.0
+    assert np.all(layer(x, training=True) == x)
