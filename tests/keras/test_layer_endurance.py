@@ -44,32 +44,3 @@ sample(step if {rate!r} == "fixed" else turned, {STEPS})
     assert done.returncode == 0, done.stderr
     # Bytes a step: the smallest thing that could be left behind, a reference, would be eight.
     resident.assert_flat(done.stdout, 4.0)
-
-
-REFUSED = """
-import tensorflow as tf, fastdrop_keras
-from fastdrop_keras.native_bridge import OPERATIONS
-x, saved = tf.ones(15), tf.zeros(9, tf.uint8)
-forward, backward = OPERATIONS.fastdrop_forward, OPERATIONS.fastdrop_backward
-
-def step():
-    for call in (
-        lambda: forward(x=x, seed=tf.constant([1], tf.int64), rate=0.5, stream=2),
-        lambda: forward(x=x, seed=[1, 2], rate=2.0, stream=2),
-        lambda: backward(dy=x, saved=saved),
-    ):
-        try:
-            call()
-        except tf.errors.InvalidArgumentError:
-            continue
-        raise AssertionError("not refused")
-
-sample(step, 30_000)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="native operations are for Linux")
-def test_refused_calls_keep_nothing(run_python):
-    done = run_python(resident.SAMPLER + REFUSED)
-    assert done.returncode == 0, done.stderr
-    resident.assert_flat(done.stdout, 16.0)
