@@ -439,7 +439,7 @@ def _checked_noise_shape(noise_shape: Any) -> NoiseShape | None:
 def _checked_data_format(data_format: str | None) -> str:
     """Return `data_format`, or the one that Keras is configured to."""
     if data_format is None:
-        return keras.config.image_data_format()
+        return str(keras.config.image_data_format())
     if data_format not in ("channels_first", "channels_last"):
         formats = "'channels_first', 'channels_last' or None"
         raise wrong_value("data_format", formats, repr(data_format))
