@@ -19,7 +19,7 @@ help:
 	@echo "make matrix     every Python, NumPy and TensorFlow that can be had here, in a table"
 	@echo "make fuzz       pickles, states, configs and files at random; FUZZ_SECONDS=60 for each target"
 	@echo "make bench      speed against the peers: a report in results/bench (ten minutes)"
-	@echo "make bench-quick  the same of less, in a minute"
+	@echo "make bench-quick  less of it, in a minute"
 	@echo "make lint       style, types, stubs"
 	@echo "make format     let ruff lay out the code"
 	@echo "make clean      remove what was built"

@@ -1,4 +1,4 @@
-"""Owns the build of the extension modules: one for each instruction set, from one kernel source."""
+"""Builds the extension modules: the kernels once for each instruction set, from one source."""
 
 import math
 import os
@@ -23,25 +23,24 @@ ISAS = runpy.run_path(str(ROOT / "fastdrop" / "_isas.py"))["ISAS"]
 COMPILE_ARGS = [
     "-O3",
     "-std=c11",
-    # A fused multiply-add would round once where other instruction sets round twice.
+    # A fused multiply-add would round once; other instruction sets round twice.
     "-ffp-contract=off",
-    # After the flags of the environment: NaN and infinity are to be seen.
+    # Overrides the flags of the environment: the kernels compare NaN and infinity.
     "-fno-fast-math",
     "-fno-math-errno",
     "-fvisibility=hidden",
-    # Cython's constants are ints, and are compared with sizes.
+    # Cython compares its constants, which are ints, with sizes.
     "-Wno-sign-compare",
 ]
 NATIVE_OPERATION = "fastdrop_keras._native_op"
 INCLUDE_DIRS = ["fastdrop", "fastdrop/include", "fastdrop/_kernels", "fastdrop/simd"]
 
-# The modules between the user's arrays and the kernels, built for the baseline.
+# The modules between arrays and kernels. They are built for the baseline CPU.
 MODULES = (
     "_api",
     "_apply",
     "_arguments",
     "_bits",
-    "_bridge",
     "_draw",
     "_dropout",
     "_fused",
@@ -55,9 +54,9 @@ MODULES = (
 
 
 class Build(NamedTuple):
-    """What a build has on top of, and in place of, the settings of a release."""
+    """The settings of a build that differ from a release."""
 
-    compile_args: tuple[str, ...] = ()  # after the others, so that these win
+    compile_args: tuple[str, ...] = ()  # come last, and so override the others
     link_args: tuple[str, ...] = ()
     directives: Mapping[str, bool] = MappingProxyType({})
 
@@ -67,11 +66,12 @@ MEMORY = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 RACES = ("-fsanitize=thread",)
 BUILDS = {
     "release": Build(),
-    # Alignment is checked too: kernels get elements where C may have them, and whatever reads
-    # elsewhere does so through memcpy or an instruction that is made for it.
+    # UBSan checks alignment, too: unaligned elements are accessed through memcpy or through
+    # instructions for unaligned addresses only.
     "asan": Build((*SANITIZED, *MEMORY), MEMORY),
     "tsan": Build((*SANITIZED, *RACES), RACES),
-    # Asserts are those of Python's, NumPy's and Cython's headers; a signed overflow traps.
+    # -UNDEBUG enables the asserts of Python's, NumPy's and Cython's headers. -ftrapv traps signed
+    # overflow.
     "debug": Build(
         ("-O1", "-g", "-UNDEBUG", "-ftrapv"),
         directives={
@@ -85,7 +85,7 @@ BUILDS = {
 
 
 def chosen_build():
-    """The name of the build that is wanted: ``FASTDROP_BUILD``, by default a release."""
+    """Return the name of the build: ``FASTDROP_BUILD``, or ``release``."""
     name = os.environ.get("FASTDROP_BUILD") or "release"
     if name not in BUILDS:
         raise SystemExit(
@@ -102,7 +102,7 @@ DIRECTIVES = {
     "boundscheck": False,
     "wraparound": False,
     "cdivision": True,
-    # A pickle could make classes in C of any numbers that it likes, pointers too.
+    # Cython's pickles would restore any field of a class, pointers too.
     "auto_pickle": False,
     "embedsignature": True,
     "embedsignature.format": "python",
@@ -110,23 +110,23 @@ DIRECTIVES = {
 }
 
 
-def depends(*patterns):
-    """The files that a change of means compiling again."""
+def package_files(*patterns):
+    """Return the files of the package that match the patterns."""
     package = ROOT / "fastdrop"
     return [str(p.relative_to(ROOT)) for pattern in patterns for p in sorted(package.glob(pattern))]
 
 
-# What the kernels are written in, and nothing else reads.
-VOCABULARIES = depends("_kernels/*.pxi", *(f"simd/{isa.name}.h" for isa in ISAS))
-HEADERS = depends("*.h", "*.pxd", "include/*.h", "_kernels/*.h", "_kernels/*.pxd", "simd/*.h")
+# Only the kernel modules include these.
+VOCABULARIES = package_files("_kernels/*.pxi", *(f"simd/{isa.name}.h" for isa in ISAS))
+HEADERS = package_files("*.h", "*.pxd", "include/*.h", "_kernels/*.h", "_kernels/*.pxd", "simd/*.h")
 HEADERS = [path for path in HEADERS if path not in VOCABULARIES]
 SETTINGS = ["setup.py", "fastdrop/_isas.py"]
-# Other directives make other C: it has a place of its own.
+# A build with other directives generates other C, in its own folder.
 GENERATED = Path("build", "" if BUILD_NAME == "release" else BUILD_NAME)
 
 
-def of_other_settings():
-    """Whether C was generated before the settings changed: Cython looks at its own sources only."""
+def settings_changed():
+    """Return whether setup.py is newer than the generated C. Cython checks its sources only."""
     made = [path.stat().st_mtime for path in (ROOT / GENERATED / "fastdrop").rglob("*.c")]
     return min(made, default=math.inf) < (ROOT / "setup.py").stat().st_mtime
 
@@ -147,7 +147,7 @@ def module_extension(name):
         f"fastdrop.{name}",
         [f"fastdrop/{name}.pyx"],
         include_dirs=[*INCLUDE_DIRS, numpy.get_include()],
-        # NumPy 1.25's interface is the newest that every NumPy from 1.25 to 2.x offers.
+        # Every NumPy from 1.25 to 2.x offers NumPy 1.25's interface.
         define_macros=[
             ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
             ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"),
@@ -160,9 +160,9 @@ def module_extension(name):
 
 
 def native_operation():
-    """A library that TensorFlow loads: no module of Python's, and built without TensorFlow.
+    """Return the library of operations that TensorFlow loads. It builds without TensorFlow.
 
-    Where it cannot be built, the layers go through Python functions.
+    It is not a Python module. It is optional: without it the layers use Python functions.
     """
     return Extension(
         NATIVE_OPERATION,
@@ -186,8 +186,11 @@ def isas_of_this_machine():
 
 
 class BuildExtensions(build_ext):
-    """Builds what the compiler can: a module whose instruction set it does not know is left out,
-    with a word; without any compiler nothing is built, with another."""
+    """Builds the modules that the compiler supports.
+
+    If the compiler does not support an instruction set, its kernels are left out with a message.
+    Without a compiler the build stops with a message.
+    """
 
     def build_extensions(self):
         if not self.compiles([]):
@@ -212,12 +215,14 @@ class BuildExtensions(build_ext):
 
     def build_extension(self, extension):
         if extension.name == NATIVE_OPERATION:
-            extension.extra_link_args += ["-Wl,--no-as-needed", self.stub_of_tensorflow()]
+            extension.extra_link_args += ["-Wl,--no-as-needed", self.tensorflow_stub()]
         super().build_extension(extension)
 
-    def stub_of_tensorflow(self):
-        """An empty library of the name under which TensorFlow has its C interface, so that the
-        loader looks for that interface there."""
+    def tensorflow_stub(self):
+        """Build an empty library with the name of TensorFlow's library, and return its path.
+
+        Linked with it, the native operations make the loader look for TensorFlow's symbols there.
+        """
         name = "libtensorflow_framework.so.2"
         folder = Path(self.build_temp, "stub")
         folder.mkdir(parents=True, exist_ok=True)
@@ -230,7 +235,7 @@ class BuildExtensions(build_ext):
         return str(library)
 
     def compiles(self, flags, source=""):
-        """Whether the compiler takes these flags and this source."""
+        """Return whether the compiler accepts the flags and the source."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "probe.c")
             path.write_text(f"#include <Python.h>\n{source}int fastdrop_probe;\n")
@@ -259,7 +264,7 @@ setup(
         compiler_directives={**DIRECTIVES, **BUILD.directives},
         nthreads=0,
         build_dir=str(GENERATED),
-        force=of_other_settings(),
+        force=settings_changed(),
     ),
     cmdclass={"build_ext": BuildExtensions},
     options={"build_ext": {"parallel": os.cpu_count()}},

@@ -8,75 +8,60 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from rich.table import Table
+from tabulate import tabulate
 
-from bench import report, results
-from bench.compare import changes
-
-FOLDER = Path(__file__).parent
+from bench import report, runs
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the benchmarks, save the figures and write the report beside them."""
+    """Run the benchmarks, store the figures and write the report beside them."""
     options.output.mkdir(parents=True, exist_ok=True)
-    saved = options.output / "run.json"
-    arguments = [str(FOLDER), "-q", f"--benchmark-json={saved}", "--benchmark-quiet"]
-    # Said where nothing was measured, which pytest's own words and the exit code tell.
+    stored = options.output / "run.json"
+    stored.unlink(missing_ok=True)
+    arguments = [str(Path(__file__).parent), f"--benchmark-json={stored}", "--benchmark-quiet"]
+    # It warns of a test that fails before it measures: pytest has said so already.
     arguments += ["-W", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning"]
     arguments += ["--quick"] if options.quick else []
     arguments += ["-k", options.only] if options.only else []
     code = pytest.main(arguments)
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not saved.exists():
-        return int(code)
-    command = "make bench-quick" if options.quick else "make bench"
-    show(report.write(results.load(saved), options.output, command))
+    # One that fails, such as a peer that computes no dropout, leaves those that do not.
+    if stored.exists() and stored.stat().st_size:
+        print(report.write(runs.load(stored), options.output))
     return int(code)
 
 
 def write(options: argparse.Namespace) -> int:
-    """Write the report of a saved run, and its tables into a README."""
-    saved = results.load(options.run)
+    """Write the report of a stored run, and its tables into a README."""
+    stored = runs.load(options.run)
     if options.readme is not None:
-        report.put_into(options.readme, saved, "make bench")
-    show(report.write(saved, options.output, "make bench"))
+        report.put_into(options.readme, stored)
+    print(report.write(stored, options.output))
     return 0
 
 
-def show(paths: Sequence[Path]) -> None:
-    for path in paths:
-        print(path)
-
-
 def compare(options: argparse.Namespace) -> int:
-    """Print what changed; 1 if something became slower by more than the threshold."""
-    old, new = results.load(options.old), results.load(options.new)
-    console = Console()
-    differing = [
-        f"{name}: {old.machine.get(name)} -> {new.machine.get(name)}"
-        for name in dict.fromkeys([*old.machine, *new.machine])
-        if old.machine.get(name) != new.machine.get(name)
+    """Print what changed, as a table in Markdown; return 1 if something became slower."""
+    old, new = runs.load(options.old), runs.load(options.new)
+    for name in old.machine | new.machine:
+        before, after = old.machine.get(name), new.machine.get(name)
+        if before != after:
+            print(f"not the same: {name}: {before} -> {after}")
+    changes = runs.changes(old, new)
+    if not changes:
+        raise runs.NotARunError(f"{options.old} and {options.new} have no case in common")
+    verdicts = [change.verdict(options.threshold / 100) for change in changes]
+    rows = [
+        [change.case, change.reference, f"{change.factor:.3f}", verdict]
+        for change, verdict in zip(changes, verdicts, strict=True)
+        if verdict or options.all
     ]
-    for line in differing:
-        console.print(f"not the same machine or versions: {line}", style="yellow", highlight=False)
-    found, alone = changes(old, new)
-    if not found:
-        raise results.NotARunError("the two runs have no case in common")
-    threshold = options.threshold / 100
-    table = Table("case", "ours over", "new / old", "")
-    slower = 0
-    for change in found:
-        verdict = change.verdict(threshold)
-        slower += verdict == "slower"
-        if verdict or options.all:
-            style = {"slower": "red", "faster": "green"}.get(verdict)
-            table.add_row(change.case, change.over, f"{change.factor:.3f}", verdict, style=style)
-    if table.row_count:
-        console.print(table)
-    for line in alone:
-        console.print(line, style="dim", highlight=False)
-    console.print(
-        f"{len(found)} cases, {slower} slower by more than {options.threshold:g} % and noise"
+    if rows:
+        headings = ["case", "ours over", "new / old", ""]
+        print(tabulate(rows, headings, tablefmt="pipe", disable_numparse=True))
+    slower = verdicts.count("slower")
+    print(
+        f"{len(changes)} cases in both runs, of {len(old.cases)} and {len(new.cases)}; {slower} "
+        f"slower by more than {options.threshold:g} % and noise"
     )
     return int(slower > 0)
 
@@ -94,18 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = Path("results/bench")
 
     parse = commands.add_parser("run", help="run all, and write the report")
-    parse.add_argument("--quick", action="store_true", help="under a minute")
+    parse.add_argument("--quick", action="store_true", help="less of it, in a minute")
     parse.add_argument("--only", metavar="WORDS", help="a part, as pytest's -k")
     parse.add_argument("--output", type=Path, default=default, help="default: %(default)s")
     parse.set_defaults(call=run)
 
-    parse = commands.add_parser("report", help="write the report of a saved run again")
+    parse = commands.add_parser("report", help="write the report of a stored run again")
     parse.add_argument("run", type=Path, help="a run.json")
     parse.add_argument("--output", type=Path, default=default, help="default: %(default)s")
     parse.add_argument("--readme", type=Path, help="whose tables are to be replaced")
     parse.set_defaults(call=write)
 
-    parse = commands.add_parser("compare", help="what changed between two saved runs")
+    parse = commands.add_parser("compare", help="what changed between two stored runs")
     parse.add_argument("old", type=Path)
     parse.add_argument("new", type=Path)
     parse.add_argument(
@@ -121,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.call(options)
-    except results.NotARunError as error:
+    except (runs.NotARunError, report.NoMarksError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
 

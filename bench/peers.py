@@ -1,381 +1,258 @@
-"""Owns the peers on NumPy's side of the benchmarks: each a small class, in its best configuration.
+"""The libraries that `test_arrays.py` compares with, and the check that each computes a dropout.
 
-All of them are used alike: `prepare` ones, call `forward` or `forward_backward` as often as wanted,
-and look at `result`. Nothing here takes a time, and `validity.py` judges what comes out.
+A function a peer, listed in `PEERS`: it makes arrays of ones and returns the calls that drop from
+them. Each peer is in its best configuration, in float32 and on one thread.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib
+import math
 import os
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 import fastdrop
 
-
-class Peer:
-    """A way to drop elements of an array: what the benchmarks ask of it."""
-
-    name: ClassVar[str]
-    in_place: ClassVar[bool] = False
-    has_backward: ClassVar[bool] = True
-    # In units in the last place: how far off the rounded 1 / (1 - rate) a kept one may be.
-    ulps: ClassVar[int] = 1
-
-    def __init__(self, rate: float = 0.2, seed: int = 42):
-        self.rate, self.seed = rate, seed
-
-    @classmethod
-    def unavailable(cls) -> str | None:
-        """Why it cannot run here, in one sentence; None where it can."""
-        return None
-
-    def prepare(self, n: int, dtype: Any) -> Any:
-        """Make the array of n ones that the calls drop from, all memory they use, and return it.
-
-        An in-place peer finds there at its next call what the last one left: `result` is the
-        dropout of ones after the first call only, and after a hundred calls all are zeros.
-        """
-        raise NotImplementedError
-
-    def forward(self) -> None:
-        """Drop once, with another mask than in the last call, and wait until it is done."""
-        raise NotImplementedError
-
-    def forward_backward(self) -> None:
-        """Drop once, and bring a gradient of ones back through it."""
-        raise NotImplementedError
-
-    def result(self) -> np.ndarray:
-        """A copy of the last output, as float64."""
-        raise NotImplementedError
-
-    def gradient(self) -> np.ndarray:
-        """A copy of the last gradient, as float64."""
-        raise NotImplementedError
-
-    def set_threads(self, n: int) -> None:
-        """Use n threads. A peer that has only one stays with it."""
+SEED = 42
+SIGMAS = 6
 
 
-# ---- NumPy ----
+class Calls(NamedTuple):
+    """What a peer does, each time with another mask."""
+
+    forward: Callable[[], Any]  # returns the output
+    training: Callable[[], tuple[Any, Any]] | None  # forward and backward: the output, the gradient
 
 
-class _NumPy(Peer):
-    """SFC64 is the fastest of NumPy's generators. Uniform numbers are float32 for all dtypes: they
-    decide as well, take half of the time of float64, and there are none of half precision."""
+def numpy_recipe(size: int, rate: float) -> Calls:
+    """What one writes in NumPy: a uniform number for each element, compared, and two products.
 
-    def prepare(self, n, dtype):
-        self._generator = np.random.Generator(np.random.SFC64(self.seed))
-        self._x, self._dy = np.ones(n, dtype), np.ones(n, dtype)
-        # In x's dtype, so that nothing is computed in a wider one.
-        self._scale = self._x.dtype.type(1 / (1 - self.rate))
-        return self._x
+    SFC64 is the fastest of NumPy's generators.
+    """
+    x, dy = np.ones(size, np.float32), np.ones(size, np.float32)
+    generator = np.random.Generator(np.random.SFC64(SEED))
+    scale = np.float32(1 / (1 - rate))
 
-    def result(self):
-        return self._y.astype(np.float64)
+    def training():
+        keep = generator.random(size, np.float32) >= np.float32(rate)
+        return x * keep * scale, dy * keep * scale
 
-    def gradient(self):
-        return self._dx.astype(np.float64)
+    def forward():
+        keep = generator.random(size, np.float32) >= np.float32(rate)
+        return x * keep * scale
 
-
-class NumPyRecipe(_NumPy):
-    """What one writes in NumPy: a uniform number for each element, compared, and two products."""
-
-    name = "NumPy, usual recipe"
-
-    def forward(self):
-        uniform = self._generator.random(self._x.shape, dtype=np.float32)
-        self._keep = uniform >= np.float32(self.rate)
-        self._y = self._x * self._keep * self._scale
-
-    def forward_backward(self):
-        self.forward()
-        self._dx = self._dy * self._keep * self._scale
+    return Calls(forward, training)
 
 
-class NumPyBuffered(_NumPy):
-    """The same recipe into memory that is there, so that none is taken from the system at each
-    call: NumPy's documented `out` arguments, and the fastest that NumPy alone is known to be."""
+def numpy_buffered(size: int, rate: float) -> Calls:
+    """The same recipe through NumPy's `out` arguments, into memory that is there."""
+    x, dy, y, dx, uniform = (np.ones(size, np.float32) for _ in range(5))
+    keep = np.empty(size, bool)
+    generator = np.random.Generator(np.random.SFC64(SEED))
+    scale = np.float32(1 / (1 - rate))
 
-    name = "NumPy, into buffers"
+    def forward():
+        generator.random(out=uniform, dtype=np.float32)
+        np.greater_equal(uniform, np.float32(rate), out=keep)
+        np.multiply(x, keep, out=y)
+        return np.multiply(y, scale, out=y)
 
-    def prepare(self, n, dtype):
-        x = super().prepare(n, dtype)
-        self._uniform, self._keep = np.empty(n, np.float32), np.empty(n, bool)
-        self._y, self._dx = np.empty_like(x), np.empty_like(x)
-        return x
+    def training():
+        forward()
+        np.multiply(dy, keep, out=dx)
+        return y, np.multiply(dx, scale, out=dx)
 
-    def forward(self):
-        self._generator.random(out=self._uniform, dtype=np.float32)
-        np.greater_equal(self._uniform, np.float32(self.rate), out=self._keep)
-        np.multiply(self._x, self._keep, out=self._y)
-        np.multiply(self._y, self._scale, out=self._y)
-
-    def forward_backward(self):
-        self.forward()
-        np.multiply(self._dy, self._keep, out=self._dx)
-        np.multiply(self._dx, self._scale, out=self._dx)
+    return Calls(forward, training)
 
 
-# ---- PyTorch ----
+def torch_on_one_thread() -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    return torch
 
 
-class _Torch(Peer):
-    """Tensors that need no gradient, so that `forward` records nothing for a backward pass. The
-    calls are functions, as a module's Python would only add to them."""
-
-    @classmethod
-    def unavailable(cls):
-        return _reason("PyTorch", "torch")
-
-    def prepare(self, n, dtype):
-        import torch
-
-        torch.manual_seed(self.seed)
-        self._torch = torch
-        kind = getattr(torch, np.dtype(dtype).name)
-        self._x, self._dy = torch.ones(n, dtype=kind), torch.ones(n, dtype=kind)
-        self._leaf = torch.ones(n, dtype=kind, requires_grad=True)
-        return self._x
-
-    def set_threads(self, n):
-        import torch
-
-        torch.set_num_threads(n)
-
-    def result(self):
-        return self._copied(self._y)
-
-    def gradient(self):
-        return self._copied(self._dx)
-
-    def _copied(self, tensor):
-        """Not through `tensor.numpy()`, which a PyTorch built for NumPy 1 does not have."""
-        tensor = tensor.detach().to(self._torch.float64).contiguous()
-        numbers = (ctypes.c_double * tensor.numel()).from_address(tensor.data_ptr())
-        return np.array(numbers)
-
-
-class TorchDropout(_Torch):
+def torch_dropout(size: int, rate: float) -> Calls:
     """`torch.nn.functional.dropout`, what `torch.nn.Dropout` calls."""
+    torch = torch_on_one_thread()
+    x, dy = torch.ones(size), torch.ones(size)
+    leaf = torch.ones(size, requires_grad=True)
 
-    name = "torch dropout"
+    def training():
+        y = torch.nn.functional.dropout(leaf, rate, training=True)
+        return y, *torch.autograd.grad(y, leaf, dy)
 
-    def forward(self):
-        self._y = self._torch.nn.functional.dropout(self._x, self.rate, training=True)
-
-    def forward_backward(self):
-        self._y = self._torch.nn.functional.dropout(self._leaf, self.rate, training=True)
-        (self._dx,) = self._torch.autograd.grad(self._y, self._leaf, self._dy)
-
-
-class TorchDropoutInPlace(_Torch):
-    """The same with `inplace=True`: no new memory for the output, as in our `dropout_`. Autograd
-    refuses to change in place what a gradient is asked for, so there is no backward pass."""
-
-    name = "torch dropout, inplace"
-    in_place = True
-    has_backward = False
-
-    def forward(self):
-        self._y = self._torch.nn.functional.dropout(self._x, self.rate, training=True, inplace=True)
+    return Calls(lambda: torch.nn.functional.dropout(x, rate, training=True), training)
 
 
-class TorchNativeDropout(_Torch):
-    """`torch.native_dropout`: the operation that also hands out its mask, of one byte an element,
-    with `native_dropout_backward` for the gradient."""
-
-    name = "torch native_dropout"
-
-    def forward(self):
-        self._y, self._mask = self._torch.native_dropout(self._x, self.rate, True)
-
-    def forward_backward(self):
-        self.forward()
-        backward = self._torch.ops.aten.native_dropout_backward
-        self._dx = backward(self._dy, self._mask, 1 / (1 - self.rate))
+def torch_inplace(size: int, rate: float) -> Calls:
+    """The same with `inplace=True`, which autograd refuses for what a gradient is asked for."""
+    torch = torch_on_one_thread()
+    x = torch.ones(size)
+    return Calls(
+        lambda: torch.nn.functional.dropout(x, rate, training=True, inplace=True), training=None
+    )
 
 
-# ---- JAX ----
+def torch_native(size: int, rate: float) -> Calls:
+    """`torch.native_dropout`, which hands out its mask, one byte an element."""
+    torch = torch_on_one_thread()
+    x, dy = torch.ones(size), torch.ones(size)
+
+    def training():
+        y, mask = torch.native_dropout(x, rate, True)
+        return y, torch.ops.aten.native_dropout_backward(dy, mask, 1 / (1 - rate))
+
+    return Calls(lambda: torch.native_dropout(x, rate, True)[0], training)
 
 
-class _Jax(Peer):
-    """What Flax's Dropout does (`bernoulli`, then `where` of x / keep and 0), under one `jit` that
-    makes the next key too. Uniform numbers are float32 for all dtypes, as `bernoulli` draws them
-    for a float32 probability; a new output at each call is the only way that JAX has."""
+def jax_on_one_thread() -> Any:
+    import jax
 
-    implementation: ClassVar[str]
-    started_with: ClassVar[int | None] = None  # threads, of all of JAX in this process
-
-    @classmethod
-    def unavailable(cls):
-        return _reason("JAX", "jax")
-
-    def set_threads(self, n):
-        """JAX takes its number of threads once, when it starts, from the environment (of its flags
-        none limits them): ask before the first `prepare`, in a process for each number."""
-        if _Jax.started_with is None:
-            import jax
-
-            before = os.environ.get("NPROC")
-            os.environ["NPROC"] = str(n)
-            jax.devices()
-            # Only JAX is to see it.
-            if before is None:
-                del os.environ["NPROC"]
-            else:
-                os.environ["NPROC"] = before
-            _Jax.started_with = n
-        elif _Jax.started_with != n:
-            raise RuntimeError(
-                f"JAX runs with {_Jax.started_with} threads in this process and cannot change to "
-                f"{n}: ask for them in a new one."
-            )
-
-    def prepare(self, n, dtype):
-        import jax
-
-        if _Jax.started_with is None:
-            self.set_threads(len(os.sched_getaffinity(0)))
-        # Otherwise JAX makes float32 of float64.
-        jax.config.update("jax_enable_x64", np.dtype(dtype) == np.float64)
-        self._key = jax.random.key(self.seed, impl=self.implementation)
-        self._x, self._dy = (jax.numpy.ones(n, np.dtype(dtype)) for _ in range(2))
-        keep = 1 - self.rate
-
-        def drop(key, x):
-            kept = jax.random.bernoulli(key, np.float32(keep), x.shape)
-            return jax.numpy.where(kept, x / np.asarray(keep, x.dtype), np.zeros((), x.dtype))
-
-        def forward(key, x):
-            key, now = jax.random.split(key)
-            return key, drop(now, x)
-
-        def forward_backward(key, x, dy):
-            key, now = jax.random.split(key)
-            y, pull_back = jax.vjp(lambda x: drop(now, x), x)
-            return key, y, *pull_back(dy)
-
-        self._forward, self._forward_backward = jax.jit(forward), jax.jit(forward_backward)
-        return self._x
-
-    def forward(self):
-        self._key, self._y = self._forward(self._key, self._x)
-        self._y.block_until_ready()
-
-    def forward_backward(self):
-        self._key, self._y, self._dx = self._forward_backward(self._key, self._x, self._dy)
-        self._dx.block_until_ready()
-
-    def result(self):
-        return np.asarray(self._y).astype(np.float64)
-
-    def gradient(self):
-        return np.asarray(self._dx).astype(np.float64)
+    # JAX takes its number of threads from here, once, when it starts. Only JAX is to see it.
+    before = os.environ.get("NPROC")
+    os.environ["NPROC"] = "1"
+    jax.devices()
+    if before is None:
+        del os.environ["NPROC"]
+    else:
+        os.environ["NPROC"] = before
+    return jax
 
 
-class JaxThreefry(_Jax):
-    """JAX's default generator, whose numbers are the same on every machine and in every version."""
+def jax_dropout(size: int, rate: float, generator: str) -> Calls:
+    """What Flax's Dropout does, under one `jit` that makes the next key too."""
+    jax = jax_on_one_thread()
+    key = jax.random.key(SEED, impl=generator)
+    x, dy = jax.numpy.ones(size), jax.numpy.ones(size)
 
-    name = "JAX, threefry"
-    implementation = "threefry2x32"
+    def drop(key, x):
+        keep = jax.random.bernoulli(key, np.float32(1 - rate), x.shape)
+        return jax.numpy.where(keep, x / np.float32(1 - rate), np.float32(0))
 
+    @jax.jit
+    def forward_of(key, x):
+        key, now = jax.random.split(key)
+        return key, drop(now, x)
 
-class JaxUnsafeRbg(_Jax):
-    """XLA's own generator (Philox on CPUs) for the numbers and for the keys: of those that JAX
-    documents, the one that does least; its promises on the numbers are weaker, hence its name."""
+    @jax.jit
+    def training_of(key, x, dy):
+        key, now = jax.random.split(key)
+        y, pull_back = jax.vjp(lambda x: drop(now, x), x)
+        return key, y, *pull_back(dy)
 
-    name = "JAX, unsafe_rbg"
-    implementation = "unsafe_rbg"
+    def forward():
+        nonlocal key
+        key, y = forward_of(key, x)
+        return y.block_until_ready()
 
+    def training():
+        nonlocal key
+        key, y, dx = training_of(key, x, dy)
+        return y, dx.block_until_ready()
 
-# ---- Ours ----
-
-
-class _Fastdrop(Peer):
-    """A Stream, so that each call has a mask of its own; the packed mask is stored, as by default.
-    A kept element is exactly the rounded scale."""
-
-    ulps = 0
-
-    def prepare(self, n, dtype):
-        self._stream = fastdrop.Stream(self.seed)
-        self._x, self._dy = np.ones(n, dtype), np.ones(n, dtype)
-        return self._x
-
-    def set_threads(self, n):
-        fastdrop.set_num_threads(n)
-
-    def result(self):
-        return self._y.astype(np.float64)
-
-    def gradient(self):
-        return self._dx.astype(np.float64)
+    return Calls(forward, training)
 
 
-class FastdropInPlace(_Fastdrop):
-    """`fastdrop.dropout_` and `fastdrop.dropout_grad_`."""
-
-    name = "fastdrop.dropout_"
-    in_place = True
-
-    def prepare(self, n, dtype):
-        self._y, self._dx = super().prepare(n, dtype), self._dy
-        return self._y
-
-    def forward(self):
-        self._mask = fastdrop.dropout_(self._x, self.rate, seed=self._stream)
-
-    def forward_backward(self):
-        self.forward()
-        fastdrop.dropout_grad_(self._dx, self._mask)
+def jax_threefry(size: int, rate: float) -> Calls:
+    """JAX's default generator, whose numbers are the same on every machine."""
+    return jax_dropout(size, rate, "threefry2x32")
 
 
-class FastdropOutOfPlace(_Fastdrop):
-    """`fastdrop.dropout` and `fastdrop.dropout_grad` into memory that is there."""
+def jax_unsafe_rbg(size: int, rate: float) -> Calls:
+    """XLA's own generator: the fastest that JAX documents, with weaker promises."""
+    return jax_dropout(size, rate, "unsafe_rbg")
 
-    name = "fastdrop.dropout"
 
-    def prepare(self, n, dtype):
-        x = super().prepare(n, dtype)
-        self._y, self._dx = np.empty_like(x), np.empty_like(x)
+def fastdrop_in_place(size: int, rate: float) -> Calls:
+    x, dy = np.ones(size, np.float32), np.ones(size, np.float32)
+    stream = fastdrop.Stream(SEED)
+
+    def forward():
+        fastdrop.dropout_(x, rate, seed=stream)
         return x
 
-    def forward(self):
-        _, self._mask = fastdrop.dropout(self._x, self.rate, seed=self._stream, out=self._y)
+    def training():
+        mask = fastdrop.dropout_(x, rate, seed=stream)
+        fastdrop.dropout_grad_(dy, mask)
+        return x, dy
 
-    def forward_backward(self):
-        self.forward()
-        fastdrop.dropout_grad(self._dy, self._mask, out=self._dx)
+    return Calls(forward, training)
 
 
-def _reason(project: str, module: str, *extras: str) -> str | None:
-    """Why a module cannot be imported, or None where it can."""
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name == module:
-            return f"{project} is not installed: pip install {module}"
-        return (
-            f"{project} is installed without {error.name}, which it needs: pip install {error.name}"
+def fastdrop_out_of_place(size: int, rate: float) -> Calls:
+    x, dy, y, dx = (np.ones(size, np.float32) for _ in range(4))
+    stream = fastdrop.Stream(SEED)
+
+    def training():
+        _, mask = fastdrop.dropout(x, rate, seed=stream, out=y)
+        return y, fastdrop.dropout_grad(dy, mask, out=dx)
+
+    return Calls(lambda: fastdrop.dropout(x, rate, seed=stream, out=y)[0], training)
+
+
+OURS = {"fastdrop.dropout_": fastdrop_in_place, "fastdrop.dropout": fastdrop_out_of_place}
+PEERS = {
+    "NumPy, usual recipe": numpy_recipe,
+    "NumPy, into buffers": numpy_buffered,
+    "torch dropout": torch_dropout,
+    "torch dropout, inplace": torch_inplace,
+    "torch native_dropout": torch_native,
+    "JAX, threefry": jax_threefry,
+    "JAX, unsafe_rbg": jax_unsafe_rbg,
+}
+
+
+class InvalidDropoutError(Exception):
+    """A result is no dropout of its input, so its time is worth nothing."""
+
+
+def to_numpy(result: Any) -> np.ndarray:
+    # PyTorch refuses what it records gradients of.
+    return np.asarray(result.detach() if hasattr(result, "detach") else result)
+
+
+def check_dropout(result: Any, rate: float, name: str) -> None:
+    """Raise InvalidDropoutError unless the result is a dropout of ones.
+
+    The kept fraction has to be within six sigma of 1 - rate. A kept element has to be the scale, up
+    to the one rounding by which a division by 1 - rate differs from it. All others have to be zero.
+    """
+    result = to_numpy(result)
+    kept = result != 0  # NaN too, which is not the scale
+    sigma = math.sqrt(rate * (1 - rate) / result.size)
+    if not abs(kept.mean() - (1 - rate)) <= SIGMAS * sigma:
+        raise InvalidDropoutError(
+            f"{name} keeps {kept.mean():.6f} of {result.size} elements, not {1 - rate:.6f} "
+            f"(± {SIGMAS * sigma:.6f})"
         )
-    except (ImportError, OSError) as error:  # a library that it is linked with is not there
-        return f"{project} cannot be imported: {error}"
-    return None
+    scale = 1 / (1 - rate)
+    off = np.abs(result[kept].astype(np.float64) - scale)
+    wrong = ~(off <= scale * float(ml_dtypes.finfo(result.dtype).eps))
+    if wrong.any():
+        raise InvalidDropoutError(
+            f"{name} makes {result[kept][wrong][0]} of a kept 1, and not the scale {scale}"
+        )
 
 
-PEERS = (
-    NumPyRecipe,
-    NumPyBuffered,
-    TorchDropout,
-    TorchDropoutInPlace,
-    TorchNativeDropout,
-    JaxThreefry,
-    JaxUnsafeRbg,
-    FastdropInPlace,
-    FastdropOutOfPlace,
-)
+def check_peer(name: str, make: Callable[[int, float], Calls], size: int, rate: float) -> None:
+    """Raise InvalidDropoutError unless each call is a dropout with a mask of its own, and the
+    gradient has the mask of the output."""
+    calls = make(size, rate)
+    first = to_numpy(calls.forward()).copy()  # a copy: the next call may change it in place
+    if first.shape != (size,):
+        raise InvalidDropoutError(f"{name} returns the shape {first.shape}, not {(size,)}")
+    check_dropout(first, rate, name)
+    if np.array_equal(first != 0, to_numpy(calls.forward()) != 0):
+        raise InvalidDropoutError(f"{name} has the same mask in two calls")
+    if calls.training is not None:
+        # Made anew, since what was dropped in place is no longer ones.
+        y, dx = map(to_numpy, make(size, rate).training())
+        check_dropout(y, rate, name)
+        check_dropout(dx, rate, f"the gradient of {name}")
+        if not np.array_equal(y != 0, dx != 0):
+            raise InvalidDropoutError(f"the gradient of {name} has another mask than its output")

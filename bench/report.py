@@ -1,16 +1,112 @@
-"""Writes the report of a run: a page that holds all of it, its plots, and tables for the README."""
+"""Writes the report of a run: a page with every table and plot, and some of them for the README."""
 
 from __future__ import annotations
 
-import base64
-import io
+import statistics
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from markdown_it import MarkdownIt
+from tabulate import tabulate
 
 from bench import plots
-from bench.results import Run
-from bench.tables import TABLES, markdown, with_spread
+from bench.runs import Case, Run, quartiles
+
+
+class Table(NamedTuple):
+    """A table of the report. `factor` makes `unit` of seconds, or of what a benchmark measures."""
+
+    title: str
+    unit: str
+    factor: float
+    about: str
+    in_readme: bool = False
+    better: str = "faster"
+
+
+# In the order of the report.
+TABLES = {
+    "arrays": Table(
+        "NumPy arrays: ours and the peers",
+        "ns an element",
+        1e9,
+        "float32, one thread, the best instruction set; the mask is drawn and stored. NumPy's "
+        "multiplication in place and copy only read and write: they are the limits of the "
+        "machine's memory, and no dropouts.",
+        in_readme=True,
+    ),
+    "kernels": Table(
+        "Instruction sets and dtypes",
+        "ns an element",
+        1e9,
+        "One thread, rate 0.2 where no other is given. The limits are NumPy's on float32 (float64 "
+        "for float64) arrays of as many bytes.",
+    ),
+    "layouts": Table(
+        "Strides, orders and noise shapes",
+        "ns an element",
+        1e9,
+        "float32 in place, one thread, rate 0.2, and NumPy's multiplication of the same view.",
+    ),
+    "fused": Table(
+        "Fused operations",
+        "ns an element",
+        1e9,
+        "float32, one thread, rate 0.2, into memory that is there. The same traffic: NumPy's copy, "
+        "or its sum of two arrays.",
+    ),
+    "threads": Table(
+        "Threads", "ns an element", 1e9, "float32 in place, rate 0.2, on all CPUs and on one."
+    ),
+    "layers": Table(
+        "Layers: a chain of layers in a row",
+        "µs a layer",
+        1e6,
+        "Time of the whole chain, the call of the graph included, over the number of its layers. "
+        "An empty graph: a `tf.function` that does nothing, called once for the whole chain.",
+        in_readme=True,
+    ),
+    "further layer": Table(
+        "Layers: each further layer",
+        "µs a layer",
+        1e6,
+        "What one layer more costs in a graph: the difference of chains of two lengths, which "
+        "leaves out what the graph's call costs whatever is in it. Without TensorFlow: the same "
+        "masks and gradients by `dropout_` and `dropout_grad_` on one array, called in a row.",
+        in_readme=True,
+    ),
+    "one layer": Table(
+        "Layers: one call",
+        "µs a call",
+        1e6,
+        "One layer, called once. Under XLA (`jit_compile=True`) the peers are compiled and ours, "
+        "which XLA cannot compile, run in a plain graph, as Keras arranges by itself.",
+    ),
+    "training": Table(
+        "Training: a step of `model.fit`",
+        "ms a step",
+        1e3,
+        "The median step of each turn.",
+        in_readme=True,
+    ),
+    "memory": Table(
+        "Memory of training",
+        "bytes an element and layer",
+        1,
+        "Fresh processes; differences of a deep and a shallow model. Peak: of forward and "
+        "backward. Alive: between the two. One bit, 0.125, is the least.",
+        in_readme=True,
+        better="smaller",
+    ),
+}
+
+HOW = """\
+All that is in one row is timed in turns in one process, after each has shown that what it computes
+is a dropout. A ratio is taken within each round, where both sides see the same machine: its median
+is shown. "Faster than" is the peer's time over ours, **bold where the peer is faster**; "x" is ours
+over a limit.
+"""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
@@ -20,110 +116,115 @@ table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1re
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }
 th { border-bottom: 2px solid #888; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+strong { color: #D55E00; }
 img { max-width: 100%; }
-h2 { margin-top: 3rem; }
-"""
-
-HOW = """\
-Candidates are timed in turns in one process: a round gives each of them a turn, and each round
-begins with another. A figure is the median of the rounds, with the quartiles in brackets; a ratio
-is taken within each round, where both sides see the same machine, and then its median. Before a
-clock starts, each candidate has shown that what it computes is a dropout: the fraction kept within
-six sigma, what is kept scaled exactly, and its gradient through the same mask. All have the same
-sizes, dtypes and thread counts and are warmed up. Figures where ours is slower are here too.
 """
 
 
-def heading(run: Run, command: str) -> str:
-    """What ran, where and when, in Markdown."""
-    machine = "\n".join(f"- {name}: {value}" for name, value in run.machine.items())
-    return f"`{command}`, {run.date}, commit {run.commit}\n\n{machine}\n"
+def digits(value: float) -> str:
+    """Three digits that mean something, without an exponent."""
+    magnitude = abs(value)
+    decimals = next((d for d, least in enumerate((100, 10, 1, 0.1)) if magnitude >= least), 4)
+    return f"{value:,.{decimals}f}"
 
 
-def text(run: Run, level: int, whole: bool = True, only_readme: bool = False) -> str:
+def cell(values: list[float], with_quartiles: bool) -> str:
+    """The median, and the quartiles of the rounds."""
+    low, middle, high = map(digits, quartiles(values))
+    return f"{middle} ({low}-{high})" if with_quartiles else middle
+
+
+def row(case: Case, table: Table, with_quartiles: bool) -> dict[str, str]:
+    """The cells of a case by their headings: its ratios, then the figure of ours."""
+    ours, *other_ways = case.ours
+    cells = {"": case.row}
+    for name in [*case.peers, *other_ways]:
+        ratio = case.ratio(name, ours)
+        text = cell(ratio, with_quartiles)
+        lost = name in case.peers and statistics.median(ratio) < 1
+        cells[f"{table.better} than {name}"] = f"**{text}**" if lost else text
+    for name in case.limits:
+        cells[f"x {name}"] = cell(case.ratio(ours, name), with_quartiles)
+    figures = [figure * table.factor / case.each for figure in case.ours[ours]]
+    return cells | {f"{ours}, {table.unit}": cell(figures, with_quartiles)}
+
+
+def markdown(cases: Iterable[Case], table: Table, with_quartiles: bool) -> str:
+    """Lay out the cases of one table and group."""
+    rows = [row(case, table, with_quartiles) for case in cases]
+    headings = list(dict.fromkeys(heading for row in rows for heading in row))
+    return tabulate(
+        [[row.get(heading, "") for heading in headings] for row in rows],
+        headings,
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=("left",) + ("right",) * (len(headings) - 1),
+    )
+
+
+def tables(run: Run, level: int, *, readme: bool = False) -> str:
     """The tables of the run in Markdown, under headings of this level."""
     parts = []
     for name, table in TABLES.items():
-        groups = run.of(name)
-        if not groups or (only_readme and not table.in_readme):
-            continue
-        parts.append(f"{'#' * level} {table.title}\n\n{table.about}\n")
+        groups = run.of(name) if table.in_readme or not readme else {}
+        if groups:
+            parts.append(f"{'#' * level} {table.title}\n\n{table.about}\n")
         for group, cases in groups.items():
             title = f"{'#' * (level + 1)} {group}\n\n" if group else ""
-            parts.append(f"{title}{markdown(cases, table, whole)}\n")
+            parts.append(f"{title}{markdown(cases, table, with_quartiles=not readme)}\n")
     return "\n".join(parts)
 
 
-def losses(run: Run) -> str:
-    """Where a peer took less time than ours, in Markdown."""
-    lines = [
-        f"- {case.label}: {name} takes less; ours takes {with_spread(ratio, True)} times as long"
-        for case in run.cases
-        for name, ratio in case.faster_than_ours().items()
-    ]
-    return "\n".join(lines) if lines else "Nowhere in this run."
-
-
-def write(run: Run, folder: Path, command: str) -> list[Path]:
-    """Write the plots, the tables and the page into a folder, and return their paths."""
+def pictures(run: Run, folder: Path, link: str, dpi: int) -> str:
+    """Draw the plots of the run into a folder; return them in Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    written, pictures = [], []
-    for name, caption, figure in plots.figures(run):
-        memory = io.BytesIO()
-        figure.savefig(memory, dpi=150)
-        written.append(folder / f"{name}.png")
-        written[-1].write_bytes(memory.getvalue())
-        data = base64.b64encode(memory.getvalue()).decode()
-        pictures.append(f"{caption}\n\n![{name}](data:image/png;base64,{data})\n\n")
-    top = f"# fastdrop, measured\n\n{heading(run, command)}\n{HOW}\n"
-    tables = folder / "report.md"
-    slower = f"## Where a peer is faster\n\n{losses(run)}\n\n"
-    tables.write_text(f"{top}\n{slower}{text(run, 2, whole=False)}")
-    parser = MarkdownIt("commonmark").enable("table")
-    # The images are our own, and in the page itself, which it would not allow to strangers.
-    parser.validateLink = lambda url: True
-    body = parser.render(f"{top}\n## Pictures\n\n{''.join(pictures)}\n{slower}{text(run, 2)}")
+    parts = []
+    for name, caption, figure in plots.draw(run):
+        figure.savefig(folder / f"{name}.png", dpi=dpi)
+        parts.append(f"![{name}]({link}{name}.png)\n\n{caption}\n\n")
+    return "".join(parts)
+
+
+def write(run: Run, folder: Path) -> Path:
+    """Write the page and its plots into a folder, and return the page's path."""
+    machine = "\n".join(f"- {name}: {value}" for name, value in run.machine.items())
+    text = (
+        f"# fastdrop, measured\n\n{run.date}, commit {run.commit}\n\n{machine}\n\n{HOW}\n"
+        f"{pictures(run, folder, link='', dpi=150)}{tables(run, 2)}"
+    )
     page = folder / "report.html"
     page.write_text(
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         f"<title>fastdrop, measured</title><style>{STYLE}</style></head>\n"
-        f"<body>\n{body}</body></html>\n"
+        f"<body>\n{MarkdownIt('commonmark').enable('table').render(text)}</body></html>\n"
     )
-    return [page, tables, *written]
+    return page
 
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
-# Which plots a README shows, and the folder beside it that holds them.
-SHOWN, FOLDER = ("arrays", "layers-training-speedup", "training", "memory"), Path("docs/measured")
+class NoMarksError(ValueError):
+    """A README without the two marks between which the tables go."""
 
 
-def put_into(readme: Path, run: Run, command: str) -> None:
-    """Put the tables and plots that are for it between the two marks in a README, in the place of
-    the old ones.
+def put_into(readme: Path, run: Run) -> None:
+    """Replace what is between the two marks in a README by the tables and plots of a run.
 
-    Raises
-    ------
-    ValueError
-        If the marks are not there; nothing is written then.
+    Raises NoMarksError, and writes nothing, where the marks are not there.
     """
     before, begin, rest = readme.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{readme} has no {BEGIN} ... {END}")
+        raise NoMarksError(f"{readme} must have the lines {BEGIN} and {END}")
     machine = run.machine
     what = (
-        f"`{command}` on {run.date}, commit {run.commit}: {machine['processor']}, "
+        f"`{machine['command']}` on {run.date}, commit {run.commit}: {machine['processor']}, "
         f"{machine['instruction set in use']}, {machine['compiler']}, {machine['python']}, NumPy "
         f"{machine['numpy']}, TensorFlow {machine['tensorflow']}, Keras {machine['keras']}, "
         f"PyTorch {machine['torch']}, JAX {machine['jax']}."
     )
-    pictures = []
-    for name, caption, figure in plots.figures(run):
-        if name in SHOWN:
-            (readme.parent / FOLDER).mkdir(parents=True, exist_ok=True)
-            figure.savefig(readme.parent / FOLDER / f"{name}.png", dpi=80)
-            pictures.append(f"![{name}]({(FOLDER / name).as_posix()}.png)\n\n{caption}\n\n")
-    tables = text(run, 3, whole=False, only_readme=True)
-    readme.write_text(f"{before}{BEGIN}\n{what}\n\n{''.join(pictures)}{tables}{END}{after}")
+    plots = pictures(run, readme.parent / "docs/measured", link="docs/measured/", dpi=80)
+    readme.write_text(
+        f"{before}{BEGIN}\n{what}\n\n{plots}{tables(run, 3, readme=True)}{END}{after}"
+    )

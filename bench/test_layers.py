@@ -1,34 +1,96 @@
-"""How fast are the layers in TensorFlow, eager, in a graph and beside XLA's?
+"""How fast are the layers in TensorFlow: in a graph, eager and where XLA is asked for?
 
 In chains, since the call of a graph can cost more than the operations in it. The threads of all are
 as they are by default: all CPUs.
 """
 
+import functools
+import time
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import fastdrop
-from bench import layer_peers
-from bench.tables import power
-from bench.turns import Candidate, difference, part
-from bench.validity import check_dropout
+import fastdrop_keras
+from bench.peers import check_dropout
+from bench.turns import Prepared
 
 RATE = 0.5
 LENGTH, LONGER = 10, 30
-SIZES = tuple(2**exponent for exponent in range(8, 25, 2))
-FEWER_SIZES = tuple(2**exponent for exponent in range(8, 25, 4))
-# XLA takes most of a second for a million elements.
-XLA_SIZES = tuple(2**exponent for exponent in range(8, 21, 4))
-QUICK_SIZES = (2**12, 2**16, 2**20)
 
 DIRECTIONS = pytest.mark.parametrize(
-    "backward",
-    [pytest.param(False, marks=pytest.mark.full, id="forward"), pytest.param(True, id="training")],
+    "direction", [pytest.param("forward", marks=pytest.mark.full), "forward and backward"]
 )
 
 
-def step(layers, backward):
+def ours(seed, layer="Dropout", dtype=None):
+    """Our layer, through the bridge that is chosen."""
+    return functools.partial(
+        getattr(fastdrop_keras, layer)(RATE, seed=seed, dtype=dtype), training=True
+    )
+
+
+def keras_layer(seed, layer="Dropout", dtype=None):
+    """Keras's own layer, as everybody uses it."""
+    return functools.partial(
+        getattr(keras.layers, layer)(RATE, seed=seed, dtype=dtype), training=True
+    )
+
+
+def tf_dropout(seed):
+    """TensorFlow's function with the stateful generator."""
+    return lambda x: tf.nn.dropout(x, RATE, seed=seed)
+
+
+def tf_stateless_dropout(seed):
+    """TensorFlow's function of a seed, with a counter, without which each call drops the same."""
+    seed, counter = tf.constant(seed, tf.int64), tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def drop(x):
+        step = counter.assign_add(1, read_value=True)
+        return tf.nn.experimental.stateless_dropout(x, RATE, seed=tf.stack([seed, step]))
+
+    return drop
+
+
+# The default first; `numpy_function` is the one that there is on every machine.
+DEFAULT = fastdrop_keras.get_bridge()
+BRIDGES = {"fastdrop_keras": DEFAULT}
+if DEFAULT != "numpy_function":
+    BRIDGES["fastdrop_keras, numpy_function"] = "numpy_function"
+KERAS = {"keras.layers.Dropout": keras_layer}
+PEERS = {
+    **KERAS,
+    "tf.nn.dropout": tf_dropout,
+    "tf.nn.experimental.stateless_dropout": tf_stateless_dropout,
+}
+
+
+@pytest.fixture(autouse=True)
+def default_bridge():
+    yield
+    fastdrop_keras.set_bridge(DEFAULT)
+
+
+def through(bridge, call_of):
+    """A call of our layers through a bridge: a graph keeps the one that it is traced with."""
+    fastdrop_keras.set_bridge(bridge)
+    call = call_of(ours)
+    fastdrop_keras.set_bridge(DEFAULT)
+    return call
+
+
+def candidates(call_of, peers=PEERS):
+    """The sides of `measure`: `call_of` makes a call of each function that makes layers."""
+    return {
+        "ours": {name: through(bridge, call_of) for name, bridge in BRIDGES.items()},
+        "peers": {name: call_of(make) for name, make in peers.items()},
+    }
+
+
+def step(layers, direction):
     """The function that calls layers in a row, and takes their gradient if asked for."""
 
     def forward(x):
@@ -43,135 +105,128 @@ def step(layers, backward):
         # Both, as in training: without y, TensorFlow would leave out what only y needs.
         return y, tape.gradient(y, x)
 
-    return forward_and_backward if backward else forward
+    return forward if direction == "forward" else forward_and_backward
 
 
-def chain(peer, length, x, backward, *, xla=False, **options):
-    """A graph of layers in a row, as a call."""
-    peer.before()
-    layers = [peer(RATE, seed, **options) for seed in range(length)]
-    # XLA has no operation of ours: where it is asked for, Keras runs our layers in a plain graph.
-    graph = tf.function(step(layers, backward), jit_compile=xla and peer.xla)
-    # Traced while this peer's choices hold. Each layer has dropped or scaled by 2, a power of two.
-    for result in tf.nest.flatten(graph(x)):
-        values = np.unique(tf.cast(result, tf.float32))
-        assert set(values) <= {0.0, (1 / (1 - RATE)) ** length}, f"{peer.name}: {values}"
-    return lambda: graph(x)
-
-
-def check(peer, x, **options):
-    """That a layer of this kind drops as it says, and so does its gradient."""
-    peer.before()
-    for result in step([peer(RATE, 1, **options)], backward=True)(x):
+def layers_of(make, length, x, **options):
+    """Layers, after one of them has shown that it and its gradient are dropouts."""
+    for result in step([make(1, **options)], "forward and backward")(x):
         # Where a channel is dropped as a whole, one place of it tells.
         channels = (slice(None),) + (0,) * (len(result.shape) - 2)
         decisions = result[channels] if "layer" in options else result
-        # Every scale here is a power of two, which all of them have to hit exactly.
-        check_dropout(tf.cast(decisions, tf.float32), RATE, 1 / (1 - RATE), name=peer.name)
+        check_dropout(decisions, RATE, make.__name__)
+    return [make(seed, **options) for seed in range(length)]
 
 
-def faster(candidates):
-    """The time of every peer over that of ours, the first."""
-    ours, *others = candidates
-    return {f"faster than {name}": (name, ours) for name in others}
+def chain(make, length, x, direction, *, xla=False, **options):
+    """A graph of layers in a row, as a call."""
+    layers = layers_of(make, length, x, **options)
+    # XLA has no operation of ours: where it is asked for, Keras runs our layers in a plain graph.
+    graph = tf.function(step(layers, direction), jit_compile=xla and make is not ours)
+    # Traced here. Each layer drops or scales by a power of two, so the product is exact.
+    for result in tf.nest.flatten(graph(x)):
+        values = set(np.unique(tf.cast(result, tf.float32)))
+        assert values <= {0.0, (1 / (1 - RATE)) ** length}, f"{make.__name__}: {values}"
+    return lambda: graph(x)
 
 
-def measure_chains(measure, peers, x, backward, row, of="float32", **options):
-    """Chains of all peers, and a graph of nothing."""
+def measure_chains(measure, x, direction, row, kind, peers=PEERS, **options):
     # Chains of ten of the largest would need gigabytes, and are no faster an operation.
     length = LENGTH if x.shape.num_elements() <= 2**20 else 3
-    candidates = {}
-    for peer in peers:
-        check(peer, x, **options)
-        candidates[peer.name] = part(chain(peer, length, x, backward, **options), length)
-    ratios = faster(candidates)
+    sides = candidates(lambda make: chain(make, length, x, direction, **options), peers)
     nothing = tf.function(tf.identity)
-    last = candidates.popitem()
-    candidates |= {"an empty graph": part(lambda: nothing(x), length), last[0]: last[1]}
-    group = f"{'forward and backward' if backward else 'forward'}, {of}"
-    measure("layers", row, candidates, group=group, ratios=ratios, seconds=1.5)
+    limits = {"an empty graph": lambda: nothing(x)}
+    group = f"{direction}, {kind}"
+    measure("layers", row, group=group, **sides, limits=limits, each=length, seconds=1.5)
 
 
 @DIRECTIONS
-@pytest.mark.sizes(SIZES, QUICK_SIZES)
-def test_chain(measure, backward, size):
+@pytest.mark.exponents(range(8, 25, 2), quick=(12, 16, 20))
+def test_chain(measure, exponent, direction):
     """Every peer in a graph."""
-    measure_chains(measure, layer_peers.available(), tf.ones([size]), backward, power(size))
+    measure_chains(measure, tf.ones([2**exponent]), direction, f"2^{exponent}", "float32")
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("size", [2**16, 2**20], ids=power)
-def test_mixed_precision(measure, dtype, size):
+@pytest.mark.exponents((16, 20))
+def test_mixed_precision(measure, exponent, dtype):
     """Layers whose policy is mixed, on what the layer before them gives."""
-    peers = layer_peers.available(layer_peers.LAYERS)
-    x = tf.ones([size], dtype)
-    row = power(size)
-    measure_chains(measure, peers, x, True, row, of=f"mixed_{dtype}", dtype=f"mixed_{dtype}")
-
-
-SPATIAL = {
-    "SpatialDropout1D": (64, 128, 512),
-    "SpatialDropout2D": (32, 32, 32, 128),
-}
+    x, policy = tf.ones([2**exponent], dtype), f"mixed_{dtype}"
+    measure_chains(
+        measure, x, "forward and backward", f"2^{exponent}", policy, peers=KERAS, dtype=policy
+    )
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("layer", SPATIAL)
-def test_spatial(measure, layer):
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [("SpatialDropout1D", (64, 128, 512)), ("SpatialDropout2D", (32, 32, 32, 128))],
+)
+def test_spatial(measure, layer, shape):
     """Whole channels."""
-    peers = layer_peers.available(layer_peers.LAYERS)
-    shape = SPATIAL[layer]
-    measure_chains(measure, peers, tf.ones(shape), True, f"{shape}", of=layer, layer=layer)
+    x = tf.ones(shape)
+    measure_chains(measure, x, "forward and backward", str(shape), layer, peers=KERAS, layer=layer)
+
+
+def difference(long, short):
+    """A call that returns the seconds by which one call takes longer than the other."""
+
+    def measured():
+        start = time.perf_counter()
+        long()
+        middle = time.perf_counter()
+        short()
+        # Noise can make it negative; a time that divides others cannot be.
+        return max(2 * middle - start - time.perf_counter(), 1e-9)
+
+    return measured
 
 
 @DIRECTIONS
-@pytest.mark.sizes(SIZES[1:5], ())
-def test_further_layer(measure, backward, size):
+@pytest.mark.exponents((10, 12, 14, 16))
+def test_further_layer(measure, exponent, direction):
     """What one layer more costs: the same chains at two lengths."""
-    x = tf.ones([size])
-    candidates = {}
-    for peer in layer_peers.available():
-        short = chain(peer, LENGTH, x, backward)
-        candidates[peer.name] = difference(chain(peer, LENGTH + LONGER, x, backward), short, LONGER)
-    ratios = faster(candidates)
-    ours = next(iter(candidates))
-    # What nobody can be faster than with these kernels: called in a row, without TensorFlow.
-    array, stream = np.full(size, 0, np.float32), fastdrop.Stream(1)
+    x, array, stream = (
+        tf.ones([2**exponent]),
+        np.full(2**exponent, 0, np.float32),
+        fastdrop.Stream(1),
+    )
+
+    def longer(make):
+        lengths = (LENGTH + LONGER, LENGTH)
+        return difference(*(chain(make, length, x, direction) for length in lengths))
 
     def kernels():
-        for _ in range(LENGTH):
+        for _ in range(LONGER):
             mask = fastdrop.dropout_(array, RATE, seed=stream)
-            if backward:
+            if direction != "forward":
                 fastdrop.dropout_grad_(array, mask)
 
-    last = candidates.popitem()
-    candidates |= {"fastdrop, without TensorFlow": part(kernels, LENGTH), last[0]: last[1]}
-    ratios["x fastdrop, without TensorFlow"] = (ours, "fastdrop, without TensorFlow")
-    group = f"{'forward and backward' if backward else 'forward'}, float32"
-    measure("further layer", power(size), candidates, group=group, ratios=ratios, seconds=1.5)
+    limits = {"fastdrop, without TensorFlow": kernels}
+    sides = candidates(longer) | {"limits": limits}
+    group = f"{direction}, float32"
+    measure("further layer", f"2^{exponent}", group=group, **sides, each=LONGER, seconds=1.5)
 
 
 @DIRECTIONS
-@pytest.mark.sizes(FEWER_SIZES, QUICK_SIZES[1:2])
-def test_eager(measure, backward, size):
+@pytest.mark.exponents(range(8, 25, 4), quick=(16,))
+def test_eager(measure, exponent, direction):
     """One layer without a graph."""
-    x = tf.ones([size])
-    candidates = {}
-    for peer in layer_peers.available():
-        call = step([peer(RATE, 1)], backward)
-        candidates[peer.name] = Candidate(lambda call=call: call(x), before=peer.before)
-    group = f"eager, {'forward and backward' if backward else 'forward'}"
-    measure("one layer", power(size), candidates, group=group, ratios=faster(candidates))
+    x = tf.ones([2**exponent])
+    sides = candidates(lambda make: functools.partial(step(layers_of(make, 1, x), direction), x))
+    # Eager calls ask for the bridge each time.
+    sides["ours"] = {
+        name: Prepared(call, before=functools.partial(fastdrop_keras.set_bridge, BRIDGES[name]))
+        for name, call in sides["ours"].items()
+    }
+    measure("one layer", f"2^{exponent}", group=f"eager, {direction}", **sides)
 
 
 @DIRECTIONS
-@pytest.mark.sizes(XLA_SIZES, ())
-def test_xla(measure, backward, size):
+@pytest.mark.exponents((8, 12, 16, 20))  # XLA takes most of a second for a million elements.
+def test_xla(measure, exponent, direction):
     """One layer where XLA is asked for."""
-    x = tf.ones([size])
-    candidates = {
-        peer.name: chain(peer, 1, x, backward, xla=True) for peer in layer_peers.available()
-    }
-    group = f"XLA asked for, {'forward and backward' if backward else 'forward'}"
-    measure("one layer", power(size), candidates, group=group, ratios=faster(candidates))
+    x = tf.ones([2**exponent])
+    sides = candidates(lambda make: chain(make, 1, x, direction, xla=True))
+    measure("one layer", f"2^{exponent}", group=f"XLA asked for, {direction}", **sides)

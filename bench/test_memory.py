@@ -1,15 +1,17 @@
-"""How much memory does an element of each layer take in training, ours beside Keras's?
+"""How much memory does an element of each layer take in training, ours beside Keras's? Linux only.
 
-A fresh process for each model. The figures are differences of a deep and a shallow model, for each
-element and each layer that the deep one has more, so what is needed once goes out of them. Between
-the layers are negations, whose gradient needs nothing: all that is kept is kept for dropout. Linux
-only.
+A figure is the difference of a deep and a shallow model, each in a fresh process, for each element
+and each layer that the deep one has more: what is needed once goes out of it. Between the layers
+are negations, whose gradient needs nothing: all that is kept is kept for dropout.
 """
 
 import functools
+import gc
 import os
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,99 +19,98 @@ SIZE = 2**21
 # In a graph, whether one array more is alive at the peak is up to how its operations fall together:
 # over many layers that does not matter.
 SHALLOW, DEEP = 4, {"graph": 132, "eager": 36}
+BIT = 1 / 8
 
-# The bits; the scale's eight bytes are too few to be seen.
-NEEDED = 1 / 8
-
-PROGRAM = """
-import gc, resource, sys
-import keras, tensorflow as tf, fastdrop_keras
-
-name, mode, depth, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-layer_class = {"keras": keras.layers.Dropout, "fastdrop": fastdrop_keras.Dropout}[name]
-layers = [layer_class(0.5, seed=seed) for seed in range(depth)]
-
-def resident():
-    with open("/proc/self/statm") as pages:
-        return int(pages.read().split()[1]) * resource.getpagesize()
-
-def step(x):
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = x
-        for layer in layers:
-            y = tf.negative(layer(y, training=True))
-        z = tf.reduce_sum(y)
-    if mode == "eager":
-        del y
-        gc.collect()
-        between.append(resident())
-    return z, tape.gradient(z, x)
-
-between = []
-if mode == "graph":
-    step = tf.function(step, input_signature=[tf.TensorSpec([None])])
-# Tracing takes memory for each layer, but none for the elements.
-for _ in range(3):
-    step(tf.ones([8]))
-before = resident()
-x = tf.ones([size])
-for _ in range(3):
-    step(x)
-# Not ru_maxrss, which begins with that of the process that started this one.
-with open("/proc/self/status") as lines:
-    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-print(peak - before, between[-1] - before if between else 0)
-"""
+# glibc keeps much of what is freed, and how much is chance: from this size on it gives it back.
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
-# What is freed goes back to the system at once, ours and Keras's: glibc otherwise keeps much of it,
-# and how much is chance.
-RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+def train(package: str, mode: str, depth: int) -> tuple[int, int]:
+    """Train a model in this process, and return by how many bytes it has grown: at its peak, and
+    between forward and backward (0 in a graph, where nothing can look)."""
+    import keras
+    import tensorflow as tf
+
+    import fastdrop_keras
+
+    layer_class = {"fastdrop": fastdrop_keras.Dropout, "keras": keras.layers.Dropout}[package]
+    layers = [layer_class(0.5, seed=seed) for seed in range(depth)]
+    between = 0
+
+    def step(x):
+        nonlocal between
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = x
+            for layer in layers:
+                y = tf.negative(layer(y, training=True))
+            z = tf.reduce_sum(y)
+        if mode == "eager":
+            del y
+            gc.collect()  # what is only waiting for Python's collector is not kept for dropout
+            between = resident()
+        return tape.gradient(z, x)
+
+    if mode == "graph":
+        step = tf.function(step, input_signature=[tf.TensorSpec([None])])
+    # Tracing takes memory for each layer, but none for the elements.
+    for _ in range(3):
+        step(tf.ones([8]))
+    before = resident()
+    x = tf.ones([SIZE])
+    for _ in range(3):
+        step(x)
+    # Not ru_maxrss, which begins with the peak of the process that started this one.
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+    return peak - before, between - before if between else 0
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @functools.cache
-def growth(layer, mode, depth):
-    """By how many bytes a process has grown that trains a model of `depth` layers: at its peak, and
-    between forward and backward."""
-    arguments = [layer, mode, str(depth), str(SIZE)]
+def growth(package: str, mode: str, depth: int) -> list[int]:
+    """What `train` returns in a fresh process."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments],
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | RETURNED,
-        capture_output=True,
+        [sys.executable, "-m", "bench.test_memory", package, mode, str(depth)],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | RETURNED,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     return [int(number) for number in done.stdout.split()]
 
 
-PEAK, BETWEEN = 0, 1
-
-
 @pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 @pytest.mark.parametrize(
-    ("mode", "when", "row"),
+    ("row", "mode", "moment"),
     [
-        ("graph", PEAK, "peak, in a tf.function"),
-        ("eager", PEAK, "peak, eager"),
-        ("eager", BETWEEN, "alive between forward and backward, eager"),
+        ("peak, in a tf.function", "graph", 0),
+        ("peak, eager", "eager", 0),
+        ("alive between forward and backward, eager", "eager", 1),
     ],
 )
-def test_deep_model(record, mode, when, row):
+def test_deep_model(measure, row, mode, moment):
     """Forward and backward through many layers, beside what the bits alone take."""
-    kept = {
-        layer: (growth(layer, mode, DEEP[mode])[when] - growth(layer, mode, SHALLOW)[when])
-        / (DEEP[mode] - SHALLOW)
-        / SIZE
-        for layer in ("fastdrop", "keras")
-    }
-    # Less than the bits would be a fault of the measure.
-    assert all(value > 0.9 * NEEDED for value in kept.values())
-    ours, theirs = "fastdrop_keras.Dropout", "keras.layers.Dropout"
-    record(
+
+    def bytes_kept(package):
+        deep, shallow = (growth(package, mode, depth)[moment] for depth in (DEEP[mode], SHALLOW))
+        kept = (deep - shallow) / (DEEP[mode] - SHALLOW) / SIZE
+        assert kept > 0.9 * BIT, "less than the bits: a fault of the measure"
+        return kept
+
+    measure(
         "memory",
         row,
-        {ours: kept["fastdrop"], theirs: kept["keras"], "one bit": NEEDED},
-        ratios={"Keras's over ours": (theirs, ours), "ours over one bit": (ours, "one bit")},
+        ours={"fastdrop_keras.Dropout": lambda: bytes_kept("fastdrop")},
+        peers={"keras.layers.Dropout": lambda: bytes_kept("keras")},
+        limits={"one bit": lambda: BIT},
     )
+
+
+if __name__ == "__main__":
+    print(*train(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -14,57 +14,46 @@ RATE = 0.2
 STEPS = 8
 
 
-def digits_network(dropout):
+def made_up(batch, *shape):
+    """Random inputs for the steps of one epoch, and random labels of ten classes."""
+    generator = np.random.default_rng(0)
+    inputs = generator.random((batch * STEPS, *shape), np.float32)
+    return inputs, generator.integers(0, 10, len(inputs))
+
+
+def digits_network(drop):
     """The tutorials' network on scikit-learn's digits: two dropouts on 128 x 512."""
+    batch = 128
     images, labels = load_digits(return_X_y=True)
-    layers = [keras.Input((64,))]
-    for _ in range(2):
-        layers += [keras.layers.Dense(512, activation="relu"), *dropout(RATE)]
-    layers.append(keras.layers.Dense(10, activation="softmax"))
-    return keras.Sequential(layers), (images / 16).astype(np.float32), labels, 128
+    inputs = keras.Input((64,))
+    x = drop(keras.layers.Dense(512, activation="relu")(inputs))
+    x = drop(keras.layers.Dense(512, activation="relu")(x))
+    data = (images / 16).astype(np.float32)[: batch * STEPS], labels[: batch * STEPS]
+    return inputs, x, data, batch
 
 
-def convolutional_network(dropout):
-    """A small one on made-up pictures of 32 x 32: dropout behind each block."""
-    generator = np.random.default_rng(0)
-    images = generator.random((64 * STEPS, 32, 32, 3), np.float32)
-    labels = generator.integers(0, 10, len(images))
-    layers = [keras.Input((32, 32, 3))]
+def convolutional_network(drop):
+    """A small one: dropout behind each block."""
+    inputs = x = keras.Input((32, 32, 3))
     for filters in (16, 32):
-        layers += [
-            keras.layers.Conv2D(filters, 3, padding="same", activation="relu"),
-            keras.layers.MaxPooling2D(),
-            *dropout(RATE),
-        ]
-    layers += [keras.layers.Flatten(), keras.layers.Dense(128, activation="relu"), *dropout(RATE)]
-    layers.append(keras.layers.Dense(10, activation="softmax"))
-    return keras.Sequential(layers), images, labels, 64
+        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+        x = drop(keras.layers.MaxPooling2D()(x))
+    x = drop(keras.layers.Dense(128, activation="relu")(keras.layers.Flatten()(x)))
+    return inputs, x, made_up(64, 32, 32, 3), 64
 
 
-def transformer_encoder(dropout):
-    """Two blocks on made-up sequences: dropout on the attention's weights, behind the attention and
-    behind the feed-forward layers."""
-    generator = np.random.default_rng(0)
-    batch, length, width, heads = 16, 64, 128, 4
-    sequences = generator.random((batch * STEPS, length, width), np.float32)
-    labels = generator.integers(0, 10, len(sequences))
-
-    def drop(x):
-        for layer in dropout(RATE):
-            x = layer(x)
-        return x
-
-    x = inputs = keras.Input((length, width))
+def transformer_encoder(drop):
+    """Two blocks: dropout on the attention's weights, and behind each of the other layers."""
+    length, width, heads = 64, 128, 4
+    inputs = x = keras.Input((length, width))
     for _ in range(2):
         attention = keras.layers.MultiHeadAttention(
-            heads, width // heads, dropout=RATE if dropout(RATE) else 0.0
+            heads, width // heads, dropout=0.0 if drop is no_dropout else RATE
         )
         x = keras.layers.LayerNormalization()(x + drop(attention(x, x)))
-        hidden = keras.layers.Dense(4 * width, activation="relu")(x)
-        hidden = keras.layers.Dense(width)(drop(hidden))
-        x = keras.layers.LayerNormalization()(x + drop(hidden))
-    outputs = keras.layers.Dense(10, activation="softmax")(keras.layers.GlobalAveragePooling1D()(x))
-    return keras.Model(inputs, outputs), sequences, labels, batch
+        hidden = drop(keras.layers.Dense(4 * width, activation="relu")(x))
+        x = keras.layers.LayerNormalization()(x + drop(keras.layers.Dense(width)(hidden)))
+    return inputs, keras.layers.GlobalAveragePooling1D()(x), made_up(16, length, width), 16
 
 
 NETWORKS = {
@@ -72,6 +61,14 @@ NETWORKS = {
     "convolutional, 32 x 32 x 3, batch 64": convolutional_network,
     "transformer encoder, 64 x 128, batch 16": transformer_encoder,
 }
+
+
+def no_dropout(x):
+    return x
+
+
+def keras_dropout(x):
+    return keras.layers.Dropout(RATE, seed=1)(x)
 
 
 class StepTimes(keras.callbacks.Callback):
@@ -88,13 +85,13 @@ class StepTimes(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
-def epoch(network, dropout, converted=False):
-    """A call of `fit` on a few steps, which gives the median time of a step."""
-    model, x, y, batch = network(dropout)
-    if converted:
+def epoch(network, drop, convert=False):
+    """A call of `fit` on a few steps, which returns the median seconds of a step."""
+    inputs, features, (x, y), batch = network(drop)
+    model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(features))
+    if convert:
         model = fastdrop_keras.convert(model, verbose=False)
     model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
-    x, y = x[: batch * STEPS], y[: batch * STEPS]
     times = StepTimes()
 
     def fit():
@@ -105,27 +102,21 @@ def epoch(network, dropout, converted=False):
     return fit
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_step(measure, quick, network):
-    """Without dropout, with Keras's, and with ours in the place of Keras's."""
-    if quick and not network.startswith("digits"):
-        pytest.skip("not in a quick run")
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(name, marks=() if name.startswith("digits") else pytest.mark.full)
+        for name in NETWORKS
+    ],
+)
+def test_step(measure, network):
+    """With ours in the place of Keras's dropout, with Keras's, and without any."""
     build = NETWORKS[network]
-
-    def keras_dropout(rate):
-        return [keras.layers.Dropout(rate, seed=1)]
-
     measure(
         "training",
         network,
-        {
-            "fastdrop_keras.Dropout": epoch(build, keras_dropout, converted=True),
-            "keras.layers.Dropout": epoch(build, keras_dropout),
-            "no dropout": epoch(build, lambda rate: []),
-        },
-        ratios={
-            "ours over no dropout": ("fastdrop_keras.Dropout", "no dropout"),
-            "Keras's over no dropout": ("keras.layers.Dropout", "no dropout"),
-        },
+        ours={"fastdrop_keras.Dropout": epoch(build, keras_dropout, convert=True)},
+        peers={"keras.layers.Dropout": epoch(build, keras_dropout)},
+        limits={"no dropout": epoch(build, no_dropout)},
         seconds=12.0,
     )

@@ -1,5 +1,5 @@
-"""Trains the network of the tutorials on handwritten digits without dropout, with Keras's and with
-fastdrop's, and shows what came out: accuracies, step times and a picture of both."""
+"""Trains a small network on handwritten digits without dropout, with Keras's dropout and with
+fastdrop's, and compares accuracies and step times in a table and a figure."""
 
 import argparse
 import contextlib
@@ -30,18 +30,18 @@ import fastdrop_keras
 
 NONE, KERAS, FASTDROP = "no dropout", "keras.layers.Dropout", "fastdrop_keras.Dropout"
 VARIANTS = {NONE: None, KERAS: keras.layers.Dropout, FASTDROP: fastdrop_keras.Dropout}
-COLOURS = {NONE: "#555555", KERAS: "#0072B2", FASTDROP: "#D55E00"}  # apart for every eye
+COLOURS = {NONE: "#555555", KERAS: "#0072B2", FASTDROP: "#D55E00"}  # for colour-blind readers, too
 
 RATE = 0.2
 UNITS = 512
 BATCH = 128
 TRAINING_IMAGES = 3 * BATCH  # few, so that the network overfits; whole batches, for the step times
-TURN = 10  # epochs that one variant trains before the next one's turn
+TURN = 10  # epochs that one variant trains before the next variant trains
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Images as rows of 64 pixels in [0, 1], and what they show."""
+    """Images as rows of 64 pixels in [0, 1], and their labels."""
 
     train_images: np.ndarray
     test_images: np.ndarray
@@ -51,19 +51,19 @@ class Digits:
 
 @dataclass(frozen=True)
 class Result:
-    """What one variant did, over all seeds."""
+    """The measurements of one variant, over all seeds."""
 
     train_accuracy: np.ndarray  # (seeds, epochs), measured without dropout
     test_accuracy: np.ndarray  # (seeds, epochs)
     milliseconds: np.ndarray  # (seeds, epochs, steps)
 
     def timed(self) -> np.ndarray:
-        """Return the step times that count: neither tracing nor waiting for an epoch's data."""
+        """Return the step times without the first epoch, which traces, and each first step."""
         return self.milliseconds[:, 1:, 1:]
 
     def turn_medians(self) -> np.ndarray:
         """Return the median step time of each turn of each seed."""
-        turns = np.arange(TURN, self.milliseconds.shape[1], TURN) - 1  # the first epoch is cut off
+        turns = np.arange(TURN, self.milliseconds.shape[1], TURN) - 1  # without the first epoch
         return np.stack([np.median(t, axis=(1, 2)) for t in np.split(self.timed(), turns, 1)])
 
 
@@ -85,7 +85,7 @@ class Recorder(keras.callbacks.Callback):
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        # Keras has read the step's loss by now: the step is over and not merely on its way.
+        # Keras has read the step's loss: the step is complete, and not only launched.
         self.milliseconds[-1].append(1e3 * (time.perf_counter() - self.start))
 
     def on_epoch_end(self, epoch, logs=None):
@@ -95,13 +95,13 @@ class Recorder(keras.callbacks.Callback):
         self.after_epoch()
 
     def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
-        """Return the fraction of the images that the model recognizes, dropout being off."""
+        """Return the fraction of the images that the model recognizes, with dropout off."""
         probabilities = self.model(images, training=False)
         return float(np.mean(np.argmax(probabilities, axis=1) == labels))
 
 
 def load() -> Digits:
-    """Return scikit-learn's digits, a small part of them for training."""
+    """Return scikit-learn's digits, with a small part of them for training."""
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
     return Digits(
@@ -112,20 +112,20 @@ def load() -> Digits:
 
 
 def build(dropout: type[keras.layers.Layer] | None) -> keras.Model:
-    """Return the network of the tutorials with this dropout layer, or with none."""
+    """Return a network of two hidden layers, each followed by the dropout layer if there is one."""
     model = keras.Sequential([keras.Input((64,))])
     for _ in range(2):
         model.add(keras.layers.Dense(UNITS, activation="relu"))
         if dropout is not None:
             model.add(dropout(RATE))
     model.add(keras.layers.Dense(10, activation="softmax"))
-    # Keras itself goes without XLA where there is only a CPU.
+    # Without XLA, as Keras itself chooses on a CPU.
     model.compile("rmsprop", loss="sparse_categorical_crossentropy", jit_compile=False)
     return model
 
 
 def train(digits: Digits, seeds: int, epochs: int, progress: Progress) -> dict[str, Result]:
-    """Train all variants with the same seeds, in turns, so that a drifting machine hits all."""
+    """Train all variants with the same seeds, in turns: drift of the machine affects all alike."""
     task = progress.add_task("", total=seeds * len(VARIANTS) * epochs)
     after_epoch = partial(progress.update, task, advance=1, refresh=True)
     recorders: dict[str, list[Recorder]] = {name: [] for name in VARIANTS}
@@ -156,7 +156,7 @@ def train(digits: Digits, seeds: int, epochs: int, progress: Progress) -> dict[s
 
 
 def gather(recorders: Sequence[Recorder]) -> Result:
-    """Put the records of all seeds together."""
+    """Combine the records of all seeds."""
     return Result(
         np.array([recorder.train_accuracy for recorder in recorders]),
         np.array([recorder.test_accuracy for recorder in recorders]),
@@ -165,12 +165,12 @@ def gather(recorders: Sequence[Recorder]) -> Result:
 
 
 def added(results: dict[str, Result], name: str) -> np.ndarray:
-    """Return the milliseconds that a dropout added to a step, a figure for each turn."""
+    """Return the milliseconds that a dropout layer added to a step, for each turn."""
     return (results[name].turn_medians() - results[NONE].turn_medians()).ravel()
 
 
 def table(results: dict[str, Result]) -> Table:
-    """Lay out the figures, and how they were measured."""
+    """Return the results as a table, with the method in its caption."""
     seeds, epochs, steps = results[NONE].milliseconds.shape
     table = Table(
         title=f"{epochs} epochs on {TRAINING_IMAGES} images, {seeds} seeds",
@@ -202,14 +202,14 @@ def table(results: dict[str, Result]) -> Table:
 
 
 def verdict(results: dict[str, Result]) -> str:
-    """Say how the two dropouts compare."""
+    """Return a sentence that compares the two dropout layers."""
     theirs, ours = added(results, KERAS), added(results, FASTDROP)
     if theirs.size < 10 or np.percentile(theirs, 25) <= 0:
-        return "Too few turns, or too noisy a machine, for a ratio of what the two added."
+        return "Too few turns, or too noisy a machine, to compare the added times."
     if np.percentile(ours, 25) <= 0:
         return (
-            f"{KERAS} added {np.median(theirs):.2f} ms to a step; what {FASTDROP} added, "
-            f"{np.median(ours):.2f} ms, is within the noise."
+            f"{KERAS} added {np.median(theirs):.2f} ms to a step; {FASTDROP} added "
+            f"{np.median(ours):.2f} ms, which is within the noise."
         )
     ratio = np.median(theirs) / np.median(ours)
     return f"{KERAS} added {ratio:.2f} times as much to a step as {FASTDROP}."
@@ -232,7 +232,7 @@ def draw(results: dict[str, Result]) -> Figure:
 
 
 def draw_curves(axes: Axes, results: dict[str, Result]) -> None:
-    """Draw the accuracies over the epochs: solid on the test images, dashed on the training's."""
+    """Draw the accuracies by epoch: solid on the test images, dashed on the training images."""
     seeds, epochs = results[NONE].test_accuracy.shape
     for name, result in results.items():
         for accuracy, line, images in (
@@ -246,14 +246,14 @@ def draw_curves(axes: Axes, results: dict[str, Result]) -> None:
             axes.fill_between(epoch, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
     axes.set_title(f"Learning curves: mean of {seeds} seeds, band ± 1 sd", fontsize="medium")
     test = [100 * result.test_accuracy.mean(axis=0) for result in results.values()]
-    axes.set_ylim(np.percentile(test, 5) - 1, 100.5)  # the first epochs' climb says little
+    axes.set_ylim(np.percentile(test, 5) - 1, 100.5)  # cuts off the first epochs
     axes.set(xlabel="epoch", ylabel="accuracy, dropout off (%)")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
 
 
 def draw_steps(axes: Axes, results: dict[str, Result]) -> None:
-    """Draw a bar for each variant's step time, with what dropout added written on it."""
+    """Draw a bar for each variant's step time, labelled with the time that dropout added."""
     for name, result in results.items():
         low, middle, high = np.percentile(result.timed(), [25, 50, 75])
         place = name.replace(".Dropout", "\n.Dropout")
@@ -275,15 +275,15 @@ def draw_steps(axes: Axes, results: dict[str, Result]) -> None:
 
 
 def describe() -> str:
-    """Return what ran this, in short."""
-    with contextlib.redirect_stdout(io.StringIO()) as shown:
+    """Return the versions and the machine in one line."""
+    with contextlib.redirect_stdout(io.StringIO()) as config:
         fastdrop.show_config()
-    lines = [line.strip() for line in shown.getvalue().splitlines()]
+    lines = [line.strip() for line in config.getvalue().splitlines()]
     return "; ".join([*lines, f"tensorflow: {tf.__version__}", f"keras: {keras.__version__}"])
 
 
 def at_least_two(text: str) -> int:
-    """Read a number from which a spread can be computed."""
+    """Parse an int that is large enough for a standard deviation."""
     number = int(text)
     if number < 2:
         raise argparse.ArgumentTypeError(f"must be at least 2, not {number}")
@@ -310,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         TextColumn("{task.completed} of {task.total} epochs"),
         TimeRemainingColumn(),
         console=console,
-        auto_refresh=False,  # a thread that redraws would be timed along with the steps
+        auto_refresh=False,  # a thread that redraws would distort the step times
     ) as progress:
         results = train(load(), options.seeds, options.epochs, progress)
     console.print(table(results))

@@ -1,5 +1,5 @@
-"""Trains a network with DropConnect (Wan et al., ICML 2013): dropout of a weight matrix, with a new
-mask at each step, instead of dropout of what a layer puts out."""
+"""Trains a network with DropConnect (Wan et al., ICML 2013): each step drops elements of a weight
+matrix, instead of a layer's output."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ def step(
 ) -> Parameters:
     """Return the gradients of the mean cross-entropy, with connections of the first layer dropped.
 
-    The network runs with the dropped weights; their gradient, and no other, goes back through the
-    mask. One mask serves the whole batch, since one for each image would be a matrix for each.
+    The forward pass uses the dropped weights; the mask applies to their gradient alone. The batch
+    shares one mask: a mask for each image would need a weight matrix for each image.
     """
     weights, *others = parameters
     dropped, mask = fastdrop.dropout(weights, rate, seed=stream)
@@ -45,7 +45,7 @@ def step(
 def train(
     images: np.ndarray, labels: np.ndarray, rate: float, seed: int, epochs: int
 ) -> Parameters:
-    """Train one hidden layer by stochastic gradient descent; at rate 0 without DropConnect."""
+    """Train one hidden layer by stochastic gradient descent; rate 0 disables DropConnect."""
     parameters = initialize([64, 256, 10], seed)
     stream = fastdrop.Stream(seed)
     rng = np.random.default_rng(seed)

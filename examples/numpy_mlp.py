@@ -1,5 +1,5 @@
-"""Trains a network written in plain NumPy, with fastdrop in its forward and backward pass, after
-comparing its gradients with central differences."""
+"""Trains a network written in NumPy, with fastdrop in its forward and backward pass. It first
+compares the gradients with central differences."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ import fastdrop
 
 TOLERANCE = 1e-6
 
-Parameters = list[np.ndarray]  # weights and biases of one layer after the other
+Parameters = list[np.ndarray]  # the weights and biases of each layer in turn
 Digits = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What the backward pass needs of the forward pass."""
+    """The values that the forward pass saves for the backward pass."""
 
-    inputs: list[np.ndarray]  # of each layer
-    masks: list[fastdrop.Mask]  # of each hidden layer, one bit an element; none without dropout
+    inputs: list[np.ndarray]  # one for each layer
+    masks: list[fastdrop.Mask]  # one for each hidden layer; empty without dropout
     probabilities: np.ndarray
 
 
 def initialize(sizes: Sequence[int], seed: int, dtype: type = np.float32) -> Parameters:
-    """Return weights drawn as He et al. (2015) do for ReLU, and zero biases."""
+    """Return random weights for ReLU (He et al., 2015) and zero biases."""
     rng = np.random.default_rng(seed)
     parameters = []
     for fan_in, fan_out in pairwise(sizes):
@@ -46,7 +46,7 @@ def forward(
     rate: float = 0.0,
     stream: fastdrop.Stream | None = None,
 ) -> Trace:
-    """Run the network: with dropout at `rate` after each hidden layer, if there is a stream."""
+    """Run the network, with dropout after each hidden layer if there is a stream."""
     inputs, masks = [images], []
     for weights, biases in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
         hidden = inputs[-1] @ weights + biases
@@ -75,7 +75,7 @@ def backward(parameters: Parameters, trace: Trace, labels: np.ndarray) -> Parame
         gradients = [trace.inputs[layer].T @ delta, delta.sum(axis=0), *gradients]
         if layer > 0:
             delta = delta @ parameters[2 * layer].T
-            if trace.masks:  # which know what ReLU dropped, too
+            if trace.masks:  # ReLU has cleared the bits of the elements that it dropped
                 fastdrop.relu_dropout_grad(delta, trace.masks[layer - 1], out=delta)
             else:
                 delta *= trace.inputs[layer] > 0
@@ -83,17 +83,17 @@ def backward(parameters: Parameters, trace: Trace, labels: np.ndarray) -> Parame
 
 
 def largest_gradient_error(rate: float = 0.3, difference: float = 1e-5) -> float:
-    """Return how far any gradient of a tiny network is from its central difference, relatively."""
+    """Return the largest relative error of a tiny network's gradients, by central differences."""
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(5, 4)), rng.integers(3, size=5)
     parameters = initialize([4, 6, 5, 3], seed=0, dtype=np.float64)
     for biases in parameters[1::2]:
-        biases += rng.normal(size=biases.shape)  # at zero, a row all dropped sits on ReLU's corner
+        biases += rng.normal(size=biases.shape)  # off ReLU's corner, even if a whole row is dropped
     stream = fastdrop.Stream(0)
     start = stream.state
 
     def run() -> Trace:
-        stream.state = start  # so that the same elements are dropped each time
+        stream.state = start  # drops the same elements each time
         return forward(parameters, images, rate, stream)
 
     gradients = backward(parameters, run(), labels)
@@ -107,13 +107,13 @@ def largest_gradient_error(rate: float = 0.3, difference: float = 1e-5) -> float
             below = loss(run(), labels)
             parameter[index] = value
             numeric = (above - below) / (2 * difference)
-            size = max(abs(numeric), abs(gradient[index]), 1e-3)  # near zero all is rounding
+            size = max(abs(numeric), abs(gradient[index]), 1e-3)  # rounding dominates near zero
             worst = max(worst, abs(numeric - gradient[index]) / size)
     return worst
 
 
 def load() -> Digits:
-    """Return the images to train on, those to test on, and the labels of both."""
+    """Return training images, test images, training labels and test labels."""
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
     return tuple(train_test_split(images, labels, train_size=384, stratify=labels, random_state=0))
@@ -122,7 +122,7 @@ def load() -> Digits:
 def train(
     images: np.ndarray, labels: np.ndarray, rate: float, seed: int, epochs: int
 ) -> Parameters:
-    """Train by stochastic gradient descent with momentum; at rate 0 without dropout."""
+    """Train by stochastic gradient descent with momentum; rate 0 disables dropout."""
     parameters = initialize([64, 256, 256, 10], seed)
     velocities = [np.zeros_like(parameter) for parameter in parameters]
     stream = fastdrop.Stream(seed) if rate > 0 else None
@@ -141,12 +141,12 @@ def train(
 
 
 def accuracy(parameters: Parameters, images: np.ndarray, labels: np.ndarray) -> float:
-    """Return the percentage of the images that the network recognizes, dropout being off."""
+    """Return the percentage of the images that the network recognizes, with dropout off."""
     return 100 * float(np.mean(forward(parameters, images).probabilities.argmax(axis=1) == labels))
 
 
 def compare(seeds: int, epochs: int) -> Table:
-    """Train with and without dropout, and lay out the accuracies."""
+    """Train with and without dropout, and return a table of the accuracies."""
     train_images, test_images, train_labels, test_labels = load()
     table = Table(
         title=f"{epochs} epochs on {len(train_labels)} digits, mean ± sd of {seeds} seeds"

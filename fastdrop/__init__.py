@@ -1,4 +1,4 @@
-"""Dropout for NumPy arrays on the CPU: packed bit masks, in place, the same bits everywhere.
+"""Dropout for NumPy arrays on the CPU: in place, with packed masks, bit-identical on every machine.
 
 >>> import numpy as np, fastdrop
 >>> x = np.ones((2, 4), np.float32)
@@ -8,7 +8,7 @@
 True
 """
 
-# Ahead of the compiled modules: where NumPy is broken, Cython's error would hide NumPy's own.
+# Before the compiled modules: if NumPy is broken, Cython's error would hide NumPy's own.
 import numpy as _numpy  # noqa: F401
 
 from fastdrop import _compiled
@@ -16,7 +16,7 @@ from fastdrop import _compiled
 _compiled.check()
 
 try:
-    # Where PyCapsule_Import looks for it.
+    # PyCapsule_Import looks for it here.
     from fastdrop._api import _C_API as _C_API
     from fastdrop._config import __version__, get_include, show_config
     from fastdrop._dropout import dropout, dropout_

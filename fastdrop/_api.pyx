@@ -1,4 +1,4 @@
-"""Owns the public C interface, fastdrop.h, as the functions behind the capsule `_C_API`."""
+"""Implements the public C interface, fastdrop.h, behind the capsule `_C_API`."""
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
@@ -10,7 +10,7 @@ from numpy cimport npy_intp
 from fastdrop._arguments cimport default_scale
 from fastdrop._apply cimport Work, scaling_kind, use_on
 from fastdrop._draw cimport derive_key, draw_bits
-from fastdrop._kernels.table cimport SCALE, stream_key
+from fastdrop._kernels.table cimport SCALE, kind_size, stream_key
 from fastdrop._plan cimport FROM, TO
 from fastdrop._stream cimport fastdrop_seed
 from fastdrop._threads cimport set_thread_count, thread_count
@@ -21,7 +21,7 @@ cdef extern from * nogil:
     """
     #include "fastdrop.h"
     #include "table.h"
-    /* The kernels' first kinds are the interface's. */
+    /* The kernels' first kinds equal the kinds of the interface. */
     _Static_assert((int)KIND_F16 == FASTDROP_FLOAT16 && (int)KIND_BF16 == FASTDROP_BFLOAT16, "");
     _Static_assert((int)KIND_F32 == FASTDROP_FLOAT32 && (int)KIND_F64 == FASTDROP_FLOAT64, "");
     """
@@ -32,7 +32,6 @@ cdef extern from "fastdrop.h" nogil:
         FASTDROP_API_VERSION
         FASTDROP_MAX_DIMS
         FASTDROP_FLOAT16
-        FASTDROP_FLOAT32
         FASTDROP_FLOAT64
         FASTDROP_OK
         FASTDROP_BAD_KIND
@@ -85,7 +84,7 @@ cdef struct Pair:
 
 
 cdef int measure(Pair *pair, const fastdrop_dropout *dropout) noexcept nogil:
-    """The sizes; or why there are none."""
+    """Check kind, shape and noise shape, and compute the sizes. Return a status."""
     cdef Work *work = &pair.work
     cdef const int64_t *noise_shape = (
         dropout.shape if dropout.noise_shape == NULL else dropout.noise_shape)
@@ -99,26 +98,24 @@ cdef int measure(Pair *pair, const fastdrop_dropout *dropout) noexcept nogil:
         return FASTDROP_BAD_SHAPE
     memset(work, 0, sizeof(Work))
     work.ndim = dropout.ndim
-    work.itemsize = (
-        8 if dropout.kind == FASTDROP_FLOAT64 else 4 if dropout.kind == FASTDROP_FLOAT32 else 2)
-    size = work.itemsize
+    size = work.itemsize = kind_size(dropout.kind)
     for i in range(dropout.ndim):
         if dropout.shape[i] < 0:
             return FASTDROP_BAD_SHAPE
         too_large |= __builtin_mul_overflow(size, dropout.shape[i], &size)
         empty |= dropout.shape[i] == 0
-    # What has no elements may have sizes whose product fits nowhere.
+    # The sizes of an empty array may have any product.
     if too_large and not empty:
         return FASTDROP_BAD_SHAPE
     work.size = work.on.size = 0 if empty else size // work.itemsize
-    work.straight = True
+    work.contiguous = True
     if fastdrop_fit_noise_shape(dropout.ndim, dropout.shape, dropout.ndim, noise_shape,
                                 fitted) != FASTDROP_OK:
         return FASTDROP_BAD_NOISE_SHAPE
     for i in range(dropout.ndim):
         if fitted[i] != noise_shape[i]:
             return FASTDROP_BAD_NOISE_SHAPE
-        work.straight &= fitted[i] == dropout.shape[i]
+        work.contiguous &= fitted[i] == dropout.shape[i]
         pair.shape[i], work.own_noise_shape[i] = dropout.shape[i], fitted[i]
     pair.mask_bytes = fastdrop_mask_bytes(dropout.ndim, fitted)
     return FASTDROP_OK if pair.mask_bytes >= 0 else FASTDROP_BAD_NOISE_SHAPE
@@ -126,26 +123,26 @@ cdef int measure(Pair *pair, const fastdrop_dropout *dropout) noexcept nogil:
 
 cdef void lay_out(Pair *pair, npy_intp *strides, const int64_t *given,
                   const void *data) noexcept nogil:
-    """One array's strides, where there are elements, and what they say of the pair."""
+    """Set the strides of one array that is not empty, and update the flags of the pair."""
     cdef Work *work = &pair.work
-    cdef int64_t plain = work.itemsize
+    cdef int64_t c_stride = work.itemsize
     cdef int64_t addresses = <int64_t><uintptr_t>data
     cdef int i
     for i in range(work.ndim - 1, -1, -1):
-        strides[i] = plain if given == NULL else given[i]
-        # What is never stepped over may have any stride.
+        strides[i] = c_stride if given == NULL else given[i]
+        # A dimension of size 1 may have any stride.
         if pair.shape[i] > 1:
-            work.straight &= strides[i] == plain
+            work.contiguous &= strides[i] == c_stride
             addresses |= strides[i]
-        plain *= pair.shape[i]
+        c_stride *= pair.shape[i]
     work.aligned &= addresses & (work.itemsize - 1) == 0
-    work.straight &= work.aligned
+    work.contiguous &= work.aligned
 
 
 cdef int describe(Pair *pair, const fastdrop_dropout *dropout, void *to, const int64_t *to_strides,
                   const void *from_, const int64_t *from_strides,
                   const uint8_t *bits) noexcept nogil:
-    """What is to be done, with all but the scale; or why nothing is."""
+    """Describe the operation, except its scale. Return a status."""
     cdef Work *work = &pair.work
     cdef int status = measure(pair, dropout)
     if status != FASTDROP_OK:
@@ -189,7 +186,7 @@ cdef int forward(const fastdrop_dropout *dropout, void *y, const int64_t *y_stri
         status = take_scale(&pair.work, dropout)
     if status != FASTDROP_OK:
         return status
-    if bits == NULL and not pair.work.straight:
+    if bits == NULL and not pair.work.contiguous:
         if pair.work.size == 0:
             return FASTDROP_OK
         own_bits = pair.work.on.bits = <uint8_t *>malloc(pair.mask_bytes)

@@ -7,24 +7,24 @@ from fastdrop._kernels.table cimport operands, stream_key
 from fastdrop._plan cimport ARRAYS, MAX_DIMS
 
 cdef struct Work:
-    # Arrays of one shape, and a mask: what is to be done with them.
-    operands on                     # with the arrays' first elements and the mask's first bit
+    # One operation: its arrays, which have one shape, its mask, and the use of the mask.
+    operands on                     # points to the first elements and the first bit
     int itemsize
     int ndim
     int64_t size
-    bint aligned                    # whether the CPU can load the elements where they are
-    bint straight                   # and whether they lie as the bits do, without gaps
+    bint aligned                    # every array is aligned to its elements
+    bint contiguous                 # aligned and C-contiguous, with a bit of its own per element
     const npy_intp *shape
     const npy_intp *strides[ARRAYS]
-    const npy_intp *noise_shape     # the shape itself, or what follows
+    const npy_intp *noise_shape     # `shape`, or `own_noise_shape`
     npy_intp own_noise_shape[MAX_DIMS]
-    int64_t columns                 # of the bias; 1 without
-    uint8_t *bits_left              # where ReLU puts its bits unless all is straight, in zeros
+    int64_t columns                 # elements of the bias; 1 without a bias
+    uint8_t *relu_bits              # receives ReLU's bits unless `contiguous`; zeros at first
 
-cdef void look_at(Work *work, int kind, int use, ndarray to, ndarray from_, tuple noise_shape,
+cdef void set_up(Work *work, int kind, int use, ndarray to, ndarray from_, tuple noise_shape,
                   double scale)
-cdef void look_at_residual(Work *work, ndarray residual)
-cdef bint is_plain(ndarray array)
+cdef void set_up_residual(Work *work, ndarray residual)
+cdef bint is_contiguous(ndarray array)
 cdef int scaling_kind(int kind, double scale) noexcept nogil
 cdef void use_on(Work *work, const stream_key *key) noexcept nogil
 cdef void use_on_arrays(Work *work, const stream_key *key)

@@ -1,5 +1,8 @@
-"""Owns the use of a mask on arrays of any strides: flat where all lies in the order of the bits,
-else in the pieces of a plan, which kernels see without gaps."""
+"""Uses a mask on arrays of any strides.
+
+Contiguous arrays are split into blocks, which go to the kernels as they are. Other arrays are split
+into the pieces of a plan; a piece that is not contiguous is copied into a buffer for the kernel.
+"""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport llabs
 from libc.string cimport memcpy, memset
@@ -12,26 +15,26 @@ from fastdrop._bits cimport (
 from fastdrop._draw cimport draw_bits
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport (
-    ADD, ALL_KEPT, BLOCK, KIND_F32, KIND_F64, KIND_W16, KIND_W32, KIND_W64, SCALE, operands,
+    ADD, ALL_KEPT, BLOCK, KIND_W16, KIND_W32, KIND_W64, SCALE, kind_size, kind_sum_size, operands,
     stream_key,
 )
 from fastdrop._plan cimport (
-    AS_THEY_LIE, Dim, FROM, GATHERED, MAX_DIMS, ONE, PIECE_BYTES, Place, Plan, RESIDUAL,
+    CONTIGUOUS, Dim, FROM, GATHERED, MAX_DIMS, ONE_BIT, PIECE_BYTES, Place, Plan, RESIDUAL,
     SLACK_BYTES, SLACK_WORDS, TILE, TILE_WORDS, TO, TRANSPOSED, choose_run, inner_dim, outer_dim,
     parts, plan_dims, step,
 )
-from fastdrop._threads cimport run
+from fastdrop._threads cimport parallel_for
 
 np.import_array()
 
 cdef enum:
-    GATHERED_BYTES = 16384          # of memory between the first and the last, to stay in the cache
-    LEAST_GATHERED = 128            # elements, and a multiple of these
-    BIASES = 1024                   # put together at a time
-    LAST_BIASES = 32                # that a kernel reads behind them
-    # Bytes of a result from which it passes by the caches, which would have to be filled with what
-    # is there before. More than a core's share of most last caches: what systems tell of their size
-    # is wrong in virtual machines (256 MiB where a core has 32).
+    GATHERED_BYTES = 16384          # span of the elements gathered together, to stay in the cache
+    LEAST_GATHERED = 128            # elements gathered together are a multiple of this
+    BIASES = 1024                   # biases copied together
+    LAST_BIASES = 32                # biases that a kernel reads beyond them
+    # Results of this size bypass the caches: an ordinary store first reads the line that it
+    # overwrites. The limit is larger than a core's share of most last-level caches. It is a
+    # constant, since virtual machines report wrong cache sizes (256 MiB where a core has 32).
     STREAMED_BYTES = 1 << 25
 
 
@@ -39,7 +42,7 @@ cdef enum:
 
 cdef inline void move_of_size(char *to, int64_t to_stride, const char *from_, int64_t from_stride,
                               int64_t count, int itemsize) noexcept nogil:
-    """Any alignment: memcpy of a known size is one instruction, and is always allowed."""
+    """Copy strided items. memcpy allows any alignment, and is one instruction for a known size."""
     while count >= 4:
         memcpy(to, from_, itemsize)
         memcpy(to + to_stride, from_ + from_stride, itemsize)
@@ -66,7 +69,7 @@ cdef void move_items(char *to, int64_t to_stride, const char *from_, int64_t fro
 
 
 cdef struct Gathered:
-    # Elements of the arrays without gaps; the result goes over those of FROM.
+    # Contiguous copies of elements. The result overwrites the copy of FROM.
     uint64_t items[GATHERED]
     uint64_t residual[GATHERED]
 
@@ -82,7 +85,7 @@ cdef inline Place gathered_place(const Plan *plan, Gathered *gathered,
 
 cdef void gather(const Plan *plan, Gathered *gathered, int64_t index, const Place *place,
                  int64_t count) noexcept nogil:
-    """Some elements along the innermost dimension, to an index on."""
+    """Copy elements of the innermost dimension to the buffer, from an index on."""
     cdef int itemsize = plan.itemsize
     move_items(<char *>gathered.items + index * itemsize, itemsize, place.at[FROM],
                inner_dim(plan).strides[FROM], count, itemsize)
@@ -98,27 +101,31 @@ cdef void scatter(const Plan *plan, const Gathered *gathered, int64_t index, con
                plan.itemsize)
 
 
-# ---- Runs without gaps ----
+# ---- Contiguous runs ----
 
-cdef inline int64_t within(int64_t column, int64_t columns) noexcept nogil:
+cdef inline int64_t wrapped(int64_t column, int64_t columns) noexcept nogil:
     column %= columns
     return column + columns if column < 0 else column
 
 
 cdef void fill_biases(const Plan *plan, char *window, int64_t column, int64_t first,
                       int64_t count) noexcept nogil:
-    """The bias of each element of a run from the first-th on, which begins at a column."""
+    """Copy the bias of each of `count` elements, from element `first` of a run on.
+
+    `column` is the bias of the run's element 0.
+    """
     cdef const char *biases = <const char *>plan.on.bias
-    cdef int size = sizeof(double) if plan.on.kind == KIND_F64 else sizeof(float)
+    cdef int size = kind_sum_size(plan.on.kind)
     cdef int64_t stride = inner_dim(plan).column_stride
-    cdef int64_t row = plan.row if plan.rows > 1 and plan.how != TRANSPOSED else first + count
+    cdef bint several_rows = plan.rows > 1 and plan.bit_layout != TRANSPOSED
+    cdef int64_t row = plan.row if several_rows else first + count
     cdef int64_t row_stride = outer_dim(plan).column_stride
     cdef int64_t place = first % row
     cdef int64_t there, some
     column += first // row * row_stride
     while count:
-        # As far as neither the row nor the bias ends; the stride is 0, 1 or -1.
-        there = within(column + place * stride, plan.columns)
+        # Up to the end of the row or of the bias. The stride is 0, 1 or -1.
+        there = wrapped(column + place * stride, plan.columns)
         some = min(row - place, count)
         if stride:
             some = min(some, plan.columns - there if stride > 0 else there + 1)
@@ -134,10 +141,10 @@ cdef void fill_biases(const Plan *plan, char *window, int64_t column, int64_t fi
 
 cdef void use_with_biases(const Plan *plan, operands *on, int64_t count, int64_t column,
                           int64_t first) noexcept nogil:
-    """Biases that do not lie as the elements do are put together for each of these."""
+    """Copy biases into the order of the elements, and use the copies."""
     cdef double window[BIASES + LAST_BIASES]
     cdef bint same = inner_dim(plan).column_stride == 0 and (
-        plan.rows == 1 or plan.how == TRANSPOSED)
+        plan.rows == 1 or plan.bit_layout == TRANSPOSED)
     cdef int64_t some
     on.bias = &window[0]
     on.period = BIASES
@@ -151,7 +158,7 @@ cdef void use_with_biases(const Plan *plan, operands *on, int64_t count, int64_t
             some = min(count, <int64_t>BIASES)
             fill_biases(plan, <char *>window, column, first, some)
         on.size = some
-        if plan.how == ONE:
+        if plan.bit_layout == ONE_BIT:
             use_one(on, bit_at(on.bits, on.bit))
         else:
             kernels.use(NULL, 0, on)
@@ -164,7 +171,7 @@ cdef void use_with_biases(const Plan *plan, operands *on, int64_t count, int64_t
 
 
 cdef void use_one(const operands *given, bint kept) noexcept nogil:
-    """Uses one bit on all elements."""
+    """Use one bit on all elements, as a mask of rate 0 or 1."""
     cdef operands on = given[0]
     cdef stream_key key
     key.threshold = ALL_KEPT if kept else 0
@@ -174,16 +181,18 @@ cdef void use_one(const operands *given, bint kept) noexcept nogil:
 
 cdef void use_run(const Plan *plan, const Place *place, int64_t count, uint8_t *bits, int64_t bit,
                   int64_t first) noexcept nogil:
-    """Elements without gaps, from the first-th of a run or row on, of which the place tells the
-    column."""
+    """Use bits on contiguous elements, from element `first` of a run or row on.
+
+    `place.column` is the column of the run's element 0.
+    """
     cdef operands on = plan.on
     on.to, on.from_, on.residual = place.at[TO], place.at[FROM], place.at[RESIDUAL]
     on.size, on.bits, on.bit = count, bits, bit
-    if on.use == ADD and not plan.in_columns:
+    if on.use == ADD and not plan.bias_in_order:
         use_with_biases(plan, &on, count, place.column, first)
         return
-    on.column = within(place.column + first, plan.columns)
-    if plan.how == ONE:
+    on.column = wrapped(place.column + first, plan.columns)
+    if plan.bit_layout == ONE_BIT:
         use_one(&on, bit_at(bits, bit))
     else:
         kernels.use(NULL, 0, &on)
@@ -193,7 +202,7 @@ cdef void use_run(const Plan *plan, const Place *place, int64_t count, uint8_t *
 
 cdef void use_row(const Plan *plan, const Place *begin, int64_t count, uint8_t *bits,
                   int64_t bit) noexcept nogil:
-    """Elements with the strides of the innermost dimension."""
+    """Use bits on elements with the strides of the innermost dimension."""
     cdef const Dim *dim = inner_dim(plan)
     cdef Place place = begin[0]
     cdef Place there
@@ -212,7 +221,7 @@ cdef void use_row(const Plan *plan, const Place *begin, int64_t count, uint8_t *
         use_run(plan, &there, some, bits, bit, first)
         scatter(plan, &gathered, 0, &place, some)
         step(&place, dim, some)
-        if plan.how != ONE:
+        if plan.bit_layout != ONE_BIT:
             bit += some
         first += some
         count -= some
@@ -220,13 +229,12 @@ cdef void use_row(const Plan *plan, const Place *begin, int64_t count, uint8_t *
 
 cdef void use_rows(const Plan *plan, const Place *begin, int64_t rows, uint8_t *bits,
                    int64_t bit) noexcept nogil:
-    """Whole rows, which their bits follow without gaps; the elements fit where they are gathered
-    unless each row goes on where the one before it ends."""
+    """Use contiguous bits on whole rows. They fit the gather buffer unless they are adjacent."""
     cdef Place place = begin[0]
     cdef Place there
     cdef Gathered gathered
     cdef int64_t i
-    if rows == 1 or plan.continuing:
+    if rows == 1 or plan.rows_adjacent:
         use_row(plan, begin, rows * plan.row, bits, bit)
         return
     there = gathered_place(plan, &gathered, begin)
@@ -242,14 +250,13 @@ cdef void use_rows(const Plan *plan, const Place *begin, int64_t rows, uint8_t *
 
 cdef void use_transposed_rows(const Plan *plan, const Place *begin, int64_t rows,
                               int64_t count) noexcept nogil:
-    """Some elements, at most as many as a window has bits for, of up to 64 rows whose bits are
-    neighbours."""
+    """Use adjacent bits of up to 64 rows on `count` elements of each row."""
     cdef uint64_t window[TILE * TILE_WORDS + SLACK_WORDS]
     cdef uint8_t *bits = <uint8_t *>window
     cdef Place place = begin[0]
     cdef int64_t row_bytes = parts(count, TILE) * sizeof(uint64_t)
     cdef int64_t j
-    cdef bint whole = plan.continuing and count == plan.row and plan.in_columns
+    cdef bint whole = plan.rows_adjacent and count == plan.row and plan.bias_in_order
     fill_transposed(window, plan, begin.bit, rows, count, whole)
     if whole:
         use_row(plan, begin, rows * count, bits, 0)
@@ -257,12 +264,12 @@ cdef void use_transposed_rows(const Plan *plan, const Place *begin, int64_t rows
         for j in range(rows):
             use_row(plan, &place, count, bits + j * row_bytes, 0)
             step(&place, outer_dim(plan), 1)
-    if plan.bits_left:
+    if plan.relu_bits:
         put_transposed(plan, window, begin.bit, rows, count, whole)
 
 
 cdef void use_piece(const Plan *plan, const Place *run_begin, int64_t piece) noexcept nogil:
-    """One piece of a run that begins at a place."""
+    """Use the mask on one piece of the run that begins at `run_begin`."""
     cdef uint8_t window[PIECE_BYTES + SLACK_BYTES]
     cdef Place place = run_begin[0]
     cdef int64_t across = parts(plan.row, plan.piece_row)
@@ -280,10 +287,10 @@ cdef void use_piece(const Plan *plan, const Place *run_begin, int64_t piece) noe
     if plan.folds > 1:
         step(&place, &plan.dims[plan.ndim - 3], first_fold)
         count *= min(plan.piece_folds, plan.folds - first_fold)
-    if plan.how == TRANSPOSED:
+    if plan.bit_layout == TRANSPOSED:
         use_transposed_rows(plan, &place, rows, count)
         return
-    if (plan.how == AS_THEY_LIE or plan.how == ONE) and plan.bits_left == NULL:
+    if (plan.bit_layout == CONTIGUOUS or plan.bit_layout == ONE_BIT) and plan.relu_bits == NULL:
         bits, bit = <uint8_t *>plan.bits, place.bit
     else:
         fill_window(window, plan, place.bit, rows, count)
@@ -291,12 +298,12 @@ cdef void use_piece(const Plan *plan, const Place *run_begin, int64_t piece) noe
         use_row(plan, &place, count, bits, bit)
     else:
         use_rows(plan, &place, rows, bits, bit)
-    if plan.bits_left:
+    if plan.relu_bits:
         put_window(plan, window, place.bit, rows, count)
 
 
 cdef void use_pieces(void *context, int64_t begin, int64_t end) noexcept nogil:
-    """Pieces begin .. end - 1, counted through all the runs."""
+    """Use the mask on pieces begin .. end - 1, numbered through all runs."""
     cdef const Plan *plan = <const Plan *>context
     cdef int64_t index[MAX_DIMS]
     cdef int64_t rest = begin // plan.pieces
@@ -331,16 +338,16 @@ cdef void use_pieces(void *context, int64_t begin, int64_t end) noexcept nogil:
 # ---- Arrays ----
 
 cdef int scaling_kind(int kind, double scale) noexcept nogil:
-    """A scale of one keeps elements bit for bit, a signalling NaN too: as words of bits."""
+    """The kind to compute with. At scale 1, word types keep every bit, signalling NaNs too."""
     if scale != 1.0:
         return kind
-    if kind == KIND_F64:
+    if kind_size(kind) == 8:
         return KIND_W64
-    return KIND_W32 if kind == KIND_F32 else KIND_W16
+    return KIND_W32 if kind_size(kind) == 4 else KIND_W16
 
 
-cdef bint is_plain(np.ndarray array):
-    """Whether the elements lie in C order without gaps, where the CPU can load them."""
+cdef bint is_contiguous(np.ndarray array):
+    """Whether the array is C-contiguous and aligned."""
     return np.PyArray_IS_C_CONTIGUOUS(array) and np.PyArray_ISALIGNED(array)
 
 
@@ -366,21 +373,13 @@ cdef void use_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
     kernels.use(flat.key, first, &on)
 
 
-cdef void use_flat(Work *work, const stream_key *key) noexcept nogil:
-    cdef Flat flat
-    flat.on, flat.key, flat.itemsize = &work.on, key, work.itemsize
-    work.on.streaming = (
-        work.on.to != work.on.from_ and work.size * work.itemsize >= STREAMED_BYTES)
-    run(use_blocks, &flat, parts(work.size, BLOCK), work.size)
-
-
-cdef void use_planned(Work *work) noexcept nogil:
+cdef void use_plan(Work *work) noexcept nogil:
     cdef Plan plan
     cdef int64_t pieces
     cdef int i
     plan.on = work.on
     plan.itemsize, plan.columns = work.itemsize, work.columns
-    plan.bits, plan.bits_left = work.on.bits, work.bits_left
+    plan.bits, plan.relu_bits = work.on.bits, work.relu_bits
     plan.start.at[TO] = <char *>work.on.to
     plan.start.at[FROM] = <char *>work.on.from_
     plan.start.at[RESIDUAL] = <char *>work.on.residual
@@ -389,29 +388,34 @@ cdef void use_planned(Work *work) noexcept nogil:
     pieces = plan.pieces
     for i in range(plan.outer):
         pieces *= plan.dims[i].size
-    run(use_pieces, &plan, pieces, work.size)
+    parallel_for(use_pieces, &plan, pieces, work.size)
 
 
 cdef void use_on(Work *work, const stream_key *key) noexcept nogil:
-    """Uses the mask that is there, or with a key draws it before; the bits are NULL only where they
-    are not wanted and all is straight."""
+    """Draw the mask if there is a key, and use it.
+
+    Without a key, the bits are stored. With one, the bits may be NULL if the work is contiguous.
+    """
+    cdef Flat flat
     cdef uint64_t bits = 1
     cdef int i
-    if work.straight:
-        if work.size:
-            use_flat(work, key)
+    if work.contiguous:
+        flat.on, flat.key, flat.itemsize = &work.on, key, work.itemsize
+        work.on.streaming = (
+            work.on.to != work.on.from_ and work.size * work.itemsize >= STREAMED_BYTES)
+        parallel_for(use_blocks, &flat, parts(work.size, BLOCK), work.size)
         return
     if key != NULL:
         for i in range(work.ndim):
             bits *= work.noise_shape[i]
         draw_bits(key, 0, bits, work.on.bits)
     if work.size:
-        use_planned(work)
+        use_plan(work)
 
 
-cdef void look_at(Work *work, int kind, int use, np.ndarray to, np.ndarray from_,
+cdef void set_up(Work *work, int kind, int use, np.ndarray to, np.ndarray from_,
                   tuple noise_shape, double scale):
-    """The noise shape is None for the arrays' own shape."""
+    """Describe two arrays and a mask. The noise shape is None where it equals their shape."""
     cdef int i
     memset(work, 0, sizeof(Work))
     work.on.kind = scaling_kind(kind, scale) if use == SCALE else kind
@@ -423,7 +427,7 @@ cdef void look_at(Work *work, int kind, int use, np.ndarray to, np.ndarray from_
     work.shape = work.noise_shape = np.PyArray_DIMS(to)
     work.strides[TO], work.strides[FROM] = np.PyArray_STRIDES(to), np.PyArray_STRIDES(from_)
     work.aligned = np.PyArray_ISALIGNED(to) and np.PyArray_ISALIGNED(from_)
-    work.straight = is_plain(to) and is_plain(from_) and noise_shape is None
+    work.contiguous = is_contiguous(to) and is_contiguous(from_) and noise_shape is None
     work.columns = 1
     if noise_shape is not None:
         work.noise_shape = work.own_noise_shape
@@ -431,15 +435,16 @@ cdef void look_at(Work *work, int kind, int use, np.ndarray to, np.ndarray from_
             work.own_noise_shape[i] = noise_shape[i]
 
 
-cdef void look_at_residual(Work *work, np.ndarray residual):
+cdef void set_up_residual(Work *work, np.ndarray residual):
     work.on.residual, work.on.advance = np.PyArray_DATA(residual), True
     work.strides[RESIDUAL] = np.PyArray_STRIDES(residual)
     work.aligned &= np.PyArray_ISALIGNED(residual)
-    work.straight &= is_plain(residual)
+    work.contiguous &= is_contiguous(residual)
 
 
 cdef void use_on_arrays(Work *work, const stream_key *key):
-    if work.size <= BLOCK:  # releasing the GIL costs more than a small call may
+    """As `use_on`, for callers that hold the GIL."""
+    if work.size <= BLOCK:  # releasing the GIL would take longer than a small call
         use_on(work, key)
     else:
         with nogil:

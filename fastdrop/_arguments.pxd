@@ -1,4 +1,4 @@
-"""Declares the checks of what users pass to the functions that they pass it to."""
+"""Declares the checks of arguments."""
 from libc.stdint cimport uint64_t
 
 from numpy cimport ndarray
@@ -12,9 +12,9 @@ cdef tuple noise_entries_of(object noise_shape)
 cdef tuple noise_shape_of(tuple entries, tuple shape)
 cdef tuple shape_of(object shape)
 cdef uint64_t size_of(tuple shape)
-cdef object shown(object value)
+cdef object short_repr(object value)
 cdef int kind_of(ndarray array, str name) except -1
-cdef ndarray held(ndarray array)
+cdef ndarray own_view(ndarray array)
 cdef ndarray input_of(object x, str name)
 cdef ndarray inplace_of(object x, str name)
 cdef ndarray output_of(object out, ndarray x, str name)

@@ -2,5 +2,5 @@ from typing import Any
 
 import numpy as np
 
-# What `rate` and `scale` may be: not everything with a `__float__`, which arrays have too.
+# The types of `rate` and `scale`. SupportsFloat would accept arrays, too.
 _Real = float | np.floating[Any] | np.integer[Any]

@@ -1,6 +1,6 @@
-"""Owns the checks: what a user passes is looked at here, once, before anything changes.
+"""Checks arguments: once, here, before any array changes.
 
-What may run a user's code (conversions to numbers) comes before what looks at arrays, so that no
+Conversions to numbers may run a user's code. They come before the checks of arrays, so that no
 array can change between its check and its use.
 """
 import itertools
@@ -40,30 +40,31 @@ cdef extern from "simd/float_state.h" nogil:
     float_state float_state_enter()
     void float_state_leave(float_state saved)
 
-# How much work the exact search for overlapping memory may be; beyond it, the answer is taken to
-# be yes.
+# The limit of the exact search for overlapping memory. Beyond it, arrays count as overlapping.
 cdef object OVERLAP_EFFORT = 100_000
 
 cdef int64_t LARGEST_SIZE = 2**63 - 1
 
 cdef enum:
     MAX_DIMS = 64                   # NumPy's own limit, 32 before NumPy 2
-    FIRST_REGISTERED = 256          # the lowest number of a dtype that is not NumPy's own
+    FIRST_REGISTERED = 256          # the lowest type number of a dtype that a user registers
 
-# ml_dtypes registers bfloat16 at run time, so its number is known only once that is imported.
-cdef int bfloat16_number = -1
+# The type number of bfloat16, or -1. ml_dtypes registers it when it is imported.
+cdef int bfloat16_type = -1
 
 _reprs = reprlib.Repr()
 _reprs.maxstring = _reprs.maxother = _reprs.maxlong = 200
 
 
-cdef object shown(object value):
-    """A value for an error message: whole if it is short. What shows itself may be a user's code,
-    and an error of its own would take the place of the one that is told."""
+cdef object short_repr(object value):
+    """A value for an error message, abbreviated if it is long.
+
+    `__repr__` may be a user's code: an error in it must not replace the error that is reported.
+    """
     cdef np.ndarray array
     cdef str kind
     if isinstance(value, np.ndarray):
-        array = plain(value)
+        array = base_view(value)
         kind = f"an array of shape {(<object>array).shape} and dtype {(<object>array).dtype}"
         try:
             return f"{kind}, {value!r}" if np.PyArray_SIZE(array) <= 8 else kind
@@ -89,21 +90,21 @@ cdef double rate_of(object rate) except -1:
         inside = 0.0 <= value <= 1.0  # not NaN
     else:
         if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
-            raise TypeError(f"`rate` must be a number in [0, 1], got {shown(rate)}")
+            raise TypeError(f"`rate` must be a number in [0, 1], got {short_repr(rate)}")
         try:
-            # Before it is rounded, which may lead into the interval.
+            # Before the conversion, which may round into the interval.
             inside = 0 <= rate <= 1
             value = rate if inside else 2.0
         except Exception as error:
-            raise TypeError(f"`rate` must be a number in [0, 1], got {shown(rate)}") from error
-    # A number of a user's may say anything of itself.
+            raise TypeError(f"`rate` must be a number in [0, 1], got {short_repr(rate)}") from error
+    # A user's class may compare as it likes.
     if not (inside and 0.0 <= value <= 1.0):
-        raise ValueError(f"`rate` must be a number in [0, 1], got {shown(rate)}")
+        raise ValueError(f"`rate` must be a number in [0, 1], got {short_repr(rate)}")
     return value
 
 
 cdef double default_scale(double rate) noexcept nogil:
-    """The factor that keeps the expectation; zero where nothing is kept."""
+    """The scale that preserves the expectation; zero at rate 1."""
     cdef float_state saved = float_state_enter()
     cdef double scale = 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
     float_state_leave(saved)
@@ -111,54 +112,54 @@ cdef double default_scale(double rate) noexcept nogil:
 
 
 cdef object integer_of(object value, str name, object low, object high, str bounds):
-    """An int in [low, high]; bools and arrays are no integers here."""
+    """An int in [low, high]. Bools and arrays are refused."""
     if type(value) is not int:
         if isinstance(value, (bool, numpy.bool_, numpy.ndarray)):
-            raise TypeError(f"`{name}` must be an int {bounds}, got {shown(value)}")
+            raise TypeError(f"`{name}` must be an int {bounds}, got {short_repr(value)}")
         try:
             number = operator.index(value)
         except TypeError:
-            raise TypeError(f"`{name}` must be an int {bounds}, got {shown(value)}") from None
+            raise TypeError(f"`{name}` must be an int {bounds}, got {short_repr(value)}") from None
     else:
         number = value
     if not low <= number <= high:
-        raise ValueError(f"`{name}` must be an int {bounds}, got {shown(value)}")
+        raise ValueError(f"`{name}` must be an int {bounds}, got {short_repr(value)}")
     return number
 
 
 cdef double scale_of(object scale, double rate) except? -1:
-    """What kept elements are multiplied by."""
+    """The factor of kept elements."""
     cdef double value
     if scale is None:
         return default_scale(rate)
     if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
-        raise TypeError(f"`scale` must be None or a finite number, got {shown(scale)}")
+        raise TypeError(f"`scale` must be None or a finite number, got {short_repr(scale)}")
     try:
         value = scale
     except OverflowError:
         value = float("inf")
     except Exception as error:
         raise TypeError(
-            f"`scale` must be None or a finite number, got {shown(scale)}") from error
+            f"`scale` must be None or a finite number, got {short_repr(scale)}") from error
     if not isfinite(value):
-        raise ValueError(f"`scale` must be None or a finite number, got {shown(scale)}")
+        raise ValueError(f"`scale` must be None or a finite number, got {short_repr(scale)}")
     return value
 
 
 cdef bint flag_of(object value, str name) except -1:
-    """Whether a value is true, as in an `if`; not every array is one or the other."""
+    """The truth of a value, as in an `if`. Arrays of several elements have none."""
     if value is True or value is False:
         return value is True
     try:
         return bool(value)
     except (TypeError, ValueError):
-        raise TypeError(f"`{name}` must be a bool, got {shown(value)}") from None
+        raise TypeError(f"`{name}` must be a bool, got {short_repr(value)}") from None
 
 
 # ---- Shapes ----
 
 cdef uint64_t size_of(tuple shape):
-    """The number of elements, of a shape that was checked."""
+    """The number of elements of a checked shape."""
     cdef uint64_t size = 1
     for entry in shape:
         size *= <uint64_t>entry
@@ -182,12 +183,13 @@ cdef tuple shape_of(object shape):
     elif is_integer(shape):
         entries = (shape,)
     elif isinstance(shape, (tuple, list)):
-        # No more than are looked at: what is iterated over may be a subclass that never ends.
+        # A subclass may iterate for ever.
         entries = tuple(itertools.islice(shape, MAX_DIMS + 1))
     else:
-        raise TypeError(f"`shape` must be an int or a tuple of ints, got {shown(shape)}")
+        raise TypeError(f"`shape` must be an int or a tuple of ints, got {short_repr(shape)}")
     if len(entries) > MAX_DIMS:
-        raise ValueError(f"`shape` must have at most {MAX_DIMS} dimensions, got {shown(shape)}")
+        raise ValueError(
+            f"`shape` must have at most {MAX_DIMS} dimensions, got {short_repr(shape)}")
     for entry in entries:
         try:
             if not is_integer(entry):
@@ -196,14 +198,14 @@ cdef tuple shape_of(object shape):
             size = entry
         except TypeError:
             raise TypeError(
-                f"`shape` must be an int or a tuple of ints, got {shown(shape)}") from None
+                f"`shape` must be an int or a tuple of ints, got {short_repr(shape)}") from None
         except OverflowError:
             size = -1
-        # Counted as NumPy does, without the zeros: even an empty array's strides must fit.
+        # Zeros do not count, as in NumPy: the strides of an empty array must fit, too.
         if size < 0 or (size > 0 and product > LARGEST_SIZE // size):
             raise ValueError(
                 "`shape` must hold sizes of at least 0 with a product below 2**63, got "
-                f"{shown(shape)}"
+                f"{short_repr(shape)}"
             )
         product *= size or 1
         sizes.append(entry)
@@ -211,29 +213,29 @@ cdef tuple shape_of(object shape):
 
 
 cdef tuple noise_entries_of(object noise_shape):
-    """The argument as a tuple of plain ints and None, or None."""
+    """The argument as a tuple of ints and None, or None."""
     cdef list entries = []
     if noise_shape is None:
         return None
     if not isinstance(noise_shape, (tuple, list)):
-        raise TypeError(
-            f"`noise_shape` must be None or a tuple of ints and None, got {shown(noise_shape)}")
+        raise TypeError("`noise_shape` must be None or a tuple of ints and None, got "
+                        f"{short_repr(noise_shape)}")
     for entry in noise_shape:
         if len(entries) == MAX_DIMS:
             raise ValueError(f"`noise_shape` must have an entry for each dimension, at most "
-                             f"{MAX_DIMS}, got {shown(noise_shape)}")
+                             f"{MAX_DIMS}, got {short_repr(noise_shape)}")
         try:
             if entry is not None and not is_integer(entry):
                 raise TypeError
             entries.append(None if entry is None else operator.index(entry))
         except TypeError:
             raise TypeError("`noise_shape` must be None or a tuple of ints and None, got "
-                            f"{shown(noise_shape)}") from None
+                            f"{short_repr(noise_shape)}") from None
     return tuple(entries)
 
 
 cdef tuple noise_shape_of(tuple entries, tuple shape):
-    """The mask's shape for an array of that shape: that itself where they are the same."""
+    """The mask's shape for arrays of a shape. The same object if the two are equal."""
     cdef int64_t sizes[MAX_DIMS]
     cdef int64_t wanted[MAX_DIMS]
     cdef int64_t fitted[MAX_DIMS]
@@ -246,14 +248,14 @@ cdef tuple noise_shape_of(tuple entries, tuple shape):
     if len(entries) == ndim:
         for i in range(ndim):
             sizes[i] = shape[i]
-            # One that has no place in 63 bits, or below zero, is no size.
+            # -2 fits no size: the entry is negative or needs more than 63 bits.
             entry = entries[i]
             wanted[i] = -1 if entry is None else entry if 0 <= entry <= LARGEST_SIZE else -2
         fits = fastdrop_fit_noise_shape(ndim, sizes, ndim, wanted, fitted) == FASTDROP_OK
     if not fits:
         raise ValueError(
             "`noise_shape` must have an entry for each dimension, each 1, None or the size there, "
-            f"for shape {shape}, got {shown(entries)}"
+            f"for shape {shape}, got {short_repr(entries)}"
         )
     noise_shape = tuple([fitted[i] for i in range(ndim)])
     return shape if noise_shape == shape else noise_shape
@@ -261,8 +263,8 @@ cdef tuple noise_shape_of(tuple entries, tuple shape):
 
 # ---- Arrays ----
 
-cdef int number_of_bfloat16():
-    """What ml_dtypes has registered; -1 where it is not imported, or something else of its name."""
+cdef int bfloat16_type_number():
+    """The type number of ml_dtypes' bfloat16; -1 if ml_dtypes is not imported."""
     try:
         dtype = numpy.dtype(sys.modules["ml_dtypes"].bfloat16)
         if dtype.itemsize == 2 and dtype.num >= FIRST_REGISTERED and dtype.name == "bfloat16":
@@ -273,8 +275,8 @@ cdef int number_of_bfloat16():
 
 
 cdef int kind_of(np.ndarray array, str name) except -1:
-    """The dtype, as an `enum fastdrop_kind`."""
-    global bfloat16_number
+    """The array's dtype as an `enum fastdrop_kind`."""
+    global bfloat16_type
     cdef int number = np.PyArray_TYPE(array)
     if np.PyArray_ISNOTSWAPPED(array):
         if number == np.NPY_FLOAT32:
@@ -283,10 +285,10 @@ cdef int kind_of(np.ndarray array, str name) except -1:
             return FASTDROP_FLOAT64
         if number == np.NPY_FLOAT16:
             return FASTDROP_FLOAT16
-        if bfloat16_number < 0:
-            bfloat16_number = number_of_bfloat16()
-        # Dtypes made with NumPy's newer interface all have the number -1.
-        if number == bfloat16_number and number >= 0:
+        if bfloat16_type < 0:
+            bfloat16_type = bfloat16_type_number()
+        # Dtypes of NumPy's newer interface all have the number -1.
+        if number == bfloat16_type and number >= 0:
             return FASTDROP_BFLOAT16
     order = "" if array.dtype.isnative else " of the other byte order"
     raise TypeError(
@@ -295,42 +297,41 @@ cdef int kind_of(np.ndarray array, str name) except -1:
     )
 
 
-cdef ndarray_only(object x, str name):
+cdef require_ndarray(object x, str name):
     if not isinstance(x, np.ndarray):
         raise TypeError(
-            f"`{name}` must be a numpy.ndarray, since it is changed in place, got {shown(x)} of "
-            f"type {type(x).__name__}"
+            f"`{name}` must be a numpy.ndarray, since it is changed in place, got {short_repr(x)} "
+            f"of type {type(x).__name__}"
         )
 
 
-cdef np.ndarray plain(np.ndarray array):
-    """The array without its subclass, which may say anything of its shape."""
+cdef np.ndarray base_view(np.ndarray array):
+    """The array as a base-class ndarray: a subclass may report any shape."""
     if type(array) is numpy.ndarray:
         return array
     return PyArray_View(array, NULL, <PyTypeObject *>np.ndarray)
 
 
-cdef np.ndarray held(np.ndarray array):
-    """The same elements under a header of our own, which nobody else can change: other threads may
-    give an array another shape as soon as kernels let go of the GIL."""
+cdef np.ndarray own_view(np.ndarray array):
+    """A view that no other code has: another thread cannot reshape it while the GIL is released."""
     return PyArray_View(array, NULL, <PyTypeObject *>np.ndarray)
 
 
 cdef np.ndarray input_of(object x, str name):
-    """An array to read: anything that NumPy makes an array of."""
+    """An array to read, from anything that NumPy converts."""
     if isinstance(x, np.ndarray):
-        return plain(x)
+        return base_view(x)
     try:
-        return plain(numpy.asarray(x))
+        return base_view(numpy.asarray(x))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be an array: {error}, got {shown(x)}") from error
+        raise TypeError(f"`{name}` must be an array: {error}, got {short_repr(x)}") from error
 
 
 cdef np.ndarray inplace_of(object x, str name):
-    """An array to change: writeable, each element in a place of its own."""
+    """An array to change: writeable, with no memory that two elements share."""
     cdef np.ndarray array
-    ndarray_only(x, name)
-    array = held(x)
+    require_ndarray(x, name)
+    array = own_view(x)
     if not np.PyArray_ISWRITEABLE(array):
         raise ValueError(f"`{name}` must be writeable, got a read-only array of shape "
                          f"{(<object>array).shape}")
@@ -343,14 +344,14 @@ cdef np.ndarray inplace_of(object x, str name):
 
 
 cdef np.ndarray output_of(object out, np.ndarray x, str name):
-    """An array to write the result of x to: x itself, or apart from it."""
+    """An array for the result of x: the memory of x, or memory disjoint from it."""
     cdef np.ndarray array = inplace_of(out, "out")
     if (<object>array).shape != (<object>x).shape or (<object>array).dtype != (<object>x).dtype:
         raise ValueError(
             f"`out` must have the shape {(<object>x).shape} and the dtype {(<object>x).dtype} of "
-            f"`{name}`, got {shown(array)}"
+            f"`{name}`, got {short_repr(array)}"
         )
-    if same_memory(array, x) or apart(array, x):
+    if same_memory(array, x) or disjoint(array, x):
         return array
     try:
         overlap = numpy.shares_memory(array, x, max_work=OVERLAP_EFFORT)
@@ -358,14 +359,14 @@ cdef np.ndarray output_of(object out, np.ndarray x, str name):
         overlap = True
     if overlap:
         raise ValueError(
-            f"`out` must be `{name}` itself or apart from it in memory, got an array that overlaps "
+            f"`out` must be `{name}` itself or share no memory with it, got an array that overlaps "
             "it partly"
         )
     return array
 
 
 cdef bint same_memory(np.ndarray a, np.ndarray b):
-    """Whether two arrays of one shape hold each element in the same place."""
+    """Whether two arrays of one shape have the same address for every element."""
     cdef int i
     if np.PyArray_DATA(a) != np.PyArray_DATA(b):
         return False
@@ -376,7 +377,7 @@ cdef bint same_memory(np.ndarray a, np.ndarray b):
 
 
 cdef void span(np.ndarray array, const char **begin, const char **end) noexcept:
-    """Where the bytes of an array with elements begin and end."""
+    """The address range of an array that is not empty."""
     cdef np.npy_intp reach
     cdef int i
     begin[0] = <const char *>np.PyArray_DATA(array)
@@ -389,8 +390,8 @@ cdef void span(np.ndarray array, const char **begin, const char **end) noexcept:
             end[0] += reach
 
 
-cdef bint apart(np.ndarray a, np.ndarray b):
-    """Whether one ends before the other begins, which is so of nearly all that do not overlap."""
+cdef bint disjoint(np.ndarray a, np.ndarray b):
+    """Whether the address ranges are disjoint. Cheap, and true for nearly all separate arrays."""
     cdef const char *a_begin
     cdef const char *a_end
     cdef const char *b_begin
@@ -411,8 +412,8 @@ cdef bint overlaps_itself(np.ndarray array):
         for stride, size in zip((<object>array).strides, (<object>array).shape)
         if size > 1
     )
-    # What the smaller strides span, plus an element, fits within each larger stride: then the
-    # places are those of a number system, and no two are the same.
+    # Each stride is at least the span of all smaller ones: then all offsets differ, as numbers with
+    # different digits do.
     span = (<object>array).itemsize
     for stride, size in dims:
         if stride < span:
@@ -420,13 +421,13 @@ cdef bint overlaps_itself(np.ndarray array):
         span = stride * (size - 1) + span
     else:
         return False
-    # More elements than fit between the first place and the last.
+    # More bytes than the address range has.
     extent = sum(stride * (size - 1) for stride, size in dims) + (<object>array).itemsize
     if extent < (<object>array).nbytes or (<object>array).size > OVERLAP_EFFORT:
         return True
-    # Rare and odd views (of as_strided): look at all the places.
-    places = numpy.zeros(1, numpy.int64)
+    # Only as_strided makes such views: compare all offsets.
+    offsets = numpy.zeros(1, numpy.int64)
     for stride, size in dims:
-        places = numpy.add.outer(places, stride * numpy.arange(size)).ravel()
-    places.sort()
-    return bool((numpy.diff(places) < (<object>array).itemsize).any())
+        offsets = numpy.add.outer(offsets, stride * numpy.arange(size)).ravel()
+    offsets.sort()
+    return bool((numpy.diff(offsets) < (<object>array).itemsize).any())

@@ -1,4 +1,4 @@
-"""Declares the windows of a mask's bits, and the mask for all elements of a broadcast one."""
+"""Declares the copying of a mask's bits between the mask and windows."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from fastdrop._plan cimport Plan

@@ -1,18 +1,20 @@
-"""Owns the bits of a mask where they do not lie as the elements do: windows of them, put together
-from the mask and put back into one."""
+"""Copies the bits of a mask into the order of the elements, and back.
+
+A window holds the bits of one piece of a plan, in the order of the piece's elements.
+"""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from numpy cimport npy_intp
 
 from fastdrop._plan cimport (
-    ARRAYS, MAX_DIMS, ONE, PIECE_BYTES, Plan, REVERSED, ROWS_AGAIN, ROWS_TOGETHER, ROWS_WIDENED,
-    TILE, SLACK_BYTES, choose_run, inner_dim, outer_dim, parts, plan_dims,
+    ARRAYS, MAX_DIMS, ONE_BIT, PIECE_BYTES, Plan, REVERSED, ROWS_JOINED, ROWS_REPEATED,
+    ROWS_WIDENED, SLACK_BYTES, TILE, choose_run, inner_dim, outer_dim, parts, plan_dims,
 )
 
 cdef extern from *:
     """
-    /* Two threads may set bits of one byte: those at the ends of neighbouring pieces. */
+    /* Two threads may set bits of one byte, where their pieces meet. */
     #define set_bits(byte, bits) (void)__atomic_fetch_or(byte, bits, __ATOMIC_RELAXED)
     """
     uint64_t __builtin_bswap64(uint64_t word) noexcept nogil
@@ -20,7 +22,7 @@ cdef extern from *:
 
 cdef struct BitWriter:
     uint64_t pending
-    int count                       # pending bits, below 64
+    int count                       # number of pending bits, below 64
     uint8_t *to
 
 
@@ -31,7 +33,7 @@ cdef inline BitWriter writer_to(uint8_t *to) noexcept nogil:
 
 
 cdef inline void append_bits(BitWriter *writer, uint64_t bits, int count) noexcept nogil:
-    """Up to 64 bits, those above count being zero."""
+    """Append up to 64 bits. The bits above `count` are zero."""
     writer.pending |= bits << writer.count
     if writer.count + count >= 64:
         memcpy(writer.to, &writer.pending, 8)
@@ -51,7 +53,7 @@ cdef inline uint64_t low_bits(int count) noexcept nogil:
 
 
 cdef inline uint64_t bits_at(const Plan *plan, int64_t index, int count) noexcept nogil:
-    """From 1 to 64 bits from any index on; reads no byte beyond the mask."""
+    """Load 1 to 64 bits from an index on. Read no byte beyond the mask."""
     cdef const uint8_t *from_ = plan.bits + (index >> 3)
     cdef int shift = index & 7
     cdef uint64_t word = 0
@@ -61,7 +63,7 @@ cdef inline uint64_t bits_at(const Plan *plan, int64_t index, int count) noexcep
         more = from_[8]
     else:
         memcpy(&word, from_, min(plan.bit_bytes - (index >> 3), <int64_t>8))
-    # In two shifts, since one by 64 is undefined.
+    # Two shifts, since a shift by 64 is undefined.
     return (word >> shift | more << 1 << (63 - shift)) & low_bits(count)
 
 
@@ -109,7 +111,7 @@ cdef inline uint64_t strided_bits(const Plan *plan, int64_t first, int64_t strid
 
 cdef void gather_rows(uint8_t *window, const Plan *plan, int64_t first, int64_t rows,
                       int64_t count) noexcept nogil:
-    """The first bits of each of some rows, one bit at a time."""
+    """Gather strided bits of several rows, one by one."""
     cdef BitWriter writer = writer_to(window)
     cdef int64_t stride = inner_dim(plan).bit_stride
     cdef int64_t i
@@ -137,7 +139,7 @@ cdef inline uint64_t reversed_bits(uint64_t word) noexcept nogil:
 
 cdef void reverse_row(uint8_t *window, const Plan *plan, int64_t last,
                       int64_t count) noexcept nogil:
-    """The bits from last downwards."""
+    """Copy bits backwards, from `last` down."""
     cdef BitWriter writer = writer_to(window)
     cdef int some
     while count:
@@ -151,8 +153,7 @@ cdef void reverse_row(uint8_t *window, const Plan *plan, int64_t last,
 
 cdef void repeat_row(uint8_t *window, const Plan *plan, int64_t first,
                      int64_t rows) noexcept nogil:
-    """The same row some times: until it fills whole bytes bit by bit, then by copies of all that
-    is there."""
+    """Repeat one row's bits: bit by bit until they fill whole bytes, then by doubling."""
     cdef BitWriter writer = writer_to(window)
     cdef int64_t some = min(rows, <int64_t>8)
     cdef int64_t there = some * plan.row // 8
@@ -167,7 +168,7 @@ cdef void repeat_row(uint8_t *window, const Plan *plan, int64_t first,
 
 
 cdef void widen_bits(uint8_t *window, const Plan *plan, int64_t first, int64_t rows) noexcept nogil:
-    """Each bit for a whole row; for short rows, four bits at a time."""
+    """Repeat each bit for a whole row. For short rows it takes four bits at a time."""
     cdef BitWriter writer = writer_to(window)
     cdef int64_t stride = outer_dim(plan).bit_stride
     cdef int64_t row = plan.row
@@ -219,9 +220,9 @@ cdef inline void transpose_step(uint64_t *to, const uint64_t *from_, int width,
 cdef void transpose(uint64_t *words) noexcept nogil:
     """Bit j of word i becomes bit i of word j, for 64 words.
 
-    Blocks of 32, 16, ... bits change places across the diagonal (Warren, Hacker's Delight, 7-3).
-    Each step works on words 32 apart and rotates the bits of the words' numbers by one, so that
-    all six do the same, in vectors, and the last one leaves the words in order.
+    Blocks of 32, 16, ... bits are swapped across the diagonal (Warren, Hacker's Delight, 7-3). Each
+    step pairs words 32 apart and rotates the bits of the words' indices by one. So all six steps
+    have the same access pattern, which vectorizes, and the last one leaves the words in order.
     """
     cdef uint64_t other[TILE]
     cdef uint64_t mask = ~<uint64_t>0 >> 32
@@ -237,7 +238,7 @@ cdef void transpose(uint64_t *words) noexcept nogil:
 
 cdef inline void load_rows(uint64_t *words, const Plan *plan, int64_t first, int64_t begin,
                            int64_t end, int count) noexcept nogil:
-    """The first bits that belong to the places begin .. end - 1 of a run, up to 64; then zeros."""
+    """Load the bits of up to 64 rows at positions begin .. end - 1 of a run; pad with zeros."""
     cdef int64_t stride = inner_dim(plan).bit_stride
     cdef int64_t fold_stride = plan.dims[plan.ndim - 3].bit_stride if plan.folds > 1 else 0
     cdef int64_t place = begin % plan.row
@@ -260,14 +261,14 @@ cdef inline void load_rows(uint64_t *words, const Plan *plan, int64_t first, int
 
 cdef void fill_window(uint8_t *window, const Plan *plan, int64_t first, int64_t rows,
                       int64_t count) noexcept nogil:
-    """The bits of a piece, in the order of its elements, from the first element's on."""
-    if plan.how == REVERSED:
+    """Copy the bits of a piece to a window. `first` is the bit of its first element."""
+    if plan.bit_layout == REVERSED:
         reverse_row(window, plan, first, count)
-    elif plan.how == ROWS_AGAIN:
+    elif plan.bit_layout == ROWS_REPEATED:
         repeat_row(window, plan, first, rows)
-    elif plan.how == ROWS_WIDENED:
+    elif plan.bit_layout == ROWS_WIDENED:
         widen_bits(window, plan, first, rows)
-    elif plan.how == ROWS_TOGETHER:
+    elif plan.bit_layout == ROWS_JOINED:
         join_rows(window, plan, first, rows)
     else:
         gather_rows(window, plan, first, rows, count)
@@ -275,7 +276,7 @@ cdef void fill_window(uint8_t *window, const Plan *plan, int64_t first, int64_t 
 
 cdef void fill_transposed(uint64_t *window, const Plan *plan, int64_t first, int64_t rows,
                           int64_t count, bint close_gaps) noexcept nogil:
-    """The bits of rows whose bits are neighbours: of each row in whole words, or without gaps."""
+    """Transpose adjacent bits of several rows to a window: each row in whole words, or packed."""
     cdef uint64_t words[TILE]
     cdef BitWriter writer
     cdef int64_t row_words = parts(count, TILE)
@@ -286,7 +287,7 @@ cdef void fill_transposed(uint64_t *window, const Plan *plan, int64_t first, int
         for j in range(rows):
             window[j * row_words + i] = words[j]
     if close_gaps and count % TILE:
-        # What is written was read before.
+        # In place: the writer stays behind the words that are still to be read.
         writer = writer_to(<uint8_t *>window)
         for j in range(rows):
             for i in range(row_words):
@@ -295,10 +296,10 @@ cdef void fill_transposed(uint64_t *window, const Plan *plan, int64_t first, int
         flush_bits(&writer)
 
 
-# ---- Back into a mask, which was all zeros ----
+# ---- From a window to a mask of zeros ----
 
 cdef inline uint64_t window_bits(const uint8_t *window, int64_t index, int count) noexcept nogil:
-    """From 1 to 64 bits; up to nine bytes are read."""
+    """Load 1 to 64 bits. Read nine bytes."""
     cdef int shift = index & 7
     cdef uint64_t word
     memcpy(&word, window + (index >> 3), 8)
@@ -307,7 +308,7 @@ cdef inline uint64_t window_bits(const uint8_t *window, int64_t index, int count
 
 
 cdef void put_bits(uint8_t *bits, int64_t first, uint64_t word, int count) noexcept nogil:
-    """From 1 to 64 bits at any index, in bytes of which others may set other bits."""
+    """Set 1 to 64 bits from an index on. Other threads may set other bits of the same bytes."""
     cdef uint8_t *to = bits + (first >> 3)
     cdef int shift = first & 7
     if shift:
@@ -323,14 +324,14 @@ cdef void put_bits(uint8_t *bits, int64_t first, uint64_t word, int count) noexc
 
 cdef void put_row(const Plan *plan, const uint8_t *window, int64_t index, int64_t first,
                   int64_t count) noexcept nogil:
-    """Bits of the window from an index on, for a row whose bits begin at the first."""
+    """Copy bits from an index of the window to a row whose first bit is `first`."""
     cdef int64_t stride = inner_dim(plan).bit_stride
     cdef uint64_t word
     cdef int some
     if stride == 1 and first & 7:
-        # From here on in whole bytes.
+        # Up to a whole byte.
         some = <int>min(count, 8 - (first & 7))
-        put_bits(plan.bits_left, first, window_bits(window, index, some), some)
+        put_bits(plan.relu_bits, first, window_bits(window, index, some), some)
         index += some
         first += some
         count -= some
@@ -340,11 +341,11 @@ cdef void put_row(const Plan *plan, const uint8_t *window, int64_t index, int64_
         index += some
         count -= some
         if stride == 1:
-            put_bits(plan.bits_left, first, word, some)
+            put_bits(plan.relu_bits, first, word, some)
         elif stride == -1:
-            put_bits(plan.bits_left, first - some + 1, reversed_bits(word) >> (64 - some), some)
+            put_bits(plan.relu_bits, first - some + 1, reversed_bits(word) >> (64 - some), some)
         else:
-            put_scattered(plan.bits_left, first, stride, word)
+            put_scattered(plan.relu_bits, first, stride, word)
         first += some * stride
 
 
@@ -359,7 +360,7 @@ cdef void put_scattered(uint8_t *bits, int64_t first, int64_t stride,
 
 cdef void put_window(const Plan *plan, const uint8_t *window, int64_t first, int64_t rows,
                      int64_t count) noexcept nogil:
-    """What fill_window has read, as it is now, where the bits of ReLU belong."""
+    """Copy a window of ReLU's bits to where `fill_window` read the piece's bits."""
     cdef int64_t i
     for i in range(rows):
         put_row(plan, window, i * count, first + i * outer_dim(plan).bit_stride, count)
@@ -367,7 +368,7 @@ cdef void put_window(const Plan *plan, const uint8_t *window, int64_t first, int
 
 cdef void put_transposed(const Plan *plan, const uint64_t *window, int64_t first, int64_t rows,
                          int64_t count, bint closed_gaps) noexcept nogil:
-    """The same of fill_transposed."""
+    """Copy a window of ReLU's bits to where `fill_transposed` read them."""
     cdef int64_t stride = inner_dim(plan).bit_stride
     cdef int64_t fold_stride = plan.dims[plan.ndim - 3].bit_stride if plan.folds > 1 else 0
     cdef int64_t row_bits = count if closed_gaps else parts(count, TILE) * TILE
@@ -382,15 +383,15 @@ cdef void put_transposed(const Plan *plan, const uint64_t *window, int64_t first
         transpose(words)
         for j in range(some):
             place = i * TILE + j
-            put_bits(plan.bits_left,
+            put_bits(plan.relu_bits,
                      first + place // plan.row * fold_stride + place % plan.row * stride, words[j],
                      <int>rows)
 
 
-# ---- All of them ----
+# ---- Whole masks ----
 
 cdef void spread_runs(const Plan *plan, uint8_t *to) noexcept nogil:
-    """All runs, one after the other: in C order, each row goes on where the one before it ends."""
+    """Append the bits of all runs, in C order."""
     cdef BitWriter writer = writer_to(to)
     cdef uint8_t window[PIECE_BYTES + SLACK_BYTES]
     cdef int64_t index[MAX_DIMS]
@@ -403,16 +404,16 @@ cdef void spread_runs(const Plan *plan, uint8_t *to) noexcept nogil:
         row = 0
         while row < plan.rows:
             rows = min(plan.rows - row, plan.piece_rows)
-            if plan.how == ROWS_AGAIN:
+            if plan.bit_layout == ROWS_REPEATED:
                 repeat_row(window, plan, bit, rows)
                 append_window(&writer, window, rows * plan.row)
-            elif plan.how == ROWS_WIDENED:
+            elif plan.bit_layout == ROWS_WIDENED:
                 widen_bits(window, plan, bit + row * outer_dim(plan).bit_stride, rows)
                 append_window(&writer, window, rows * plan.row)
-            elif plan.how == ROWS_TOGETHER:
+            elif plan.bit_layout == ROWS_JOINED:
                 join_rows(window, plan, bit + row * outer_dim(plan).bit_stride, rows)
                 append_window(&writer, window, rows * plan.row)
-            elif plan.how == ONE:
+            elif plan.bit_layout == ONE_BIT:
                 append_same(&writer, bit_at(plan.bits, bit), plan.row)
             else:
                 append_row(&writer, plan, bit + row * plan.row, rows * plan.row)
@@ -432,7 +433,7 @@ cdef void spread_runs(const Plan *plan, uint8_t *to) noexcept nogil:
 
 
 cdef void spread_bits(uint8_t *to, const uint8_t *bits, tuple shape, tuple noise_shape):
-    """The bits of a mask of the noise shape, for each element of the shape, in C order."""
+    """Broadcast a mask from its noise shape to a bit for each element of the shape."""
     cdef Plan plan
     cdef npy_intp sizes[MAX_DIMS]
     cdef npy_intp strides[MAX_DIMS]
@@ -449,7 +450,7 @@ cdef void spread_bits(uint8_t *to, const uint8_t *bits, tuple shape, tuple noise
     memset(&plan, 0, sizeof(plan))
     plan.itemsize = plan.columns = 1
     plan.bits = bits
-    # As if each element had a byte: only the order matters.
+    # Strides of elements of one byte: only their order matters.
     arrays[0] = arrays[1] = strides
     arrays[2] = NULL
     plan_dims(&plan, ndim, sizes, arrays, noise)

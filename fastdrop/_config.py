@@ -1,4 +1,4 @@
-"""Owns the description of an installation: what bug reports and benchmarks are to carry."""
+"""Describes the installation, for bug reports and benchmarks."""
 
 import platform
 import sys
@@ -16,7 +16,7 @@ STREAM_VERSION = 2
 
 
 def description() -> dict[str, str]:
-    """What is installed and in use, by name."""
+    """The properties of the installation, by name."""
     rows = {
         "fastdrop": __version__,
         "stream version": str(STREAM_VERSION),
@@ -34,11 +34,12 @@ def description() -> dict[str, str]:
 
 
 def get_include() -> str:
-    """The folder of ``fastdrop.h``, the public interface in C, for a compiler's ``-I``.
+    """Return the folder of ``fastdrop.h``, the public C interface, for a compiler's ``-I``.
 
     Returns
     -------
     str
+        The path of the folder.
 
     Examples
     --------
@@ -50,10 +51,10 @@ def get_include() -> str:
 
 
 def show_config() -> None:
-    """Prints what is installed and in use, for bug reports.
+    """Print the properties of the installation, for bug reports.
 
-    The version, the version of the random stream, the instruction set in use and those available,
-    the number of threads, the compiler, the kind of build, and the versions of Python and NumPy.
+    It prints the versions of fastdrop, the random stream, Python and NumPy, the available
+    instruction sets and the one in use, the number of threads, the compiler and the kind of build.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Declares how a mask is drawn."""
+"""Declares the drawing of masks."""
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastdrop._kernels.table cimport stream_key

@@ -1,11 +1,11 @@
-"""Owns the drawing of masks: the keys of a stream, and its bits on several threads."""
+"""Draws masks: derives the key of a stream position, and draws its bits in parallel."""
 from libc.math cimport floor
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport BLOCK, GOLDEN, mix64, stream_key
 from fastdrop._stream cimport fastdrop_seed
-from fastdrop._threads cimport run
+from fastdrop._threads cimport parallel_for
 
 cdef extern from "simd/float_state.h" nogil:
     ctypedef struct float_state:
@@ -15,7 +15,7 @@ cdef extern from "simd/float_state.h" nogil:
 
 
 cdef uint64_t threshold_of(double rate) noexcept nogil:
-    """How many of 2^48 numbers keep an element."""
+    """The threshold: elements with a random number in [0, 2^48) below it are kept."""
     cdef float_state saved = float_state_enter()
     cdef double threshold = floor((1.0 - rate) * 281474976710656.0 + 0.5)
     float_state_leave(saved)
@@ -23,7 +23,7 @@ cdef uint64_t threshold_of(double rate) noexcept nogil:
 
 
 cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) noexcept nogil:
-    """The keys and the threshold of the stream, version 2 (docs/stream.md)."""
+    """Derive the key of a stream position, in version 2 (docs/stream.md)."""
     cdef uint64_t h0 = mix64(draw.low + GOLDEN)
     cdef uint64_t h1 = mix64(draw.high + h0 + 2 * GOLDEN)
     key.k[0] = mix64(draw.step + h1 + 3 * GOLDEN)
@@ -51,8 +51,8 @@ cdef void draw_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
 
 cdef void draw_bits(const stream_key *key, uint64_t first, uint64_t size,
                     uint8_t *bits) noexcept nogil:
-    """The mask of elements first .. first + size - 1."""
+    """Draw the bits of elements first .. first + size - 1."""
     cdef Drawing drawing
     drawing.key, drawing.first, drawing.size, drawing.bits = key, first, size, bits
-    # Drawing touches little memory: it takes eight times the elements to be worth a thread.
-    run(draw_blocks, &drawing, (size + BLOCK - 1) // BLOCK, size // 8)
+    # Drawing is cheap: it takes eight times as many elements to gain from a thread.
+    parallel_for(draw_blocks, &drawing, (size + BLOCK - 1) // BLOCK, size // 8)

@@ -1,75 +1,75 @@
-"""Owns dropout itself: from a user's array to the same array, dropped and scaled, and its mask."""
+"""Defines `dropout` and `dropout_`: checks arguments, draws a mask and uses it on an array."""
 cimport numpy as np
 
-from fastdrop._apply cimport Work, look_at
-from fastdrop._arguments cimport held, inplace_of, input_of, kind_of, output_of
-from fastdrop._kernels.table cimport SCALE
-from fastdrop._mask cimport Mask, Request, draw_and_use, request_of
+from fastdrop._apply cimport Work, set_up, use_on_arrays
+from fastdrop._arguments cimport own_view, inplace_of, input_of, kind_of, output_of
+from fastdrop._kernels.table cimport SCALE, stream_key
+from fastdrop._mask cimport Mask, Request, request_of
 
 import numpy
 
 np.import_array()
 
 
-cdef Mask drop(Request request, int kind, np.ndarray to, np.ndarray from_):
-    cdef Work work
-    cdef Mask mask = request.new_mask((<object>from_).shape)
-    look_at(&work, kind, SCALE, to, from_, mask.own_noise_shape(), mask.scale)
-    draw_and_use(request, mask, &work)
-    return mask
-
-
 def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
             store_mask=True):
-    """Drops elements of x at random and scales the others: a new array.
+    """Drop elements of x at random and scale the others.
 
-    An element is kept with probability ``1 - rate``. Kept: ``x * scale``, where NaN and infinities
-    pass through. Dropped: ``+0.0``, whatever x was there, NaN and infinities too. At rate 0 the
-    result is bit-identical to x (with the default scale), at rate 1 it is all zeros. Which elements
-    are kept is a function of the seed, its step, the rate and the element's index in C order, and
-    of nothing else: the same on every CPU, thread count and memory layout, in place or not.
+    Each element is kept with probability ``1 - rate``. A kept element becomes ``x * scale``; NaN
+    and infinities pass through. A dropped one becomes ``+0.0``, even where x is NaN or infinite. At
+    rate 0 with the default scale the result equals x bit for bit; at rate 1 it is all zeros.
+
+    The mask is a function of the seed, the step, the rate and the element's index in C order. It is
+    the same on every CPU, for every number of threads and every memory layout, in place or not.
 
     Parameters
     ----------
     x : array_like
-        Of any shape and strides; dtype float16, float32, float64 or bfloat16 (ml_dtypes).
+        An array of any shape and strides, of dtype float16, float32, float64 or bfloat16
+        (ml_dtypes).
     rate : float
         The probability of dropping an element, in [0, 1]; exact to 2**-48.
     seed : int, numpy.random.SeedSequence, Stream or None, optional
-        An int in [0, 2**128) or a SeedSequence: the same mask at each call. A `Stream`: each call
-        takes its next step. None: a stream of the process's own, seeded from the operating system.
+        An int in [0, 2**128) or a SeedSequence gives the same mask at each call. A `Stream` gives a
+        new mask at each call: the call takes its next step. None takes the next step of the
+        process's own stream, which the operating system seeds.
     noise_shape : tuple of int and None, optional
-        The shape of the mask, as in Keras: for each dimension of x, None or x's size for decisions
-        of their own, 1 for one decision shared along it. Default: every element has its own.
+        The shape of the mask, as in Keras. For each dimension, None or the size of x gives each
+        index its own decision; 1 shares one decision along the dimension. By default each element
+        has its own.
     scale : float, optional
-        What kept elements are multiplied by, rounded to x's dtype (float16 and bfloat16 are
-        computed in float32 and rounded to nearest even). Default ``1 / (1 - rate)``, which keeps
-        the expectation [1]_; 1.0 is the dropout of the first papers [2]_, which leaves the factor
-        ``1 - rate`` to inference.
+        The factor of kept elements, rounded to x's dtype. float16 and bfloat16 are computed in
+        float32 and rounded to nearest even. The default ``1 / (1 - rate)`` preserves the
+        expectation [1]_. With 1.0, as in the first papers [2]_, inference has to multiply by
+        ``1 - rate``.
     out : numpy.ndarray, optional
-        Where to write the result: of x's shape and dtype; x itself, or apart from it.
+        The array for the result, of x's shape and dtype: x itself, or an array that shares no
+        memory with it. Other threads must not read or change it during the call.
     store_mask : bool, optional
-        If False, the mask stores no bits and draws them again when it is used, with the same
-        results.
+        If False, the mask stores no bits. It draws the same bits again at each use.
 
     Returns
     -------
     y : numpy.ndarray
         `out`, or a new array of x's shape, dtype and memory order.
     mask : Mask
-        Which elements were kept, for `dropout_grad`; one bit an element.
+        The elements that were kept, for `dropout_grad`; one bit per element.
 
     Raises
     ------
     TypeError
-        If an argument is of the wrong type, or x of another dtype.
+        If an argument is of the wrong type, or x has another dtype.
     ValueError
-        If a value is outside of what is described, out is read-only or overlaps itself or, partly,
-        x. When this raises, nothing has changed and no step of a stream is taken.
+        If an argument has an invalid value, or out is read-only, overlaps itself, or overlaps x in
+        part.
     MemoryError
-        If there is no memory for the result or the mask; nothing has changed then either.
+        If there is no memory for the result or the mask.
     OverflowError
-        If the stream has no step left; likewise.
+        If the stream has no step left.
+
+    Notes
+    -----
+    A call that raises changes no array and takes no step of a stream.
 
     References
     ----------
@@ -88,45 +88,53 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
     <fastdrop.Mask shape=(6,), rate=0.5, scale=2, seed=1, step=0, 1 bytes>
     """
     cdef Request request = request_of(rate, seed, noise_shape, scale, store_mask)
-    cdef np.ndarray from_ = held(input_of(x, "x"))
+    cdef np.ndarray from_ = own_view(input_of(x, "x"))
     cdef int kind = kind_of(from_, "x")
     cdef np.ndarray to = (
         numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x"))
-    cdef Mask mask = drop(request, kind, to, from_)
+    cdef Mask mask = request.new_mask((<object>from_).shape)
+    cdef Work work
+    cdef stream_key key
+    set_up(&work, kind, SCALE, to, from_, mask.own_noise_shape(), mask.scale_)
+    request.prepare(mask, &work, &key)
+    use_on_arrays(&work, &key)
     return to if out is None else out, mask
 
 
 def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, store_mask=True):
-    """Drops elements of x at random and scales the others, in place.
+    """Drop elements of x at random and scale the others, in place.
 
-    As `dropout`, which has the details, with x itself for the result.
+    `dropout` documents the details.
 
     Parameters
     ----------
     x : numpy.ndarray
-        Of any shape and strides, writeable and without elements that share memory; dtype float16,
-        float32, float64 or bfloat16 (ml_dtypes). Of views whose rows lie between each other's
-        elements, as only ``as_strided`` makes them, up to 100,000 elements are looked at; larger
-        ones are taken to share memory, and refused.
+        A writeable array of any shape and strides, of dtype float16, float32, float64 or bfloat16
+        (ml_dtypes). No two elements may share memory. If rows are interleaved in memory, which only
+        ``as_strided`` can do, the check takes at most 100,000 elements, and larger views are
+        refused. Other threads must not read or change x during the call.
     rate, seed, noise_shape, scale, store_mask
         As for `dropout`.
 
     Returns
     -------
     mask : Mask
-        Which elements were kept, for `dropout_grad`; one bit an element.
+        The elements that were kept, for `dropout_grad`; one bit per element.
 
     Raises
     ------
     TypeError
-        If an argument is of the wrong type, or x of another dtype.
+        If an argument is of the wrong type, or x has another dtype.
     ValueError
-        If a value is outside of what is described, or x is read-only or overlaps itself. When this
-        raises, nothing has changed and no step of a stream is taken.
+        If an argument has an invalid value, or x is read-only or overlaps itself.
     MemoryError
-        If there is no memory for the mask; nothing has changed then either.
+        If there is no memory for the mask.
     OverflowError
-        If the stream has no step left; likewise.
+        If the stream has no step left.
+
+    Notes
+    -----
+    A call that raises does not change x and takes no step of a stream.
 
     Examples
     --------
@@ -138,4 +146,11 @@ def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, store_mask=Tru
     """
     cdef Request request = request_of(rate, seed, noise_shape, scale, store_mask)
     cdef np.ndarray array = inplace_of(x, "x")
-    return drop(request, kind_of(array, "x"), array, array)
+    cdef int kind = kind_of(array, "x")
+    cdef Mask mask = request.new_mask((<object>array).shape)
+    cdef Work work
+    cdef stream_key key
+    set_up(&work, kind, SCALE, array, array, mask.own_noise_shape(), mask.scale_)
+    request.prepare(mask, &work, &key)
+    use_on_arrays(&work, &key)
+    return mask

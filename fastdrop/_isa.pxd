@@ -1,4 +1,4 @@
-"""Declares the kernel table in use to the modules that call kernels."""
+"""Declares the kernel table in use."""
 from fastdrop._kernels.table cimport kernel_table
 
 cdef const kernel_table *kernels

@@ -1,4 +1,4 @@
-"""Owns the choice of the instruction set, made once when the package is imported."""
+"""Chooses the instruction set and loads its kernels, when the package is imported."""
 import contextlib
 import importlib
 import importlib.util
@@ -23,12 +23,12 @@ VARIABLE = "FASTDROP_ISA"
 COMPILER = (<bytes>COMPILER_VERSION).decode()
 BUILD = (<bytes>BUILD_NAME).decode()
 
-cdef dict modules = {}  # name: the kernel module, of those loaded
-failures = {}  # name: why a module that this CPU could run is not there
+cdef dict modules = {}  # the loaded kernel modules, by name
+failures = {}  # the error of each kernel module that could not be loaded, by name
 
 
 def _load(name):
-    """Imports the kernel module of an instruction set; whether that worked."""
+    """Import the kernel module of an instruction set; return whether it could be imported."""
     full_name = f"fastdrop._kernels.{name}"
     if name not in modules and name not in failures:
         try:
@@ -42,15 +42,19 @@ def _load(name):
 
 
 def available_isas():
-    """The instruction sets that this machine can run, best first.
+    """List the instruction sets that this machine can use, best first.
 
     Returns
     -------
     tuple of str
-        Out of ``"avx512"`` (x86-64-v4), ``"avx2"`` (x86-64-v3), ``"neon"`` (aarch64) and
-        ``"portable"`` (plain C, always there): those whose kernels were built and that the CPU and
-        the operating system support. The first is in use unless the environment variable
-        ``FASTDROP_ISA`` named another when fastdrop was imported; results are the same bits on all.
+        A subset of ``"avx512"`` (x86-64-v4), ``"avx2"`` (x86-64-v3), ``"neon"`` (aarch64) and
+        ``"portable"`` (C without intrinsics, always available): the sets that have kernels here and
+        that the CPU and the operating system support.
+
+    Notes
+    -----
+    The first one is in use, unless the environment variable ``FASTDROP_ISA`` named another when
+    fastdrop was imported. Results are bit-identical on all.
 
     Examples
     --------
@@ -79,7 +83,7 @@ cdef _use(str name):
 
 @contextlib.contextmanager
 def using(name):
-    """For tests and benchmarks: another instruction set while the context lasts, process-wide."""
+    """Context manager for tests and benchmarks: uses another instruction set, process-wide."""
     if name not in available_isas() or not _load(name):
         raise ValueError(f"`name` must be one of {available_isas()}, got {name!r}")
     before = active_isa()
@@ -102,7 +106,7 @@ def _choose():
         return wanted
     for name in available_isas():
         if _load(name):
-            # A module that was never built is no news; one that is there is meant to be used.
+            # No warning for a module that was never built.
             for failed, why in failures.items():
                 warnings.warn(
                     f"fastdrop's {failed} kernels are damaged and cannot be used: {why}. The "

@@ -1,8 +1,7 @@
-"""Owns the list of instruction sets, best first: what each is built with and where.
+"""Lists the instruction sets, best first, with their compiler flags and machines.
 
-This is plain data that the build reads too, before anything is compiled. Each row has a kernel
-module of its name in ``_kernels/``, a header of its name in ``simd/``, and a line in ``simd/cpu.h``
-that asks the CPU for it.
+The build runs this file before anything is compiled. Each row has a kernel module of its name in
+``_kernels/``, a header of its name in ``simd/``, and a test of the CPU in ``simd/cpu.h``.
 """
 
 from typing import NamedTuple
@@ -12,8 +11,8 @@ class Isa(NamedTuple):
     """An instruction set that the kernels are built for."""
 
     name: str
-    machines: tuple[str, ...]  # in the spelling of platform.machine(), lower case; empty: all
-    flags: tuple[str, ...]  # what tells a compiler (gcc or clang) to use it, in its module only
+    machines: tuple[str, ...]  # values of platform.machine() in lower case; empty for all
+    flags: tuple[str, ...]  # for gcc and clang, and for the kernel module only
 
 
 _X86_64 = ("x86_64", "amd64")

@@ -1,4 +1,4 @@
-"""Declares the mask to the functions that make and use masks."""
+"""Declares masks, and the request for a random one."""
 from libc.stdint cimport uint8_t, uint64_t
 
 from numpy cimport ndarray
@@ -9,35 +9,37 @@ from fastdrop._memory cimport Buffer
 from fastdrop._stream cimport Stream, fastdrop_seed
 
 cdef class Mask:
-    cdef readonly tuple shape
-    cdef readonly tuple noise_shape
-    cdef readonly object rate
-    cdef readonly double scale
-    cdef bint drawn                 # from a stream, and not packed from what a user decided
+    # The underscore is for attributes that have a property, with its docstring.
+    cdef tuple shape_
+    cdef tuple noise_shape_
+    cdef object rate_
+    cdef double scale_
+    cdef bint drawn                 # from a random stream; False for a packed mask
     cdef fastdrop_seed draw
     cdef uint64_t offset
     cdef uint64_t size_
-    cdef Buffer buffer              # None where bits are drawn again when used
+    cdef Buffer buffer              # None if the bits are drawn again at each use
     cdef size_t packed_size(self) noexcept nogil
     cdef Buffer stored_bits(self)
-    cdef size_t window_bytes(self) noexcept nogil
-    cdef const uint8_t *some_bits(self, uint64_t first, uint64_t size,
-                                  Buffer window) except NULL
+    cdef size_t chunk_bytes(self) noexcept nogil
+    cdef const uint8_t *chunk_bits(self, uint64_t first, uint64_t size,
+                                   Buffer chunk) except NULL
     cdef tuple own_noise_shape(self)
     cdef apply_to(self, int kind, ndarray to, ndarray from_)
 
 cdef class Request:
     cdef double rate
     cdef double scale
-    cdef tuple noise_entries        # None for the shape of the arrays
+    cdef tuple noise_entries        # None for a bit per element
     cdef bint stored
-    cdef Stream stream              # None where the seed is fixed
-    cdef fastdrop_seed draw         # then
+    cdef Stream stream              # None if `draw` holds the seed
+    cdef fastdrop_seed draw
     cdef Mask new_mask(self, tuple shape)
-    cdef void start(self, Mask mask, stream_key *key) except *
+    cdef Buffer temporary           # bits that last for one call
+    cdef void prepare(self, Mask mask, Work *work, stream_key *key) except *
+    cdef void take_key(self, Mask mask, stream_key *key) except *
 
 cdef Request request_of(object rate, object seed, object noise_shape, object scale,
                         object store_mask)
-cdef draw_and_use(Request request, Mask mask, Work *work)
 cdef Mask mask_of(object mask, ndarray x, str name)
 cdef masked(object mask, object x, object out, str name)

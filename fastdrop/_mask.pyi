@@ -13,7 +13,7 @@ _Array = TypeVar("_Array", bound=NDArray[Any])
 @final
 class Mask:
     __hash__: ClassVar[None]  # type: ignore[assignment]
-    # Made by draw_mask and pack: a constructor is there only to say so.
+    # Never returns: draw_mask and pack make masks.
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def shape(self) -> tuple[int, ...]: ...

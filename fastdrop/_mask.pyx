@@ -1,4 +1,4 @@
-"""Owns the mask: the packed bits of one dropout, or what they are drawn from, and their use."""
+"""Makes masks (packed bits, or the seed that draws them again) and applies them to arrays."""
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
@@ -8,10 +8,10 @@ from libc.string cimport memcmp, memcpy
 cimport numpy as np
 
 from fastdrop._arguments cimport (
-    flag_of, held, inplace_of, input_of, integer_of, kind_of, noise_entries_of, noise_shape_of,
-    output_of, rate_of, scale_of, shape_of, shown, size_of,
+    flag_of, own_view, inplace_of, input_of, integer_of, kind_of, noise_entries_of, noise_shape_of,
+    output_of, rate_of, scale_of, shape_of, short_repr, size_of,
 )
-from fastdrop._apply cimport Work, look_at, use_on_arrays
+from fastdrop._apply cimport Work, set_up, use_on_arrays
 from fastdrop._draw cimport derive_key, draw_bits
 from fastdrop._kernels.table cimport BLOCK, SCALE, stream_key
 from fastdrop._memory cimport Buffer, array_over, new_buffer
@@ -29,7 +29,7 @@ cdef extern from *:
     int __builtin_popcountll(unsigned long long word) noexcept nogil
 
 cdef enum:
-    COUNTED = 1 << 24               # elements that are drawn at once to count them
+    CHUNK = 1 << 24                 # bits that are drawn at a time to count or compare them
 
 cdef object UINT8 = numpy.dtype(numpy.uint8)
 cdef object LARGEST_OFFSET = 2**63
@@ -38,38 +38,35 @@ cdef object LARGEST_OFFSET = 2**63
 @cython.final
 @cython.freelist(8)
 cdef class Mask:
-    """Which elements a dropout keeps: a packed bit for each, and the factor of those kept.
+    """The elements that a dropout keeps, one packed bit each, and their scale.
 
-    Masks come from `dropout` and its relatives, `draw_mask` and `Mask.pack`. They never change.
+    `dropout` and the other forward functions, `draw_mask` and `Mask.pack` make masks.
 
     Attributes
     ----------
     shape : tuple of int
-        The shape of the arrays that the mask is for.
+        The shape of the arrays that the mask applies to.
     noise_shape : tuple of int
-        The shape of the mask's own bits: `shape` with 1 where one decision is shared along a
-        dimension.
+        The shape of the bits: `shape`, with 1 for each dimension that shares its decisions.
     rate : float or None
-        The probability of dropping that it was drawn with; None if it was packed without one.
+        The probability of dropping; None if the mask was packed without one.
     scale : float
-        What kept elements are multiplied by.
+        The factor of kept elements.
     seed, step : int or None
-        What the bits were drawn from; None if they were packed, are ReLU's too, or come from a
-        pickle of another version of the random stream.
+        The stream position that the bits were drawn at. None for packed bits, for bits that ReLU
+        changed, and for bits from a pickle of another version of the random stream.
     size : int
         The number of bits, ``prod(noise_shape)``.
     bits : numpy.ndarray or None
-        Read-only uint8 array of ``ceil(size / 8)`` bytes, 64-byte aligned: element i of the
-        flattened (C order) noise shape is bit ``i % 8`` of byte ``i // 8``
-        (``numpy.packbits(..., bitorder="little")``), set where kept; unused high bits are zero.
-        None where nothing is stored (``store_mask=False``).
+        The packed bits, a read-only uint8 array. None if they are not stored.
     nbytes : int
-        Bytes that the stored bits take; 0 where nothing is stored.
+        The bytes of the stored bits; 0 if they are not stored.
 
     Notes
     -----
-    Masks are equal when their shapes, rates, scales and bits are, wherever the bits came from.
-    They can be pickled and copied; one without stored bits stays without.
+    A mask never changes, and any number of threads may use one. Masks are equal if their shapes,
+    noise shapes, rates, scales and bits are equal, whatever their seeds. Masks can be pickled and
+    copied; a mask without stored bits stays without.
 
     Examples
     --------
@@ -86,16 +83,16 @@ cdef class Mask:
 
     @classmethod
     def pack(cls, kept, *, rate=None, scale=1.0):
-        """Makes a mask of decisions made elsewhere.
+        """Make a mask from an array of bools.
 
         Parameters
         ----------
         kept : array_like of bool
-            True where an element is kept; any shape, which is the mask's.
+            True where an element is kept. Its shape becomes the mask's shape.
         rate : float or None, optional
-            The probability of dropping, in [0, 1], for the record.
+            The probability of dropping, in [0, 1]: the mask's `rate`, without other effect.
         scale : float, optional
-            What kept elements are multiplied by.
+            The factor of kept elements.
 
         Returns
         -------
@@ -104,9 +101,11 @@ cdef class Mask:
         Raises
         ------
         TypeError
-            If kept is not of bools, or rate or scale are no numbers.
+            If kept is not an array of bools, or rate or scale is not a number.
         ValueError
             If rate is outside [0, 1] or scale is not finite.
+        MemoryError
+            If there is no memory for the bits.
 
         Examples
         --------
@@ -118,12 +117,12 @@ cdef class Mask:
         cdef object kept_array = input_of(kept, "kept")
         cdef np.ndarray packed
         if kept_array.dtype != numpy.bool_:
-            raise TypeError(f"`kept` must be an array of bools, got {shown(kept_array)}")
-        mask.rate = None if rate is None else rate_of(rate)
+            raise TypeError(f"`kept` must be an array of bools, got {short_repr(kept_array)}")
+        mask.rate_ = None if rate is None else rate_of(rate)
         if scale is None:
             raise TypeError("`scale` must be a finite number, got None")
-        mask.scale = scale_of(scale, 0.0)
-        mask.shape = mask.noise_shape = kept_array.shape
+        mask.scale_ = scale_of(scale, 0.0)
+        mask.shape_ = mask.noise_shape_ = kept_array.shape
         mask.size_ = kept_array.size
         packed = numpy.packbits(kept_array.ravel(), bitorder="little")
         mask.buffer = new_buffer(mask.packed_size())
@@ -131,71 +130,106 @@ cdef class Mask:
         return mask
 
     cdef size_t packed_size(self) noexcept nogil:
-        """Bytes that the bits take when they are stored."""
+        """Bytes of the packed bits."""
         return (self.size_ + 7) // 8
 
     @property
+    def shape(self):
+        """The shape of the arrays that the mask applies to, a tuple of int."""
+        return self.shape_
+
+    @property
+    def noise_shape(self):
+        """The shape of the bits: `shape`, with 1 for each dimension that shares its decisions."""
+        return self.noise_shape_
+
+    @property
+    def rate(self):
+        """The probability of dropping, a float; None if the mask was packed without one."""
+        return self.rate_
+
+    @property
+    def scale(self):
+        """The factor of kept elements, a float."""
+        return self.scale_
+
+    @property
     def seed(self):
+        """The seed that the bits were drawn from, an int, or None.
+
+        None for packed bits, for bits that ReLU changed, and for bits from a pickle of another
+        version of the random stream.
+        """
         return seed_number(&self.draw) if self.drawn else None
 
     @property
     def step(self):
+        """The step of the seed that the bits were drawn at, an int; None if `seed` is None."""
         return self.draw.step if self.drawn else None
 
     @property
     def size(self):
+        """The number of bits, ``prod(noise_shape)``."""
         return self.size_
 
     @property
     def nbytes(self):
+        """The bytes of the stored bits; 0 if they are not stored."""
         return 0 if self.buffer is None else self.packed_size()
 
     @property
     def bits(self):
+        """The packed bits, or None if they are not stored (``store_mask=False``).
+
+        A read-only uint8 array of ``ceil(size / 8)`` bytes, 64-byte aligned. It shares the mask's
+        memory. Element i of the flattened (C order) noise shape is bit ``i % 8`` of byte
+        ``i // 8``, as in ``numpy.packbits(..., bitorder="little")``; a set bit means kept. Unused
+        high bits of the last byte are zero.
+        """
         cdef np.npy_intp count = self.packed_size()
         if self.buffer is None:
             return None
         return array_over(self.buffer, UINT8, 1, &count, False)
 
     cdef Buffer stored_bits(self):
-        """The bits, drawn again where they are not stored."""
+        """The stored bits, or the same bits drawn again."""
         cdef stream_key key
         cdef Buffer buffer = self.buffer
         if buffer is None:
             buffer = new_buffer(self.packed_size())
-            derive_key(&key, &self.draw, self.rate)
+            derive_key(&key, &self.draw, self.rate_)
             with nogil:
                 draw_bits(&key, self.offset, self.size_, buffer.data)
         return buffer
 
-    cdef size_t window_bytes(self) noexcept nogil:
-        """What `some_bits` needs."""
-        return min(self.packed_size(), <size_t>COUNTED // 8)
+    cdef size_t chunk_bytes(self) noexcept nogil:
+        """The capacity of the buffer that `chunk_bits` needs."""
+        return min(self.packed_size(), <size_t>CHUNK // 8)
 
-    cdef const uint8_t *some_bits(self, uint64_t first, uint64_t size,
-                                  Buffer window) except NULL:
-        """Up to COUNTED bits (first a multiple of it), in the window where they are not stored."""
+    cdef const uint8_t *chunk_bits(self, uint64_t first, uint64_t size,
+                                   Buffer chunk) except NULL:
+        """Up to CHUNK bits, `first` being a multiple of CHUNK. Drawn into `chunk` if not stored."""
         cdef stream_key key
         if self.buffer is not None:
             return self.buffer.data + first // 8
-        # A mask without bits can be of any size, and take years.
+        # A mask without stored bits may be so large that this takes years.
         PyErr_CheckSignals()
-        derive_key(&key, &self.draw, self.rate)
+        derive_key(&key, &self.draw, self.rate_)
         with nogil:
-            draw_bits(&key, self.offset + first, size, window.data)
-        return window.data
+            draw_bits(&key, self.offset + first, size, chunk.data)
+        return chunk.data
 
     cdef tuple own_noise_shape(self):
-        """None for a bit for each element."""
-        return None if self.noise_shape is self.shape else self.noise_shape
+        """The noise shape; None if each element has a bit of its own."""
+        return None if self.noise_shape_ is self.shape_ else self.noise_shape_
 
     cdef apply_to(self, int kind, np.ndarray to, np.ndarray from_):
         cdef Work work
         cdef stream_key key
         cdef Buffer buffer
-        look_at(&work, kind, SCALE, to, from_, self.own_noise_shape(), self.scale)
-        if self.buffer is None and self.offset == 0 and work.straight:
-            derive_key(&key, &self.draw, self.rate)
+        set_up(&work, kind, SCALE, to, from_, self.own_noise_shape(), self.scale_)
+        if self.buffer is None and self.offset == 0 and work.contiguous:
+            derive_key(&key, &self.draw, self.rate_)
             use_on_arrays(&work, &key)
         else:
             buffer = self.stored_bits()
@@ -203,11 +237,16 @@ cdef class Mask:
             use_on_arrays(&work, NULL)
 
     def count(self):
-        """The number of set bits: elements of the noise shape that are kept.
+        """Count the set bits: the kept elements of the noise shape.
 
         Returns
         -------
         int
+
+        Raises
+        ------
+        MemoryError
+            If there is no memory for a buffer of up to 2 MiB.
 
         Examples
         --------
@@ -215,24 +254,29 @@ cdef class Mask:
         >>> fastdrop.draw_mask(16384, 0.2, seed=0).count()
         13066
         """
-        cdef Buffer window = new_buffer(self.window_bytes())
+        cdef Buffer chunk = new_buffer(self.chunk_bytes())
         cdef const uint8_t *bits
         cdef uint64_t some, first = 0, total = 0
         while first < self.size_:
-            some = min(self.size_ - first, <uint64_t>COUNTED)
-            bits = self.some_bits(first, some, window)
+            some = min(self.size_ - first, <uint64_t>CHUNK)
+            bits = self.chunk_bits(first, some, chunk)
             with nogil:
                 total += count_ones(bits, (some + 7) // 8)
             first += some
         return total
 
     def unpack(self):
-        """The mask as bools, one for each element of an array.
+        """Expand the mask to an array of bools.
 
         Returns
         -------
         numpy.ndarray of bool
-            Of the mask's `shape`, new and writeable; True where kept.
+            A new array of the mask's `shape`; True where an element is kept.
+
+        Raises
+        ------
+        MemoryError
+            If there is no memory for the array.
 
         Examples
         --------
@@ -246,31 +290,33 @@ cdef class Mask:
         cdef np.npy_intp count = self.packed_size()
         bits = array_over(buffer, UINT8, 1, &count, False)
         kept = numpy.unpackbits(bits, count=self.size_, bitorder="little").view(numpy.bool_)
-        kept = kept.reshape(self.noise_shape)
-        if self.noise_shape == self.shape:
+        kept = kept.reshape(self.noise_shape_)
+        if self.noise_shape_ == self.shape_:
             return kept
-        return numpy.broadcast_to(kept, self.shape).copy()
+        return numpy.broadcast_to(kept, self.shape_).copy()
 
     def apply(self, x, out=None):
-        """A new array: x with what the mask drops set to zero and what it keeps scaled.
+        """Return x with dropped elements set to zero and kept elements scaled.
 
-        The same as ``fastdrop.dropout_grad(x, mask, out=out)``, which has the details.
+        ``mask.apply(x, out)`` equals ``fastdrop.dropout_grad(x, mask, out=out)``, which documents
+        the details.
 
         Parameters
         ----------
         x : array_like
-            Of the mask's `shape` and a supported dtype.
+            An array of the mask's `shape`, of a supported dtype.
         out : numpy.ndarray, optional
-            Where to write the result: x itself, or apart from it.
+            The array for the result: x itself, or one that shares no memory with it.
 
         Returns
         -------
         numpy.ndarray
+            `out`, or a new array.
 
         Raises
         ------
-        TypeError, ValueError
-            As `dropout_grad`; nothing has changed then.
+        TypeError, ValueError, MemoryError
+            As `dropout_grad`; no array has changed then.
 
         Examples
         --------
@@ -281,14 +327,15 @@ cdef class Mask:
         return masked(self, x, out, "x")
 
     def apply_(self, x):
-        """Changes x in place: what the mask drops becomes zero, what it keeps is scaled.
+        """Set dropped elements of x to zero and scale kept elements, in place.
 
-        The same as ``fastdrop.dropout_grad_(x, mask)``, which has the details.
+        ``mask.apply_(x)`` equals ``fastdrop.dropout_grad_(x, mask)``, which documents the details.
 
         Parameters
         ----------
         x : numpy.ndarray
-            Of the mask's `shape` and a supported dtype, writeable.
+            A writeable array of the mask's `shape`, of a supported dtype. Other threads must not
+            read or change it during the call.
 
         Returns
         -------
@@ -297,8 +344,8 @@ cdef class Mask:
 
         Raises
         ------
-        TypeError, ValueError
-            As `dropout_grad_`; nothing has changed then.
+        TypeError, ValueError, MemoryError
+            As `dropout_grad_`; x has not changed then.
 
         Examples
         --------
@@ -311,26 +358,28 @@ cdef class Mask:
 
     def __eq__(self, other):
         cdef Mask a = self, b
-        cdef Buffer a_window, b_window
+        cdef Buffer a_chunk, b_chunk
         cdef uint64_t some, first = 0
         if not isinstance(other, Mask):
             return NotImplemented
         b = other
-        if (a.shape, a.noise_shape, a.rate, a.scale) != (b.shape, b.noise_shape, b.rate, b.scale):
+        if (a.shape_, a.noise_shape_) != (b.shape_, b.noise_shape_):
+            return False
+        if (a.rate_, a.scale_) != (b.rate_, b.scale_):
             return False
         if a is b:
             return True
-        # What is stored is looked at: a pickle may say any seed of its bits.
+        # Stored bits are compared, not their seeds: a pickle may pair any seed with its bits.
         if a.buffer is None and b.buffer is None and (
                 (a.seed, a.step, a.offset) == (b.seed, b.step, b.offset)):
             return True
         if a.buffer is not None and b.buffer is not None:
             return memcmp(a.buffer.data, b.buffer.data, a.packed_size()) == 0
-        a_window = new_buffer(a.window_bytes())
-        b_window = new_buffer(a.window_bytes())
+        a_chunk = new_buffer(a.chunk_bytes())
+        b_chunk = new_buffer(a.chunk_bytes())
         while first < a.size_:
-            some = min(a.size_ - first, <uint64_t>COUNTED)
-            if memcmp(a.some_bits(first, some, a_window), b.some_bits(first, some, b_window),
+            some = min(a.size_ - first, <uint64_t>CHUNK)
+            if memcmp(a.chunk_bits(first, some, a_chunk), b.chunk_bits(first, some, b_chunk),
                       (some + 7) // 8) != 0:
                 return False
             first += some
@@ -345,19 +394,19 @@ cdef class Mask:
         return self
 
     def __reduce__(self):
-        # Only here: that module imports this one.
+        # Not at the top: that module imports this one.
         from fastdrop import _pickle
-        state = {"shape": self.shape, "noise_shape": self.noise_shape, "rate": self.rate,
-                 "scale": self.scale, "seed": self.seed, "step": self.step, "offset": self.offset,
+        state = {"shape": self.shape_, "noise_shape": self.noise_shape_, "rate": self.rate_,
+                 "scale": self.scale_, "seed": self.seed, "step": self.step, "offset": self.offset,
                  "bits": None if self.buffer is None else self.bits.tobytes(),
                  "stream": STREAM_VERSION}
         return _pickle._mask, (state,)
 
     def __repr__(self):
-        noise = "" if self.noise_shape == self.shape else f", noise_shape={self.noise_shape}"
+        noise = "" if self.noise_shape_ == self.shape_ else f", noise_shape={self.noise_shape_}"
         origin = f", seed={self.seed}, step={self.step}" if self.drawn else ""
-        return (f"<fastdrop.Mask shape={self.shape}{noise}, rate={self.rate}, scale={self.scale:g}"
-                f"{origin}, {self.nbytes} bytes>")
+        return (f"<fastdrop.Mask shape={self.shape_}{noise}, rate={self.rate_}, "
+                f"scale={self.scale_:g}{origin}, {self.nbytes} bytes>")
 
 
 cdef uint64_t count_ones(const uint8_t *bits, uint64_t count) noexcept nogil:
@@ -377,23 +426,33 @@ cdef uint64_t count_ones(const uint8_t *bits, uint64_t count) noexcept nogil:
 @cython.final
 @cython.freelist(8)
 cdef class Request:
-    """What a user asks of a random mask, checked before anything is looked at that may change."""
+    """The checked arguments for a random mask."""
 
     cdef Mask new_mask(self, tuple shape):
-        """A mask for arrays of a shape, whose bits are yet to be drawn."""
+        """A mask for arrays of a shape, with memory for its bits but no bits yet."""
         cdef Mask mask = Mask.__new__(Mask)
-        mask.shape = shape
-        mask.noise_shape = noise_shape_of(self.noise_entries, shape)
-        mask.rate = self.rate
-        mask.scale = self.scale
-        mask.size_ = size_of(mask.noise_shape)
+        mask.shape_ = shape
+        mask.noise_shape_ = noise_shape_of(self.noise_entries, shape)
+        mask.rate_ = self.rate
+        mask.scale_ = self.scale
+        mask.size_ = size_of(mask.noise_shape_)
         mask.drawn = True
         if self.stored:
             mask.buffer = new_buffer(mask.packed_size())
         return mask
 
-    cdef void start(self, Mask mask, stream_key *key) except *:
-        """Takes the step: the last thing that may fail."""
+    cdef void prepare(self, Mask mask, Work *work, stream_key *key) except *:
+        """Give the work its bits and take the step. Afterwards nothing can fail."""
+        if mask.buffer is not None:
+            work.on.bits = mask.buffer.data
+        elif not work.contiguous:
+            # The elements are not in the order of the bits: all bits are drawn first.
+            self.temporary = new_buffer(mask.packed_size())
+            work.on.bits = self.temporary.data
+        self.take_key(mask, key)
+
+    cdef void take_key(self, Mask mask, stream_key *key) except *:
+        """Take the stream's step. It is the last action that can fail."""
         mask.draw = self.draw
         take_step(self.stream, &mask.draw)
         derive_key(key, &mask.draw, self.rate)
@@ -401,8 +460,10 @@ cdef class Request:
 
 cdef Request request_of(object rate, object seed, object noise_shape, object scale,
                         object store_mask):
-    """The arguments that all operations share. What may run a user's code is here: nothing of an
-    array may be read before."""
+    """Check the arguments that all forward functions share.
+
+    The checks may run a user's code, so callers read nothing of an array before them.
+    """
     cdef Request request = Request.__new__(Request)
     request.rate = rate_of(rate)
     request.scale = scale_of(scale, request.rate)
@@ -412,18 +473,6 @@ cdef Request request_of(object rate, object seed, object noise_shape, object sca
     return request
 
 
-cdef draw_and_use(Request request, Mask mask, Work *work):
-    """Draws the mask and uses it: what changes arrays, and cannot fail after it has begun."""
-    cdef stream_key key
-    cdef Buffer drawn = mask.buffer
-    if drawn is None and not work.straight:
-        # Bits in another order than the elements: drawn before, and forgotten after.
-        drawn = new_buffer(mask.packed_size())
-    request.start(mask, &key)
-    work.on.bits = NULL if drawn is None else drawn.data
-    use_on_arrays(work, &key)
-
-
 cdef object offset_of(object offset, uint64_t size):
     return integer_of(offset, "offset", 0, LARGEST_OFFSET - size,
                       f"of at least 0 that ends, with the {size} bits drawn, at most at 2**63")
@@ -431,12 +480,12 @@ cdef object offset_of(object offset, uint64_t size):
 
 def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
               store_mask=True):
-    """Draws a mask without applying it.
+    """Draw a mask without applying it.
 
     Parameters
     ----------
     shape : int or tuple of int
-        The shape of the arrays that the mask is for.
+        The shape of the arrays that the mask applies to.
     rate : float
         The probability of dropping an element, in [0, 1]; exact to 2**-48.
     seed : int, numpy.random.SeedSequence, Stream or None, optional
@@ -446,8 +495,8 @@ def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
     scale : float, optional
         As for `dropout`.
     offset : int, optional
-        The index, in the flattened noise shape of a larger array, at which this piece begins.
-        Pieces drawn apart with the same seed and step are exactly the slices of the whole.
+        The index of the first bit within a larger mask, in its flattened noise shape. Masks drawn
+        with the same seed and step at different offsets are slices of that larger mask.
     store_mask : bool, optional
         As for `dropout`.
 
@@ -458,9 +507,9 @@ def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
     Raises
     ------
     TypeError, ValueError
-        If an argument is not as described; no step of a stream is taken then.
+        If an argument is not as described. A call that raises takes no step of a stream.
     MemoryError
-        If there is no memory for the bits; likewise.
+        If there is no memory for the bits.
     OverflowError
         If the stream has no step left.
 
@@ -481,10 +530,10 @@ def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
     mask = request.new_mask(checked_shape)
     if offset is not 0:
         mask.offset = offset_of(offset, mask.size_)
-    request.start(mask, &key)
+    request.take_key(mask, &key)
     if mask.buffer is None:
         return mask
-    if mask.size_ <= BLOCK:  # releasing the GIL costs more than a small call may
+    if mask.size_ <= BLOCK:  # releasing the GIL would take longer than a small call
         draw_bits(&key, mask.offset, mask.size_, mask.buffer.data)
     else:
         with nogil:
@@ -493,26 +542,26 @@ def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
 
 
 def restored_mask(state):
-    """A mask from its state, for unpickling: every field is checked as an argument would be."""
+    """Restore a pickled mask. Every field is checked as an argument is."""
     cdef Mask mask = Mask.__new__(Mask)
     if not isinstance(state, dict) or set(state) != {
         "shape", "noise_shape", "rate", "scale", "seed", "step", "offset", "bits", "stream"
     }:
-        raise ValueError(f"`state` must be the dict that a mask pickles, got {shown(state)}")
+        raise ValueError(f"`state` must be the dict that a mask pickles, got {short_repr(state)}")
     other = is_other_stream(state)
     if other and state["bits"] is None:
         raise other_stream(state)
-    mask.shape = shape_of(state["shape"])
-    mask.noise_shape = noise_shape_of(noise_entries_of(state["noise_shape"]), mask.shape)
-    mask.size_ = size_of(mask.noise_shape)
-    mask.rate = None if state["rate"] is None else rate_of(state["rate"])
+    mask.shape_ = shape_of(state["shape"])
+    mask.noise_shape_ = noise_shape_of(noise_entries_of(state["noise_shape"]), mask.shape_)
+    mask.size_ = size_of(mask.noise_shape_)
+    mask.rate_ = None if state["rate"] is None else rate_of(state["rate"])
     if state["scale"] is None:
         raise TypeError("`scale` must be a finite number, got None")
-    mask.scale = scale_of(state["scale"], 0.0)
+    mask.scale_ = scale_of(state["scale"], 0.0)
     mask.offset = offset_of(state["offset"], mask.size_)
     mask.drawn = state["seed"] is not None
     if mask.drawn:
-        if mask.rate is None:
+        if mask.rate_ is None:
             raise ValueError("`state` must have a rate where it has a seed, got None")
         stream = Stream(0)
         stream.state = {"seed": state["seed"], "step": state["step"]}
@@ -520,7 +569,7 @@ def restored_mask(state):
             raise ValueError("`state` must have a step below 2**64, got 2**64")
         take_step(stream, &mask.draw)
     if other:
-        # Its bits are what they are; from its seed this library would draw others.
+        # The stored bits are valid; this version would draw other bits from the seed.
         mask.drawn, mask.offset = False, 0
     bits = state["bits"]
     if bits is None:
@@ -529,7 +578,7 @@ def restored_mask(state):
         return mask
     if type(bits) is not bytes or <size_t>len(bits) != mask.packed_size():
         raise ValueError(f"`bits` must be {mask.packed_size()} bytes for the noise shape "
-                         f"{mask.noise_shape}, got {shown(bits)}")
+                         f"{mask.noise_shape_}, got {short_repr(bits)}")
     if mask.size_ % 8 and bits[len(bits) - 1] >> (mask.size_ % 8):
         raise ValueError("`bits` must have zeros above the last element's bit, got "
                          f"{bits[len(bits) - 1]:#x} in the last byte")
@@ -541,20 +590,20 @@ def restored_mask(state):
 # ---- Using masks ----
 
 cdef Mask mask_of(object mask, np.ndarray x, str name):
-    """The argument `mask`, of the array's shape."""
+    """Check the argument `mask`, and that its shape is the array's."""
     cdef Mask checked
     if not isinstance(mask, Mask):
-        raise TypeError(f"`mask` must be a fastdrop.Mask, got {shown(mask)}")
+        raise TypeError(f"`mask` must be a fastdrop.Mask, got {short_repr(mask)}")
     checked = mask
-    if checked.shape != (<object>x).shape:
+    if checked.shape_ != (<object>x).shape:
         raise ValueError(
             f"`mask` must have the shape of `{name}`, {(<object>x).shape}, got {mask!r}")
     return checked
 
 
 cdef masked(object mask, object x, object out, str name):
-    """A new array, or out, with the mask applied to x."""
-    cdef np.ndarray from_ = held(input_of(x, name))
+    """Apply the mask to x; return a new array or `out`."""
+    cdef np.ndarray from_ = own_view(input_of(x, name))
     cdef int kind = kind_of(from_, name)
     cdef Mask checked = mask_of(mask, from_, name)
     cdef np.ndarray to = (
@@ -564,7 +613,7 @@ cdef masked(object mask, object x, object out, str name):
 
 
 cdef masked_(object mask, object x, str name):
-    """x with the mask applied in place."""
+    """Apply the mask to x in place; return x."""
     cdef np.ndarray array = inplace_of(x, name)
     cdef int kind = kind_of(array, name)
     mask_of(mask, array, name).apply_to(kind, array, array)
@@ -572,20 +621,21 @@ cdef masked_(object mask, object x, str name):
 
 
 def dropout_grad(dy, mask, *, out=None):
-    """The gradient of a dropout with respect to its input.
+    """Compute the gradient of `dropout` with respect to its input.
 
-    Where the mask keeps an element, dx is dy times the mask's scale; where it drops one, dx is
-    ``+0.0``, whatever dy is there. So this is the dropout of dy with the mask given.
+    A kept element of dx is ``dy * scale``; a dropped one is ``+0.0``, even where dy is NaN. This is
+    the dropout of dy by a given mask.
 
     Parameters
     ----------
     dy : array_like
-        The gradient with respect to the dropout's output: of the mask's shape, with dtype float16,
-        float32, float64 or bfloat16 (ml_dtypes), any strides.
+        The gradient with respect to the output. It has the mask's shape, any strides, and the dtype
+        float16, float32, float64 or bfloat16 (ml_dtypes).
     mask : Mask
-        What `dropout` returned.
+        The mask that `dropout` returned.
     out : numpy.ndarray, optional
-        Where to write dx: of dy's shape and dtype; dy itself, or apart from it.
+        The array for dx, of dy's shape and dtype: dy itself, or an array that shares no memory with
+        it. Other threads must not read or change it during the call.
 
     Returns
     -------
@@ -595,10 +645,15 @@ def dropout_grad(dy, mask, *, out=None):
     Raises
     ------
     TypeError
-        If dy has another dtype, mask is no mask or out no array.
+        If dy has another dtype, or an argument is of the wrong type.
     ValueError
-        If the shapes differ, or out is read-only or overlaps itself or, partly, dy. When this
-        raises, nothing has changed.
+        If the shapes differ, or out is read-only, overlaps itself, or overlaps dy in part.
+    MemoryError
+        If there is no memory for dx, or for bits that are not stored.
+
+    Notes
+    -----
+    A call that raises changes no array.
 
     Examples
     --------
@@ -611,14 +666,15 @@ def dropout_grad(dy, mask, *, out=None):
 
 
 def dropout_grad_(dy, mask):
-    """The gradient of a dropout with respect to its input, in place.
+    """Compute the gradient of `dropout` with respect to its input, in place.
 
     Parameters
     ----------
     dy : numpy.ndarray
-        As for `dropout_grad`, writeable and without elements that share memory. It becomes dx.
+        As for `dropout_grad`, writeable, and without elements that share memory. It becomes dx.
+        Other threads must not read or change it during the call.
     mask : Mask
-        What `dropout` returned.
+        The mask that `dropout` returned.
 
     Returns
     -------
@@ -628,10 +684,15 @@ def dropout_grad_(dy, mask):
     Raises
     ------
     TypeError
-        If dy is no array or has another dtype, or mask is no mask.
+        If dy is not an array or has another dtype, or mask is not a Mask.
     ValueError
-        If the shapes differ, or dy is read-only or overlaps itself. When this raises, nothing has
-        changed.
+        If the shapes differ, or dy is read-only or overlaps itself.
+    MemoryError
+        If there is no memory for bits that are not stored.
+
+    Notes
+    -----
+    A call that raises does not change dy.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Declares the owner of aligned memory to the modules that hold bits or hand out arrays."""
+"""Declares buffers of aligned memory, and arrays over them."""
 from libc.stdint cimport uint8_t
 
 from numpy cimport ndarray, npy_intp
@@ -6,8 +6,6 @@ from numpy cimport ndarray, npy_intp
 cdef class Buffer:
     cdef uint8_t *data
     cdef size_t capacity
-    cdef bint pooled
 
 cdef Buffer new_buffer(size_t size)
-cdef Buffer new_pooled_buffer(size_t size)
 cdef ndarray array_over(Buffer buffer, object dtype, int ndim, npy_intp *shape, bint writeable)

@@ -1,4 +1,4 @@
-"""Owns the names that pickles hold: they stay, wherever what they stand for moves."""
+"""Defines the functions that pickles name. They never move or change their names."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from fastdrop._stream import Stream, restored_stream
 
 
 def _mask(state: dict[str, Any]) -> Mask:
-    """The mask that was pickled as this state."""
+    """Restore a mask from its pickled state."""
     return restored_mask(state)
 
 
 def _stream(state: dict[str, Any]) -> Stream:
-    """The stream that was pickled as this state."""
+    """Restore a stream from its pickled state."""
     return restored_stream(state)

@@ -1,4 +1,4 @@
-"""Declares how arrays of any strides are walked, to what works on the walk's pieces."""
+"""Declares plans: the order and the pieces in which strided arrays are walked."""
 from libc.stdint cimport int64_t, uint8_t
 
 from numpy cimport npy_intp
@@ -7,62 +7,64 @@ from fastdrop._kernels.table cimport operands
 
 cdef enum:
     MAX_DIMS = 64                   # NumPy's own limit, 32 before NumPy 2
-    PIECE = 16384                   # elements used at a time
-    PIECE_BYTES = 2048              # and their bits
-    GATHERED = 1024                 # elements gathered at a time at most
-    TILE = 64                       # runs whose bits are transposed at once
-    TILE_WORDS = 32                 # and words of bits of each
-    # Behind the bits of a window, since they are read in words and a byte more.
+    PIECE = 16384                   # elements of a piece
+    PIECE_BYTES = 2048              # bytes of a piece's bits
+    GATHERED = 1024                 # capacity of a gather buffer, in elements
+    TILE = 64                       # runs whose bits are transposed together
+    TILE_WORDS = 32                 # words of bits of each of these runs
+    # Padding of a window: its bits are read a word and a byte at a time.
     SLACK_BYTES = 16
     SLACK_WORDS = 2
 
 cdef enum:
-    # The arrays that are walked, and how many they are.
+    # Indices of the arrays that are walked together, and their number.
     TO
     FROM
     RESIDUAL
     ARRAYS
 
-cdef enum Bits:
-    AS_THEY_LIE, ONE, REVERSED, GATHERED_ONE_BY_ONE, ROWS_AGAIN, ROWS_WIDENED, ROWS_TOGETHER,
-    TRANSPOSED
+cdef enum BitLayout:
+    # How the bits of a run lie in the mask, compared with its elements: see _plan.pyx.
+    CONTIGUOUS, ONE_BIT, REVERSED, STRIDED, ROWS_REPEATED, ROWS_WIDENED, ROWS_JOINED, TRANSPOSED
 
 cdef struct Dim:
     int64_t size
     int64_t strides[ARRAYS]         # in bytes
     int64_t bit_stride              # in bits
-    int64_t column_stride           # in biases
+    int64_t column_stride           # in elements of the bias
 
 cdef struct Place:
+    # A position in all arrays, in the mask and in the bias.
     char *at[ARRAYS]
     int64_t bit
     int64_t column
 
 cdef struct Plan:
-    operands on                     # what the pieces have in common
+    operands on                     # the fields that all pieces share
     int itemsize
     int ndim
     Dim dims[MAX_DIMS]              # outermost first
     Place start
     const uint8_t *bits
-    int64_t bit_bytes               # of the whole mask
-    uint8_t *bits_left              # of ReLU: zeros, and then the bits of what it leaves; or NULL
-    int64_t columns                 # after which the bias begins again
-    Bits how
-    bint contiguous                 # the elements of a row
-    bint continuing                 # one row after the other
-    bint in_columns                 # the biases of a run, one after the other
-    int outer                       # how many dims are walked outside of the run
-    int64_t rows                    # of a run; 1 for one row
-    int64_t row                     # elements of each
-    int64_t folds                   # runs that continue each other where they are transposed
-    int64_t piece_folds
-    int64_t piece_rows
-    int64_t piece_row               # elements; less than a row only where a piece has one row
-    int64_t pieces                  # in a run
+    int64_t bit_bytes               # bytes of the whole mask
+    uint8_t *relu_bits              # receives the bits that ReLU keeps; zeros at first, or NULL
+    int64_t columns                 # elements of the bias
+    BitLayout bit_layout
+    bint contiguous                 # a row's elements are contiguous and aligned
+    bint rows_adjacent              # each row begins where the row before it ends
+    bint bias_in_order              # a run meets the columns of the bias in order
+    int outer                       # number of dims outside of the run
+    int64_t rows                    # rows of a run
+    int64_t row                     # elements of a row
+    int64_t folds                   # adjacent runs that are transposed as one
+    int64_t piece_folds             # folds of a piece
+    int64_t piece_rows              # rows of a piece
+    int64_t piece_row               # elements of a piece's row; a whole row if it has several rows
+    int64_t pieces                  # pieces of a run
 
 
 cdef inline int64_t parts(int64_t whole, int64_t part) noexcept nogil:
+    """The quotient, rounded up."""
     return (whole + part - 1) // part
 
 
@@ -71,7 +73,7 @@ cdef inline const Dim *inner_dim(const Plan *plan) noexcept nogil:
 
 
 cdef inline const Dim *outer_dim(const Plan *plan) noexcept nogil:
-    """The dimension around the innermost one; that itself where there is no other."""
+    """The dimension around the innermost one; the innermost one if there is no other."""
     return &plan.dims[max(plan.ndim - 2, 0)]
 
 

@@ -1,34 +1,37 @@
-"""Owns the way through arrays of any strides: in which order, and in what pieces.
+"""Plans the walk through arrays of any strides: the order of the dimensions, and the pieces.
 
-Arrays are walked in the order of their memory, not of their indices: each dimension carries a
-stride in the memory of each array, one in the mask's bits (zero where the mask is broadcast) and
-one in the bias (zero but for the last axis). Dimensions that continue each other are joined. A run
-is what is left innermost, or a few short rows of it; its elements are used where they lie if they
-have no gaps, else gathered and scattered; and its bits, by their stride, are
+The walk follows the memory of the arrays, not their indices. Each dimension has a stride in every
+array, a stride in the mask's bits (zero where the mask is broadcast) and a stride in the bias (zero
+except along the last axis). Dimensions that continue each other are coalesced. The innermost
+dimension is a run; several short innermost rows together are one run too. A run's elements are used
+in place if they are contiguous, else they are gathered and scattered. The bit stride of the
+innermost dimension decides how the run gets its bits:
 
-    +1      used where they lie
-    0       one for all
-    -1      reversed into a window
-    other   transposed into windows, 64 runs at a time, if another dimension has the stride +1 or
-            -1 (Fortran order), else gathered one by one
+    +1      CONTIGUOUS: used in place
+    0       ONE_BIT: one bit for all elements
+    -1      REVERSED: copied backwards into a window
+    other   TRANSPOSED: transposed into windows, 64 runs at a time, if another dimension has the
+            bit stride +1 or -1 (Fortran order); otherwise STRIDED: gathered one by one
 
-or, for rows, put together in a window: the same bits again for each row, or each bit for a row.
-Runs are cut into pieces that fit the first cache, and the pieces are shared among threads.
+A run of several rows has its bits copied into a window: each row repeats the same bits
+(ROWS_REPEATED), has one bit for all its elements (ROWS_WIDENED), or has bits of its own that do not
+follow the bits of the row before (ROWS_JOINED). Runs are split into pieces that fit the first-level
+cache; threads share the pieces.
 """
 from libc.stdint cimport int64_t
 
 from numpy cimport npy_intp
 
 cdef enum:
-    TILE_ROW = 2048                 # elements of each run whose bits are transposed
-    LONG_ROW = 2048                 # bits from which a repeated row is cheaper applied as it lies
-    LONG_SPREAD = 1024              # elements from which a bit is cheaper applied as one run
-    SHORT_ROW = 64                  # elements up to which several rows are better taken together
-    FEW_RUNS = 4                    # below, bits are gathered one by one
+    TILE_ROW = 2048                 # elements of a transposed piece's row
+    LONG_ROW = 2048                 # from this length on, a row with repeated bits is its own run
+    LONG_SPREAD = 1024              # from this length on, a row with one bit is its own run
+    SHORT_ROW = 64                  # up to this length, several rows make one run
+    FEW_RUNS = 4                    # below this number of runs, bits are gathered one by one
 
 
 cdef void sort_by_stride(Dim *dims, int ndim) noexcept nogil:
-    """Largest stride first, so that the walk follows memory; equal ones stay in order."""
+    """Largest stride first, so that the walk follows memory. The sort is stable."""
     cdef int i, j
     cdef Dim dim
     for i in range(1, ndim):
@@ -41,7 +44,7 @@ cdef void sort_by_stride(Dim *dims, int ndim) noexcept nogil:
 
 
 cdef bint elements_continue(const Dim *outer, const Dim *inner) noexcept nogil:
-    """Whether stepping the outer dimension goes on where the inner one ends."""
+    """Whether a step of the outer dimension begins where the inner dimension ends."""
     cdef int i
     for i in range(ARRAYS):
         if outer.strides[i] != inner.strides[i] * inner.size:
@@ -50,11 +53,11 @@ cdef bint elements_continue(const Dim *outer, const Dim *inner) noexcept nogil:
 
 
 cdef bint columns_continue(const Plan *plan, const Dim *outer, const Dim *inner) noexcept nogil:
-    """The same of biases, which begin again after the last."""
+    """Whether the bias does the same, modulo its size."""
     return (outer.column_stride - inner.column_stride * inner.size) % plan.columns == 0
 
 
-cdef void join(Plan *plan) noexcept nogil:
+cdef void coalesce(Plan *plan) noexcept nogil:
     cdef int i, last = 0
     cdef Dim *dims = plan.dims
     for i in range(1, plan.ndim):
@@ -72,7 +75,7 @@ cdef void join(Plan *plan) noexcept nogil:
 
 
 cdef int unit_dim(const Plan *plan) noexcept nogil:
-    """The dimension, other than the innermost, along which bits lie next to each other; or -1."""
+    """The dimension outside of the innermost one whose bits are adjacent, or -1."""
     cdef int i
     for i in range(plan.ndim - 1):
         if plan.dims[i].size >= FEW_RUNS and plan.dims[i].bit_stride in (-1, 1):
@@ -81,7 +84,7 @@ cdef int unit_dim(const Plan *plan) noexcept nogil:
 
 
 cdef void flip(Plan *plan, Dim *dim) noexcept nogil:
-    """Walks a dimension the other way."""
+    """Reverse the direction of a dimension."""
     cdef int i
     step(&plan.start, dim, dim.size - 1)
     for i in range(ARRAYS):
@@ -90,8 +93,8 @@ cdef void flip(Plan *plan, Dim *dim) noexcept nogil:
     dim.column_stride = -dim.column_stride
 
 
-cdef void use_transposed(Plan *plan, int unit) noexcept nogil:
-    """Moves the unit dimension next to the innermost one."""
+cdef void choose_transposed(Plan *plan, int unit) noexcept nogil:
+    """Make the unit dimension the rows of the run."""
     cdef Dim *rows = &plan.dims[plan.ndim - 2]
     cdef Dim dim = plan.dims[unit]
     cdef int i
@@ -100,8 +103,8 @@ cdef void use_transposed(Plan *plan, int unit) noexcept nogil:
     rows[0] = dim
     if rows.bit_stride < 0:
         flip(plan, rows)
-    plan.continuing = elements_continue(rows, inner_dim(plan))
-    plan.how = TRANSPOSED
+    plan.rows_adjacent = elements_continue(rows, inner_dim(plan))
+    plan.bit_layout = TRANSPOSED
     plan.rows = rows.size
     plan.piece_rows = TILE
     plan.piece_row = min(plan.row, <int64_t>TILE_ROW)
@@ -114,13 +117,13 @@ cdef void use_transposed(Plan *plan, int unit) noexcept nogil:
         plan.piece_folds = TILE_ROW // plan.row
 
 
-cdef bint rows_together(const Plan *plan) noexcept nogil:
-    """Whether several of the innermost rows make a better run than one."""
+cdef bint several_rows(const Plan *plan) noexcept nogil:
+    """Whether several rows make a faster run than one row."""
     if plan.ndim == 1:
         return False
     if plan.row <= SHORT_ROW:
         return True
-    if not plan.continuing:
+    if not plan.rows_adjacent:
         return False
     if inner_dim(plan).bit_stride == 0:
         return plan.row < LONG_SPREAD
@@ -131,45 +134,45 @@ cdef bint rows_together(const Plan *plan) noexcept nogil:
 
 
 cdef void choose_run(Plan *plan, bint aligned) noexcept nogil:
-    """How bits and elements meet in the innermost dimensions."""
+    """Choose the run, the layout of its bits and the size of its pieces."""
     cdef const Dim *inner = inner_dim(plan)
     cdef const Dim *outer = outer_dim(plan)
     cdef int unit = -1
-    cdef int64_t most
+    cdef int64_t limit
     plan.contiguous = (
         aligned and inner.strides[TO] == plan.itemsize and inner.strides[FROM] == plan.itemsize
         and (not plan.on.advance or inner.strides[RESIDUAL] == plan.itemsize)
     )
-    plan.continuing = plan.ndim > 1 and elements_continue(outer, inner)
+    plan.rows_adjacent = plan.ndim > 1 and elements_continue(outer, inner)
     plan.row = inner.size
     plan.rows = plan.folds = plan.piece_folds = 1
     if inner.bit_stride not in (-1, 0, 1):
         unit = unit_dim(plan)
     if unit >= 0:
-        use_transposed(plan, unit)
-    elif rows_together(plan):
+        choose_transposed(plan, unit)
+    elif several_rows(plan):
         plan.rows = outer.size
         if inner.bit_stride == 0:
-            plan.how = ROWS_WIDENED
+            plan.bit_layout = ROWS_WIDENED
         elif inner.bit_stride != 1:
-            plan.how = GATHERED_ONE_BY_ONE
+            plan.bit_layout = STRIDED
         elif outer.bit_stride == 0:
-            plan.how = ROWS_AGAIN
+            plan.bit_layout = ROWS_REPEATED
         else:
-            plan.how = AS_THEY_LIE if outer.bit_stride == plan.row else ROWS_TOGETHER
-        most = PIECE if plan.contiguous and plan.continuing else GATHERED
-        plan.piece_rows = max(most // plan.row, <int64_t>1)
+            plan.bit_layout = CONTIGUOUS if outer.bit_stride == plan.row else ROWS_JOINED
+        limit = PIECE if plan.contiguous and plan.rows_adjacent else GATHERED
+        plan.piece_rows = max(limit // plan.row, <int64_t>1)
         plan.piece_row = plan.row
     else:
         if inner.bit_stride == 1:
-            plan.how = AS_THEY_LIE
+            plan.bit_layout = CONTIGUOUS
         elif inner.bit_stride == 0:
-            plan.how = ONE
+            plan.bit_layout = ONE_BIT
         else:
-            plan.how = REVERSED if inner.bit_stride == -1 else GATHERED_ONE_BY_ONE
+            plan.bit_layout = REVERSED if inner.bit_stride == -1 else STRIDED
         plan.piece_rows = 1
         plan.piece_row = PIECE
-    plan.in_columns = plan.columns == 1 or (
+    plan.bias_in_order = plan.columns == 1 or (
         (inner.column_stride - 1) % plan.columns == 0
         and (plan.rows == 1 or columns_continue(plan, outer_dim(plan), inner))
     )
@@ -182,8 +185,10 @@ cdef void choose_run(Plan *plan, bint aligned) noexcept nogil:
 
 cdef void plan_dims(Plan *plan, int ndim, const npy_intp *shape,
                     const npy_intp *const *strides, const npy_intp *noise_shape) noexcept nogil:
-    """Dimensions in the order of memory, joined; there is at least one element. Strides that are
-    NULL are of an array that is not there."""
+    """Sort the dimensions by stride and coalesce them. There is at least one element.
+
+    The strides of an absent array are NULL.
+    """
     cdef int i, j
     cdef int64_t bit_stride = 1
     cdef Dim *dim
@@ -212,4 +217,4 @@ cdef void plan_dims(Plan *plan, int ndim, const npy_intp *shape,
     for i in range(plan.ndim):
         plan.dims[i] = plan.dims[MAX_DIMS - plan.ndim + i]
     sort_by_stride(plan.dims, plan.ndim)
-    join(plan)
+    coalesce(plan)

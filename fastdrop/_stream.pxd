@@ -1,4 +1,4 @@
-"""Declares the streams of seeds to the modules that draw."""
+"""Declares streams of seeds."""
 from libc.stdint cimport uint64_t
 
 cdef extern from "fastdrop.h" nogil:

@@ -1,4 +1,4 @@
-"""Owns seeds and streams of seeds: which (seed, step) a call draws its mask from."""
+"""Chooses the stream position, a seed and a step, that a call draws its mask at."""
 cimport cython
 import os
 import secrets
@@ -6,7 +6,7 @@ import secrets
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from libc.stdint cimport uint64_t
 
-from fastdrop._arguments cimport integer_of, shown
+from fastdrop._arguments cimport integer_of, short_repr
 
 import numpy as np
 
@@ -17,7 +17,7 @@ STEPS = 2**64
 
 
 cdef object seed_number(const fastdrop_seed *draw):
-    """Both words of a seed as one int."""
+    """The seed as one int."""
     return (<object>draw.high << 64) | <object>draw.low if draw.high else <object>draw.low
 
 
@@ -30,51 +30,52 @@ cdef fastdrop_seed words_of(object seed, object step):
 
 
 cdef object sequence_number(object sequence):
-    """The seed that a SeedSequence stands for: its first two 64-bit words, low word first."""
+    """The seed of a SeedSequence: its first two 64-bit words, low word first."""
     bounds = "or a SeedSequence whose state is two words in [0, 2**64)"
     try:
         low, high = sequence.generate_state(2, np.uint64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`seed` must be an int {bounds}, got {shown(sequence)}") from error
+        raise TypeError(f"`seed` must be an int {bounds}, got {short_repr(sequence)}") from error
     low = integer_of(low, "seed", 0, STEPS - 1, bounds)
     return integer_of(high, "seed", 0, STEPS - 1, bounds) << 64 | low
 
 
 @cython.final
 cdef class Stream:
-    """A sequence of masks: each call that is given the stream draws with its next step.
+    """A sequence of masks: each call that receives the stream draws its next mask.
 
     A mask is a pure function of the seed, the step, the rate and the element's index, so a stream
-    is no more than a seed and a counter. The same seed gives the same masks, bit for bit, on every
-    CPU, thread count, operating system and version of fastdrop (stream version 2).
+    is a seed and a counter of steps. The same seed gives the same masks, bit for bit, on every CPU,
+    operating system and number of threads, and in every version of fastdrop that draws version 2 of
+    the random stream.
 
     Parameters
     ----------
     seed : int, numpy.random.SeedSequence or None, optional
-        An int in [0, 2**128); or a SeedSequence, which stands for
-        ``generate_state(2, numpy.uint64)``, low word first; or None, for 128 bits of the operating
-        system's entropy.
+        An int in [0, 2**128). A SeedSequence gives the seed whose low and high words are its
+        ``generate_state(2, numpy.uint64)``. None takes 128 bits from the operating system.
 
     Attributes
     ----------
     seed : int
-        The seed, whatever it was made from.
+        The seed, in [0, 2**128).
     step : int
         The step that the next call takes, in [0, 2**64]; at 2**64 the stream is exhausted.
     state : dict
-        ``{"seed": ..., "step": ...}``. Set it to continue from, or to go back to, that place.
+        The position, ``{"seed": ..., "step": ...}``. Assign to it to move the stream.
 
     Raises
     ------
     TypeError
-        If the seed is none of these.
+        If the seed is of another type.
     ValueError
         If the seed is an int outside [0, 2**128).
 
     Notes
     -----
-    Safe to share among threads: each call takes a step of its own. A stream is pickled with its
-    step, so both copies go on from the same place; give workers streams from `spawn` instead.
+    Threads may share a stream: each call takes a step of its own. A pickle holds the seed and the
+    step, so a copy draws the same masks as the original from there on. For workers that draw
+    different masks, use `spawn`.
 
     Examples
     --------
@@ -108,14 +109,17 @@ cdef class Stream:
 
     @property
     def seed(self):
+        """The seed, an int in [0, 2**128)."""
         return self.state["seed"]
 
     @property
     def step(self):
+        """The step that the next call takes, in [0, 2**64]; at 2**64 the stream is exhausted."""
         return self.state["step"]
 
     @property
     def state(self):
+        """The position, ``{"seed": ..., "step": ...}``. Assign to it to move the stream."""
         cdef fastdrop_seed draw
         cdef bint exhausted
         with cython.critical_section(self):
@@ -127,39 +131,39 @@ cdef class Stream:
     def state(self, state):
         if not isinstance(state, dict):
             raise TypeError(
-                f'`state` must be a dict with the keys "seed" and "step", got {shown(state)}'
+                f'`state` must be a dict with the keys "seed" and "step", got {short_repr(state)}'
             )
         if set(state) != {"seed", "step"}:
             raise ValueError(
-                f'`state` must be a dict with the keys "seed" and "step", got {shown(state)}'
+                f'`state` must be a dict with the keys "seed" and "step", got {short_repr(state)}'
             )
         seed = integer_of(state["seed"], 'state["seed"]', 0, SEEDS - 1, "in [0, 2**128)")
         step = integer_of(state["step"], 'state["step"]', 0, STEPS, "in [0, 2**64]")
         self._set(seed, step)
 
     def spawn(self, n):
-        """Makes streams that are independent of this one and of each other, for workers.
+        """Make streams for workers, independent of this stream and of each other.
 
         Parameters
         ----------
         n : int
-            How many, at least 0. Each takes one step of this stream, so that later calls of
-            ``spawn`` make others.
+            The number of streams, at least 0. Each takes one step of this stream, so later calls
+            make other streams.
 
         Returns
         -------
         list of Stream
-            At step 0. The child made at step i of a stream of seed s has the seed of
+            New streams at step 0. The one made at step i of a stream with seed s has the seed of
             ``numpy.random.SeedSequence(s, spawn_key=(i,))``.
 
         Raises
         ------
         TypeError, ValueError
-            If n is no integer of at least 0.
+            If n is not an integer of at least 0.
         OverflowError
             If fewer than n steps are left.
         MemoryError
-            If there is no memory for a list of n.
+            If there is no memory for n streams.
 
         Examples
         --------
@@ -171,25 +175,25 @@ cdef class Stream:
         n = integer_of(n, "n", 0, STEPS, "of at least 0")
         if n > STEPS - self.step:
             raise OverflowError(
-                f"`n`: the stream has {STEPS - self.step} steps left, got {shown(n)}")
+                f"`n`: the stream has {STEPS - self.step} steps left, got {short_repr(n)}")
         try:
-            # Before any step is taken: what is too much for memory is refused here, and at once.
+            # Before any step is taken: a list that is too large for memory fails here.
             children = [None] * n
         except (MemoryError, OverflowError):
-            raise MemoryError(f"`n`: no memory for {shown(n)} streams") from None
+            raise MemoryError(f"`n`: no memory for {short_repr(n)} streams") from None
         state = self._take(n)
         try:
             for i in range(n):
                 children[i] = Stream(
                     np.random.SeedSequence(state["seed"], spawn_key=(state["step"] + i,)))
         except BaseException:
-            # Without memory, or interrupted: as if nothing had been taken.
+            # Out of memory, or interrupted: the steps are not taken.
             self._give_back(state, n)
             raise
         return children
 
     cdef dict _take(self, object n):
-        """Takes n steps at once, or none; the state before."""
+        """Take n steps, or none; return the state before them."""
         cdef fastdrop_seed draw
         cdef bint exhausted
         with cython.critical_section(self):
@@ -198,19 +202,19 @@ cdef class Stream:
             state = {"seed": seed_number(&draw), "step": STEPS if exhausted else draw.step}
             if n > STEPS - state["step"]:
                 raise OverflowError(
-                    f"`n`: the stream has {STEPS - state['step']} steps left, got {shown(n)}")
+                    f"`n`: the stream has {STEPS - state['step']} steps left, got {short_repr(n)}")
             if n:
                 self.next_step += <uint64_t>(n & (STEPS - 1))
                 self.exhausted = state["step"] + n == STEPS
         return state
 
     cdef _give_back(self, dict state, object n):
-        """Goes back to a state from n steps on, unless others have taken steps since."""
+        """Return n steps to the stream, unless another call has taken steps since."""
         if self.state == {"seed": state["seed"], "step": state["step"] + n}:
             self._set(state["seed"], state["step"])
 
     def __reduce__(self):
-        # Only here: that module imports this one.
+        # Not at the top: that module imports this one.
         from fastdrop import _pickle
         return _pickle._stream, ({**self.state, "stream": STREAM_VERSION},)
 
@@ -220,21 +224,21 @@ cdef class Stream:
 
 
 cdef bint is_other_stream(dict state) except -1:
-    """Whether a pickle's state is of another random stream than this library's."""
+    """Whether a pickled state belongs to another version of the random stream."""
     return integer_of(state["stream"], 'state["stream"]', 0, STEPS - 1,
                       "of at least 0") != STREAM_VERSION
 
 
 cdef object other_stream(dict state):
-    """The error of what would go on with other masks than it was pickled with."""
+    """The error for a state that would draw other masks here than where it was pickled."""
     return ValueError(f"`state` is of random stream {state['stream']}, and this version of "
-                      f"fastdrop draws stream {STREAM_VERSION}, whose masks are others")
+                      f"fastdrop draws stream {STREAM_VERSION}, which has other masks")
 
 
 def restored_stream(state):
-    """A stream from its state, for unpickling."""
+    """Restore a pickled stream."""
     if not isinstance(state, dict) or set(state) != {"seed", "step", "stream"}:
-        raise ValueError(f"`state` must be the dict that a stream pickles, got {shown(state)}")
+        raise ValueError(f"`state` must be the dict that a stream pickles, got {short_repr(state)}")
     if is_other_stream(state):
         raise other_stream(state)
     stream = Stream(0)
@@ -243,7 +247,7 @@ def restored_stream(state):
 
 
 cdef void take_step(Stream stream, fastdrop_seed *draw) except *:
-    """The next place of the stream; without one, the draw stays what it is."""
+    """Take the stream's next step into `draw`; without a stream, leave `draw` as it is."""
     if stream is None:
         return
     with cython.critical_section(stream):
@@ -254,7 +258,7 @@ cdef void take_step(Stream stream, fastdrop_seed *draw) except *:
         stream.exhausted = stream.next_step == 0
 
 
-# The process's own stream, for calls without a seed.
+# The stream of calls without a seed.
 cdef Stream process_stream = Stream()
 
 
@@ -271,21 +275,23 @@ cdef extern from * nogil:
 
 
 def _reseed_after_fork():
-    """A child that went on with its parent's stream would repeat its masks."""
+    """Give the child process a seed of its own; otherwise it would repeat its parent's masks."""
     global in_child
     process_stream._set(secrets.randbits(128), 0)
     in_child = False
 
 
 os.register_at_fork(after_in_child=_reseed_after_fork)
-# Forks of other languages run none of Python's functions.
+# A fork by code in another language does not run Python's fork handlers.
 if prepare_for_forks() != 0:
-    raise MemoryError("no memory to register what is to be done after a fork")
+    raise MemoryError("no memory to register a fork handler")
 
 
 cdef Stream stream_of(object seed, fastdrop_seed *draw):
-    """The stream that the argument `seed` asks for, no step being taken yet: a call that raises
-    takes none. Or None, and the draw that it fixes, which is all zeros before."""
+    """Check the argument `seed`: return the stream to draw from, or None and set `draw`.
+
+    It takes no step, since a call that raises must not. `draw` is all zeros before.
+    """
     cdef object number
     cdef long long word
     cdef int overflow
@@ -296,7 +302,7 @@ cdef Stream stream_of(object seed, fastdrop_seed *draw):
     if isinstance(seed, Stream):
         return <Stream>seed
     if type(seed) is int:
-        # Most seeds are of one word, and this takes a fifth of the time.
+        # Most seeds have one word; this takes a fifth of the time.
         word = PyLong_AsLongLongAndOverflow(seed, &overflow)
         if overflow == 0 and word >= 0:
             draw.low = word

@@ -1,19 +1,19 @@
-"""Owns how many threads share a large call, and hands the work to the pool."""
+"""Splits large loops among the threads of a pool, and sets the number of threads."""
 import os
 
 from libc.stdint cimport int64_t
 
-from fastdrop._arguments cimport integer_of, shown
+from fastdrop._arguments cimport integer_of, short_repr
 
 cdef extern from "pool.h" nogil:
     ctypedef void (*c_pool_task "pool_task")(void *context, int64_t begin, int64_t end)
     int pool_prepare()
-    void pool_run(c_pool_task task, void *context, int64_t items, int64_t grain, int threads)
+    void pool_run(c_pool_task task, void *context, int64_t items, int64_t chunk, int threads)
 
 cdef extern from * nogil:
     """
     #include <stdatomic.h>
-    /* Calls read it after they have let go of the GIL, while another thread may be setting it. */
+    /* Atomic, since calls read it without the GIL while another thread may set it. */
     static atomic_int thread_limit = 1;
     """
     int count "thread_limit"
@@ -23,7 +23,7 @@ MOST = 2**31 - 1
 
 
 cdef enum:
-    PARALLEL_SIZE = 1 << 18         # from here on, threads gain more than waking them costs
+    PARALLEL_SIZE = 1 << 18         # from this size on, threads gain more time than waking takes
 
 
 cdef int thread_count() noexcept nogil:
@@ -36,13 +36,15 @@ cdef void set_thread_count(int n) noexcept nogil:
     count = n
 
 
-cdef void run(pool_task task, void *context, int64_t items, int64_t size) noexcept nogil:
-    """Calls task on ranges of items that together are 0 .. items - 1, in several threads if there
-    are so many elements to work on."""
-    # A few helpings for each thread, so that none is waited for.
-    cdef int64_t helpings = 4 * <int64_t>count if size >= PARALLEL_SIZE else 1
+cdef void parallel_for(pool_task task, void *context, int64_t items, int64_t size) noexcept nogil:
+    """Call task on disjoint ranges that cover 0 .. items - 1, in parallel if `size` is large.
+
+    `size` is the number of elements behind all items.
+    """
+    # Several chunks per thread, so that a slow thread delays the others little.
+    cdef int64_t chunks = 4 * <int64_t>count if size >= PARALLEL_SIZE else 1
     if items:
-        pool_run(<c_pool_task>task, context, items, (items + helpings - 1) // helpings, count)
+        pool_run(<c_pool_task>task, context, items, (items + chunks - 1) // chunks, count)
 
 
 cdef int checked(object n) except -1:
@@ -50,24 +52,25 @@ cdef int checked(object n) except -1:
 
 
 def set_num_threads(n):
-    """Sets how many threads a call on a large array may use, for the whole process.
+    """Set the number of threads that a call on a large array may use, for the whole process.
 
     Parameters
     ----------
     n : int
-        At least 1. With 1, no thread is ever started; above 256, no more than with 256. Small
-        arrays use the calling thread only, whatever n is. Results do not depend on n.
+        The number, at least 1, including the calling thread. 1 starts no thread; numbers above 256
+        have the effect of 256. A call on a small array uses the calling thread only. Results do not
+        depend on n.
 
     Raises
     ------
     TypeError
-        If n is no integer.
+        If n is not an integer.
     ValueError
         If n is below 1.
 
     See Also
     --------
-    num_threads : the same for the length of a ``with`` block.
+    num_threads : Sets the number for a ``with`` block.
 
     Examples
     --------
@@ -82,13 +85,14 @@ def set_num_threads(n):
 
 
 def get_num_threads():
-    """How many threads a call on a large array may use.
+    """Return the number of threads that a call on a large array may use.
 
     Returns
     -------
     int
-        At first the environment variable ``FASTDROP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else
-        the number of CPUs that the process may run on.
+        The number that `set_num_threads` set. The initial number is the environment variable
+        ``FASTDROP_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the number of CPUs that the process
+        may run on.
 
     Examples
     --------
@@ -100,7 +104,7 @@ def get_num_threads():
 
 
 class num_threads:
-    """Context manager: at most n threads for each call until the block ends, process-wide.
+    """Context manager that sets the number of threads for a ``with`` block, process-wide.
 
     Parameters
     ----------
@@ -134,14 +138,14 @@ class num_threads:
 
 
 def allowed_cpus():
-    """How many CPUs the process may run on."""
+    """The number of CPUs that the process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 cdef int parsed(str text) except -1:
-    """A count of threads from the environment; 0 where there is none."""
+    """The number of threads that an environment variable gives, or 0."""
     if text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= MOST:
         return int(text)
     return 0
@@ -152,13 +156,13 @@ def _initial_count():
     if value:
         if not parsed(value):
             raise ImportError(
-                f"{VARIABLE} must be a whole number of at least 1, got {shown(value)}")
+                f"{VARIABLE} must be a whole number of at least 1, got {short_repr(value)}")
         return parsed(value)
-    # OpenMP allows a list, one number for each level of nesting.
+    # OpenMP allows a list with a number for each level of nesting.
     value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return parsed(value) or allowed_cpus()
 
 
 if pool_prepare() != 0:
-    raise MemoryError("no memory to register what is to be done after a fork")
+    raise MemoryError("no memory to register a fork handler")
 set_num_threads(_initial_count())

@@ -1,9 +1,10 @@
-/* Owns the threads: a pool that starts nothing until it is needed, and one job at a time.
+/* Runs loops on a pool of threads. The pool starts threads when a loop first needs them, and runs
+   one job at a time.
 
-   The caller publishes a job and works on it at once; sleeping workers join if they wake in time,
-   and a worker that comes late finds the job closed. So a slow wake-up (tens of microseconds, more
-   on a busy host) costs the caller a signal and no waiting. A second thread that calls while a job
-   runs does its own work alone. */
+   The caller publishes a job and begins to work on it. Workers that wake in time join in; a
+   worker that wakes late finds the job closed. So the caller never waits for a wake-up, which
+   takes tens of microseconds, and more on a busy host. A second caller, while a job runs, does
+   its work alone. */
 #ifndef FASTDROP_POOL_H
 #define FASTDROP_POOL_H
 
@@ -15,27 +16,27 @@
 
 #define POOL_MAX_WORKERS 255
 
-/* The frames below a task take less than a tenth of it (test_fused.py). The system's own choice may be too little for
-   them, and much more than that would be missed where address space is short. */
+/* The stack of a worker. A task uses less than a tenth of it (test_fused.py). The system's
+   default may be too small, or waste address space. */
 #define POOL_STACK_BYTES (1 << 20)
 
-/* How often a worker looks for the next job before it sleeps: for about 10 microseconds without a
-   break, then for about 200 while it lets any other thread have the CPU. A chain of calls so finds
-   it awake: from sleep, above all on a virtual machine, it takes 30 to 60 microseconds. */
+/* A worker polls for the next job before it sleeps: for about 10 microseconds in a busy loop,
+   then for about 200 while it yields the CPU. So a series of calls finds it awake; to wake it
+   from sleep takes 30 to 60 microseconds on a virtual machine. */
 #define POOL_SPINS 1000
 #define POOL_YIELDS 500
 
 typedef void (*pool_task)(void *context, int64_t begin, int64_t end);
 
 static struct {
-    pthread_mutex_t busy;  /* held by the caller whose job runs */
-    pthread_mutex_t guard; /* over the fields down to `sleepers` */
+    pthread_mutex_t busy;  /* locked by the caller whose job runs */
+    pthread_mutex_t guard; /* protects the fields down to `sleepers` */
     pthread_cond_t wake, done;
     int workers, places, active, sleepers;
     atomic_uint generation;
     pool_task task;
     void *context;
-    int64_t items, grain;
+    int64_t items, chunk;
     atomic_llong next;
 } pool = {
     .busy = PTHREAD_MUTEX_INITIALIZER,
@@ -52,12 +53,12 @@ static inline void pool_pause(void) {
 #endif
 }
 
-static void pool_work(pool_task task, void *context, int64_t items, int64_t grain) {
+static void pool_work(pool_task task, void *context, int64_t items, int64_t chunk) {
     for (;;) {
-        int64_t begin = atomic_fetch_add(&pool.next, grain);
+        int64_t begin = atomic_fetch_add(&pool.next, chunk);
         if (begin >= items)
             return;
-        task(context, begin, begin + grain < items ? begin + grain : items);
+        task(context, begin, begin + chunk < items ? begin + chunk : items);
     }
 }
 
@@ -79,11 +80,11 @@ static void *pool_worker(void *unused) {
         if (pool.places > 0) {
             pool_task task = pool.task;
             void *context = pool.context;
-            int64_t items = pool.items, grain = pool.grain;
+            int64_t items = pool.items, chunk = pool.chunk;
             pool.places--;
             pool.active++;
             pthread_mutex_unlock(&pool.guard);
-            pool_work(task, context, items, grain);
+            pool_work(task, context, items, chunk);
             pthread_mutex_lock(&pool.guard);
             if (--pool.active == 0)
                 pthread_cond_signal(&pool.done);
@@ -93,7 +94,7 @@ static void *pool_worker(void *unused) {
     return 0;
 }
 
-/* Signals are for the threads that the program knows of. */
+/* Starts a worker that blocks all signals: they go to the program's own threads. */
 static int pool_start_worker(void) {
     pthread_t thread;
     pthread_attr_t attributes;
@@ -110,7 +111,7 @@ static int pool_start_worker(void) {
     return failed;
 }
 
-/* The child of a fork has no workers, and whoever held the locks is not there either. */
+/* Resets the pool in a forked child, where no worker exists and no locked mutex has an owner. */
 static void pool_after_fork(void) {
     pthread_mutex_init(&pool.busy, 0);
     pthread_mutex_init(&pool.guard, 0);
@@ -119,19 +120,17 @@ static void pool_after_fork(void) {
     pool.workers = pool.places = pool.active = pool.sleepers = 0;
 }
 
-static int pool_prepare(void) {
-    return pthread_atfork(0, 0, pool_after_fork);
-}
+static int pool_prepare(void) { return pthread_atfork(0, 0, pool_after_fork); }
 
-/* Calls task on ranges that together are 0 .. items - 1, each once, in up to `threads` threads and
-   `grain` items at a time; returns when all is done. */
-static void pool_run(pool_task task, void *context, int64_t items, int64_t grain, int threads) {
-    int64_t grains = (items + grain - 1) / grain;
+/* Calls task on disjoint ranges of `chunk` items that cover 0 .. items - 1, in up to `threads`
+   threads. Returns when all calls have returned. */
+static void pool_run(pool_task task, void *context, int64_t items, int64_t chunk, int threads) {
+    int64_t chunks = (items + chunk - 1) / chunk;
     int helpers = threads - 1;
     if (helpers > POOL_MAX_WORKERS)
         helpers = POOL_MAX_WORKERS;
-    if (helpers > grains - 1)
-        helpers = (int)(grains - 1);
+    if (helpers > chunks - 1)
+        helpers = (int)(chunks - 1);
     if (helpers < 1 || pthread_mutex_trylock(&pool.busy) != 0) {
         task(context, 0, items);
         return;
@@ -142,7 +141,7 @@ static void pool_run(pool_task task, void *context, int64_t items, int64_t grain
     pool.task = task;
     pool.context = context;
     pool.items = items;
-    pool.grain = grain;
+    pool.chunk = chunk;
     atomic_store(&pool.next, 0);
     pool.places = helpers;
     atomic_fetch_add(&pool.generation, 1);
@@ -150,7 +149,7 @@ static void pool_run(pool_task task, void *context, int64_t items, int64_t grain
         pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.guard);
 
-    pool_work(task, context, items, grain);
+    pool_work(task, context, items, chunk);
 
     pthread_mutex_lock(&pool.guard);
     pool.places = 0;

@@ -11,7 +11,12 @@ _requirements.check()
 
 from fastdrop import __version__  # noqa: E402 - the check explains what would fail from here on
 from fastdrop_keras.bridge import get_bridge, set_bridge, show_config  # noqa: E402
-from fastdrop_keras.conversion import convert, to_keras  # noqa: E402
+from fastdrop_keras.conversion import (  # noqa: E402
+    ConversionReport,
+    LayerReport,
+    convert,
+    to_keras,
+)
 from fastdrop_keras.layers import (  # noqa: E402
     Dropout,
     SpatialDropout1D,
@@ -22,7 +27,9 @@ from fastdrop_keras.monte_carlo import mc_predict  # noqa: E402
 from fastdrop_keras.schedule import RateSchedule, cosine_ramp, linear_ramp  # noqa: E402
 
 __all__ = [
+    "ConversionReport",
     "Dropout",
+    "LayerReport",
     "RateSchedule",
     "SpatialDropout1D",
     "SpatialDropout2D",

@@ -1,8 +1,9 @@
-"""The Keras layers: Keras's own arguments, errors and configuration in front of the bridge."""
+"""Defines the Keras layers, with the arguments, errors and configurations of Keras's own."""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import math
 import numbers
 import operator
@@ -15,9 +16,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fastdrop_keras import bridge, recomputation, sampling, seed_state, surroundings
-from fastdrop_keras.dial import Dial
-from fastdrop_keras.noise_shape import NoiseShape
+from fastdrop_keras import bridge, checkpointing, layer_state
+from fastdrop_keras.native_bridge import NoiseShape
+
+# Draws for the layers in inference, if `mc_predict` set it in this thread.
+sampler: contextvars.ContextVar[Any] = contextvars.ContextVar("sampler", default=None)
 
 # Reentrant: a signal's handler may call a layer while its own thread is in here.
 _taking_a_seed = threading.RLock()
@@ -34,24 +37,18 @@ if hasattr(os, "register_at_fork"):
 
 
 class BaseDropout(keras.layers.Layer):
-    """What the dropout layers share: all but the shape of the mask.
-
-    Args:
-        rate: Float between 0 and 1.
-        seed: Integer or `None`.
-        **kwargs: What every Keras layer takes.
-    """
+    """Implements the dropout layers, except for the shape of the mask."""
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._dial = Dial(checked_rate(rate))
+        self._rate = layer_state.Rate(checked_rate(rate))
         self.seed = checked_seed(seed)
         # At rate 0 too: the rate can be raised later.
         self.seed_generator = keras.random.SeedGenerator(self.seed)
-        self._seed_state = seed_state.SeedState(self.seed_generator)
-        self._seed_checkpoint = seed_state.Checkpointed(self.seed_generator)
+        self._seed_state = layer_state.SeedState(self.seed_generator)
+        self._tracked_state = layer_state.Tracked(self.seed_generator, self._rate)
         self.supports_masking = True
-        # XLA compiles no Python functions. Keras then runs the model without it.
+        # XLA cannot compile the bridges. Keras then runs the model without it.
         self.supports_jit = False
         # There is nothing to build, unless a subclass says so.
         self.built = type(self).build is keras.layers.Layer.build
@@ -61,54 +58,44 @@ class BaseDropout(keras.layers.Layer):
         """The fraction of the input units to drop.
 
         Setting it takes effect at the next step, in compiled models and `tf.function`s too,
-        without retracing.
+        without retracing. In a function that is being traced, it holds for the calls after it.
 
         Raises:
             TypeError: If the value is not a number.
             ValueError: If it is not between 0 and 1.
         """
-        return self._dial.rate
+        return self._rate.value
 
     @rate.setter
     def rate(self, value: float) -> None:
-        self._dial.rate = checked_rate(value)
+        self._rate.value = checked_rate(value)
 
     def call(self, inputs: tf.Tensor, training: bool | tf.Tensor | None = False) -> tf.Tensor:
         """Drop in training, pass the inputs through otherwise."""
-        sampler = sampling.current()
-        if sampler is not None:
-            seed, mask_shape = sampler.draw(self, inputs, self._mask_shape())
-            return bridge.dropout(inputs, seed, self._dial, mask_shape)[0]
+        drawing = sampler.get()
+        if drawing is not None:
+            seed, mask_shape = drawing.draw(self, inputs, self._mask_shape())
+            return bridge.dropout(inputs, seed, self._rate.read(), mask_shape)[0]
         if tf.is_tensor(training):
             return tf.cond(
                 tf.cast(training, tf.bool),
                 lambda: self.call(inputs, training=True),
                 lambda: self.call(inputs, training=False),
             )
-        around = surroundings.find()
-        if around is None:
-            return self._drop(inputs, None)[0] if training else inputs
-        return self._call_once(inputs, bool(training), around)
-
-    def _drop(
-        self, inputs: tf.Tensor, around: surroundings.Surroundings | None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        return bridge.dropout(inputs, self._next_seed(around), self._dial, self._mask_shape())
-
-    def _call_once(
-        self, inputs: tf.Tensor, training: bool, around: surroundings.Surroundings
-    ) -> tf.Tensor:
-        """Call the layer where TensorFlow may do it again to compute a gradient."""
-        recomputation.check(around, self._dial, training)
-        outputs, residual = inputs, None
-        if around.repeated:
-            residual = recomputation.repeat(around.repeated, self._dial, training)
-            if residual is not None:
-                outputs = bridge.dropout_again(inputs, residual, self._mask_shape())
+        mask_shape = self._mask_shape()
+        reading, writing = checkpointing.runs_around(self, bool(training))
+        if reading is not None:
+            saved = reading.read(self, bool(training))
+            outputs = inputs
+            if saved is not None:
+                outputs = bridge.dropout_again(inputs, saved, mask_shape)
         elif training:
-            recomputation.check_calls_of_function()
-            outputs, residual = self._drop(inputs, around)
-        recomputation.record(around, self._dial, residual)
+            seed = self._next_seed()
+            outputs, saved = bridge.dropout(inputs, seed, self._rate.read(), mask_shape)
+        else:
+            outputs, saved = inputs, None
+        for run in writing:
+            run.write(self, saved)
         return outputs
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
@@ -123,7 +110,7 @@ class BaseDropout(keras.layers.Layer):
         """Return the mask's shape, with `None` where it is the input's."""
         raise NotImplementedError
 
-    def _next_seed(self, around: surroundings.Surroundings | None) -> tf.Tensor:
+    def _next_seed(self) -> tf.Tensor:
         """Return the next (low word of the seed, step), and a high word if several draw at once."""
         # The next of the generator as its `next` gives it, in two operations instead of five.
         state = self.seed_generator.state
@@ -138,15 +125,15 @@ class BaseDropout(keras.layers.Layer):
                 state.value.assign_add(step, read_value=False)
             else:  # in `keras.StatelessScope`
                 state.assign(seed + step)
-        numbers = list(around.iterations) if around is not None else []
+        # Replicas and iterations of a vectorized loop have the same generator state, and must not
+        # draw the same masks.
+        numbers = [] if tf.executing_eagerly() else layer_state.vectorized_loops()[::-1]
         if distributed:
             replica = tf.distribute.get_replica_context()
             if replica is not None:
                 numbers.append(replica.replica_id_in_sync_group)
         if not numbers:
             return seed
-        # Replicas and iterations of a vectorized loop have the same generator state, and must not
-        # draw the same masks.
         high, *rest = (tf.cast(number, seed.dtype) for number in reversed(numbers))
         for number in rest:
             high = high * 2**24 + number
@@ -165,22 +152,20 @@ class BaseDropout(keras.layers.Layer):
 class Dropout(BaseDropout):
     """Applies dropout to the input, as `keras.layers.Dropout` does.
 
-    In training, each input unit is dropped with probability `rate`, independently, and becomes
-    zero, even where it was NaN or infinite; the others are multiplied by `1 / (1 - rate)`, so
-    that the expected sum stays what it was. In inference the layer returns its inputs.
+    In training, the layer drops each input unit with probability `rate`, independently: the unit
+    becomes zero, even if it was NaN or infinite. It multiplies the others by `1 / (1 - rate)`, so
+    that the expected sum stays the same. In inference it returns its inputs.
 
-    What is dropped is a pure function of the seed, the number of the call, the rate and the
-    position in the mask: the same in eager and in graph mode, and on every CPU and number of
-    threads. It is also what `fastdrop.dropout` drops with the same seed and step. The gradient
-    uses the mask of the forward pass, which is all that is kept in between, at one bit an element.
-    So does what is computed again under gradient checkpointing: `keras.remat`,
-    `keras.RematScope`, `tf.recompute_grad`. In `tf.vectorized_map`, each iteration has a mask of
-    its own.
+    The mask is a pure function of the seed, the number of the call, the rate and the position: the
+    same in eager and in graph mode, on every CPU and with any number of threads, and the same as
+    that of `fastdrop.dropout` with this seed and step. The gradient uses the mask of the forward
+    pass, which the layer keeps in between, at one bit an element. So does a recomputation under
+    gradient checkpointing: `keras.remat`, `keras.RematScope`, `tf.recompute_grad`. In
+    `tf.vectorized_map`, each iteration has its own mask.
 
-    The layer runs on the CPU; the seed's state is saved and restored with the model, with its
-    weights and with `tf.train.Checkpoint`; and the attribute `rate` can be set at any time, also
-    while training. XLA cannot compile the layer: under `jit_compile=True`, Keras warns and goes
-    on without.
+    The layer runs on the CPU. Models, weights and `tf.train.Checkpoint` save the seed's state. The
+    attribute `rate` can be set at any time, also while training. XLA cannot compile the layer:
+    under `jit_compile=True`, Keras warns and goes on without.
 
     Args:
         rate: Float between 0 and 1. Fraction of the input units to drop.
@@ -190,21 +175,21 @@ class Dropout(BaseDropout):
             same features in all time steps.
         seed: Integer from 0 to 2**63 - 1, or `None` for one that `keras.utils.set_random_seed`
             determines.
-        **kwargs: What every Keras layer takes: `name`, `dtype`, `trainable` and so on.
+        **kwargs: The arguments of every Keras layer: `name`, `dtype`, `trainable` and so on.
 
     Call arguments:
         inputs: Tensor of up to 64 dimensions, of dtype float16, bfloat16, float32 or float64.
         training: Boolean, or a boolean tensor: whether to drop. `fit` sets it.
 
     Output shape:
-        That of the input.
+        The shape of the input.
 
     Raises:
         TypeError: If `rate` or `seed` is of the wrong type; in training, if the inputs are of
             another dtype, sparse or ragged.
         ValueError: If `rate`, `seed` or `noise_shape` is not a valid value; in training, if
-            `noise_shape` does not fit the inputs. Where only the run of a graph can know, it
-            raises `tf.errors.InvalidArgumentError`.
+            `noise_shape` does not fit the inputs. If only the run of a graph can know, it raises
+            `tf.errors.InvalidArgumentError`.
 
     Reference:
 
@@ -244,32 +229,21 @@ class Dropout(BaseDropout):
 class SpatialDropout1D(BaseDropout):
     """Drops entire 1D feature maps, as `keras.layers.SpatialDropout1D` does.
 
-    Where neighbouring time steps of a feature map are strongly correlated, dropping single
-    elements regularizes little. This layer draws once for each feature map of each sample, and
-    drops all of it or nothing. In all else it is like `fastdrop_keras.Dropout`.
+    It draws once for each feature map of each sample, and drops all of the map or nothing. This
+    regularizes better than single elements where neighbouring time steps are strongly
+    correlated. Otherwise it is like `fastdrop_keras.Dropout`, and raises the same errors.
 
     Args:
         rate: Float between 0 and 1. Fraction of the feature maps to drop.
-        seed: Integer from 0 to 2**63 - 1, or `None` for one that `keras.utils.set_random_seed`
-            determines.
-        name: String, the layer's name.
-        dtype: The dtype of the computation, or a `keras.DTypePolicy`.
-        **kwargs: What else every Keras layer takes.
+        seed: Integer from 0 to 2**63 - 1, or `None`, as for `fastdrop_keras.Dropout`.
+        name, dtype, **kwargs: The arguments of every Keras layer.
 
     Call arguments:
-        inputs: A 3D tensor of dtype float16, bfloat16, float32 or float64.
+        inputs: Tensor of shape `(samples, timesteps, channels)` and a dtype as for `Dropout`.
         training: Boolean, or a boolean tensor: whether to drop. `fit` sets it.
 
-    Input shape:
-        `(samples, timesteps, channels)`
-
     Output shape:
-        That of the input.
-
-    Raises:
-        TypeError: If `rate` or `seed` is of the wrong type; in training, if the inputs are of
-            another dtype, sparse or ragged.
-        ValueError: If `rate` or `seed` is not a valid value, or the inputs are of another rank.
+        The shape of the input.
 
     Reference:
 
@@ -301,16 +275,7 @@ class SpatialDropout1D(BaseDropout):
 
 
 class BaseSpatialDropout(BaseDropout):
-    """What the layers for images and volumes share: `data_format` and where it puts the channels.
-
-    Args:
-        rate: Float between 0 and 1.
-        data_format: `"channels_first"`, `"channels_last"` or `None`.
-        seed: Integer or `None`.
-        name: String or `None`.
-        dtype: Dtype or policy or `None`.
-        **kwargs: What else every Keras layer takes.
-    """
+    """Adds `data_format` for the layers for images and volumes."""
 
     _spatial_dimensions: int
 
@@ -342,37 +307,25 @@ class BaseSpatialDropout(BaseDropout):
 class SpatialDropout2D(BaseSpatialDropout):
     """Drops entire 2D feature maps, as `keras.layers.SpatialDropout2D` does.
 
-    Where neighbouring pixels of a feature map are strongly correlated, as in early convolution
-    layers, dropping single elements regularizes little. This layer draws once for each feature
-    map of each sample, and drops all of it or nothing. In all else it is like
-    `fastdrop_keras.Dropout`.
+    It draws once for each feature map of each sample, and drops all of the map or nothing. This
+    regularizes better than single elements where neighbouring pixels are strongly
+    correlated. Otherwise it is like `fastdrop_keras.Dropout`, and raises the same errors.
 
     Args:
         rate: Float between 0 and 1. Fraction of the feature maps to drop.
-        data_format: `"channels_first"` or `"channels_last"`, or `None` for what
-            `keras.config.image_data_format()` says.
-        seed: Integer from 0 to 2**63 - 1, or `None` for one that `keras.utils.set_random_seed`
-            determines.
-        name: String, the layer's name.
-        dtype: The dtype of the computation, or a `keras.DTypePolicy`.
-        **kwargs: What else every Keras layer takes.
+        data_format: `"channels_first"` or `"channels_last"`, or `None` for the value of
+            `keras.config.image_data_format()`.
+        seed: Integer from 0 to 2**63 - 1, or `None`, as for `fastdrop_keras.Dropout`.
+        name, dtype, **kwargs: The arguments of every Keras layer.
 
     Call arguments:
-        inputs: A 4D tensor of dtype float16, bfloat16, float32 or float64.
+        inputs: Tensor of shape `(samples, channels, rows, cols)` if
+            `data_format="channels_first"`, else `(samples, rows, cols, channels)`, and a dtype as
+            for `Dropout`.
         training: Boolean, or a boolean tensor: whether to drop. `fit` sets it.
 
-    Input shape:
-        `(samples, channels, rows, cols)` if `data_format="channels_first"`,
-        `(samples, rows, cols, channels)` if `data_format="channels_last"`.
-
     Output shape:
-        That of the input.
-
-    Raises:
-        TypeError: If `rate` or `seed` is of the wrong type; in training, if the inputs are of
-            another dtype, sparse or ragged.
-        ValueError: If `rate`, `data_format` or `seed` is not a valid value, or the inputs are of
-            another rank.
+        The shape of the input.
 
     Reference:
 
@@ -397,37 +350,25 @@ class SpatialDropout2D(BaseSpatialDropout):
 class SpatialDropout3D(BaseSpatialDropout):
     """Drops entire 3D feature maps, as `keras.layers.SpatialDropout3D` does.
 
-    Where neighbouring voxels of a feature map are strongly correlated, as in early convolution
-    layers, dropping single elements regularizes little. This layer draws once for each feature
-    map of each sample, and drops all of it or nothing. In all else it is like
-    `fastdrop_keras.Dropout`.
+    It draws once for each feature map of each sample, and drops all of the map or nothing. This
+    regularizes better than single elements where neighbouring voxels are strongly
+    correlated. Otherwise it is like `fastdrop_keras.Dropout`, and raises the same errors.
 
     Args:
         rate: Float between 0 and 1. Fraction of the feature maps to drop.
-        data_format: `"channels_first"` or `"channels_last"`, or `None` for what
-            `keras.config.image_data_format()` says.
-        seed: Integer from 0 to 2**63 - 1, or `None` for one that `keras.utils.set_random_seed`
-            determines.
-        name: String, the layer's name.
-        dtype: The dtype of the computation, or a `keras.DTypePolicy`.
-        **kwargs: What else every Keras layer takes.
+        data_format: `"channels_first"` or `"channels_last"`, or `None` for the value of
+            `keras.config.image_data_format()`.
+        seed: Integer from 0 to 2**63 - 1, or `None`, as for `fastdrop_keras.Dropout`.
+        name, dtype, **kwargs: The arguments of every Keras layer.
 
     Call arguments:
-        inputs: A 5D tensor of dtype float16, bfloat16, float32 or float64.
+        inputs: Tensor of shape `(samples, channels, dim1, dim2, dim3)` if
+            `data_format="channels_first"`, else `(samples, dim1, dim2, dim3, channels)`, and a
+            dtype as for `Dropout`.
         training: Boolean, or a boolean tensor: whether to drop. `fit` sets it.
 
-    Input shape:
-        `(samples, channels, dim1, dim2, dim3)` if `data_format="channels_first"`,
-        `(samples, dim1, dim2, dim3, channels)` if `data_format="channels_last"`.
-
     Output shape:
-        That of the input.
-
-    Raises:
-        TypeError: If `rate` or `seed` is of the wrong type; in training, if the inputs are of
-            another dtype, sparse or ragged.
-        ValueError: If `rate`, `data_format` or `seed` is not a valid value, or the inputs are of
-            another rank.
+        The shape of the input.
 
     Reference:
 
@@ -447,25 +388,15 @@ class SpatialDropout3D(BaseSpatialDropout):
 
 def checked_rate(rate: Any, argument: str = "rate") -> float:
     """Return the rate that was given as `argument` as a Python float."""
-    problem = (
-        f"Invalid value received for argument `{argument}`. Expected a float value between 0 and 1."
-    )
+    expected = "a float value between 0 and 1"
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{problem} Received: {argument}={rate!r} (of type {type(rate).__name__})")
-    # What is used is what is checked: a subclass may convert to another number than it compares as.
+        raise wrong_type(argument, expected, rate)
+    # The number that is used is checked: a subclass may compare as another number than it is.
     number = float(rate) if 0 <= rate <= 1 else math.nan
     # Written so that NaN fails.
     if not 0 <= number <= 1:
-        raise ValueError(f"{problem} Received: {argument}={_shown(rate)}")
+        raise wrong_value(argument, expected, rate)
     return number
-
-
-def _shown(number: Any) -> str:
-    """Return a number for an error message: Python prints no int of more than some 4,000 digits."""
-    try:
-        return str(number)
-    except ValueError:
-        return f"an integer of {number.bit_length()} bits"
 
 
 def checked_seed(seed: Any) -> int | None:
@@ -473,52 +404,64 @@ def checked_seed(seed: Any) -> int | None:
     if seed is None:
         return None
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise TypeError(
-            "Invalid value received for argument `seed`. Expected an integer or None. "
-            f"Received: seed={seed!r} (of type {type(seed).__name__})"
-        )
+        raise wrong_type("seed", "an integer or None", seed)
     number = operator.index(seed)
     if not 0 <= number < 2**63:
-        raise ValueError(
-            "Invalid value received for argument `seed`. Expected an integer from 0 to 2**63 - 1 "
-            f"or None. Received: seed={_shown(number)}"
-        )
+        raise wrong_value("seed", "an integer from 0 to 2**63 - 1 or None", number)
     return number
+
+
+def checked_count(value: Any, argument: str) -> int:
+    """Return the positive integer that was given as `argument`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise wrong_type(argument, "a positive integer", value)
+    if value < 1:
+        raise wrong_value(argument, "a positive integer", value)
+    return int(value)
 
 
 def _checked_noise_shape(noise_shape: Any) -> NoiseShape | None:
     """Return `noise_shape` as a tuple of positive integers and `None`s."""
     if noise_shape is None:
         return None
-    problem = "Invalid value received for argument `noise_shape`."
     if isinstance(noise_shape, str) or not isinstance(noise_shape, Iterable):
-        raise ValueError(
-            f"{problem} Expected a tuple or list of integers. Received: noise_shape={noise_shape!r}"
-        )
+        raise wrong_value("noise_shape", "a tuple or list of integers", repr(noise_shape))
     noise_shape = tuple(noise_shape)
     for index, entry in enumerate(noise_shape):
-        if entry is None:
-            continue
-        if isinstance(entry, bool) or not isinstance(entry, numbers.Integral):
-            raise ValueError(
-                f"{problem} Expected all elements to be integers or None. "
-                f"Received: noise_shape={noise_shape}, with {entry!r} at index {index}"
-            )
-        if entry <= 0:
-            raise ValueError(
-                f"{problem} Expected all dimensions to be positive integers or None. "
-                f"Received: noise_shape={noise_shape}, with {entry} at index {index}"
-            )
+        integer = isinstance(entry, numbers.Integral) and not isinstance(entry, bool)
+        if entry is not None and not (integer and entry > 0):
+            kind = "dimensions to be positive integers" if integer else "elements to be integers"
+            found = f"{noise_shape}, with {entry!r} at index {index}"
+            raise wrong_value("noise_shape", f"all {kind} or None", found)
     return tuple(None if entry is None else operator.index(entry) for entry in noise_shape)
 
 
 def _checked_data_format(data_format: str | None) -> str:
-    """Return `data_format`, or what Keras is configured to where it is `None`."""
+    """Return `data_format`, or the one that Keras is configured to."""
     if data_format is None:
         return keras.config.image_data_format()
     if data_format not in ("channels_first", "channels_last"):
-        raise ValueError(
-            "Invalid value received for argument `data_format`. Expected 'channels_first', "
-            f"'channels_last' or None. Received: data_format={data_format!r}"
-        )
+        formats = "'channels_first', 'channels_last' or None"
+        raise wrong_value("data_format", formats, repr(data_format))
     return data_format
+
+
+def wrong_type(argument: str, expected: str, value: Any) -> TypeError:
+    """Return the error for a value of the wrong type."""
+    return TypeError(_message(argument, expected, f"{value!r} (of type {type(value).__name__})"))
+
+
+def wrong_value(argument: str, expected: str, value: Any) -> ValueError:
+    """Return the error for an invalid value."""
+    try:
+        return ValueError(_message(argument, expected, str(value)))
+    except ValueError:
+        # Python prints no integer of more than some 4,000 digits.
+        return ValueError(_message(argument, expected, f"an integer of {value.bit_length()} bits"))
+
+
+def _message(argument: str, expected: str, received: str) -> str:
+    return (
+        f"Invalid value received for argument `{argument}`. Expected {expected}. "
+        f"Received: {argument}={received}"
+    )

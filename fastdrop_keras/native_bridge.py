@@ -1,54 +1,105 @@
-"""The native bridge: dropout as an operation of TensorFlow, without Python at the run."""
+"""Runs dropout as a native TensorFlow operation, without Python at run time."""
 
 from __future__ import annotations
 
 import contextlib
-import struct
+import ctypes
+import math
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import record
 
+import fastdrop
+from fastdrop import _compiled
 from fastdrop._config import STREAM_VERSION
-from fastdrop_keras import eager_tape
-from fastdrop_keras.dial import Dial
-from fastdrop_keras.native_library import OPERATIONS
-from fastdrop_keras.noise_shape import NoiseShape
+
+NoiseShape = tuple[int | None, ...]
+
+LIBRARY = Path(__file__).parent / f"_native_op{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def drop(
-    x: tf.Tensor, seed: tf.Tensor, dial: Dial, noise_shape: NoiseShape | None
+def _load() -> tuple[Any, str]:
+    """Return the operations, or `None` and the reason."""
+    if not LIBRARY.exists():
+        where = f", which is for Linux, not {sys.platform}" if sys.platform != "linux" else ""
+        return None, f"it was not built{where}"
+    if _compiled.is_cut_short(LIBRARY):
+        return None, f"{LIBRARY} is cut short"
+    try:
+        operations = tf.load_op_library(str(LIBRARY))
+        use = ctypes.CDLL(str(LIBRARY)).fastdrop_use
+    except (tf.errors.OpError, OSError) as error:
+        return None, f"TensorFlow {tf.__version__} cannot load it: {error}"
+    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    pointer_of.restype = ctypes.c_void_p
+    interface = pointer_of(fastdrop._C_API, b"fastdrop._C_API")
+    needed = use(ctypes.c_void_p(interface))
+    if needed:
+        version = ctypes.c_uint32.from_address(interface).value
+        why = f"it needs version {needed} of fastdrop's C interface, and {version} is installed"
+        return None, why
+    return operations, ""
+
+
+# The functions that make the operations, or `None` and why they are not available.
+OPERATIONS, WHY_NOT = _load()
+
+
+def forward(
+    x: tf.Tensor, seed: tf.Tensor, rate: tf.Tensor, noise_shape: NoiseShape | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Drop elements of `x`: see `fastdrop_keras.bridge.dropout`."""
-    with eager_tape.unseen() if tf.executing_eagerly() else contextlib.nullcontext():
-        y, residual = OPERATIONS.fastdrop_forward(
+    with _hidden_from_eager_tapes():
+        y, saved = OPERATIONS.fastdrop_forward(
             x=x,
             seed=tf.cast(seed, tf.int64),
-            **_attributes(noise_shape),
+            rate=rate,
             stream=STREAM_VERSION,
-            rate_bits=_rate_bits(dial),
-            dial=dial.number,
+            **_attributes(noise_shape),
         )
-    if tf.executing_eagerly():
-        eager_tape.linear(x, y, lambda dy: drop_again(dy, residual, noise_shape))
-    return y, residual
+    if not tf.executing_eagerly():
+        saved.set_shape(_saved_shape(noise_shape, x.shape))
+    return _differentiable(x, y, lambda dy: backward(dy, saved, noise_shape)), saved
 
 
-def drop_again(x: tf.Tensor, residual: tf.Tensor, noise_shape: NoiseShape | None) -> tf.Tensor:
-    """Drop what was dropped: see `fastdrop_keras.bridge.dropout_again`."""
-    # The gradient of `tf.gather` is sparse, and a kernel wants a tensor.
-    x = tf.convert_to_tensor(x)
-    with eager_tape.unseen() if tf.executing_eagerly() else contextlib.nullcontext():
-        y = OPERATIONS.fastdrop_backward(dy=x, residual=residual, **_attributes(noise_shape))
+def backward(dy: tf.Tensor, saved: tf.Tensor, noise_shape: NoiseShape | None) -> tf.Tensor:
+    """Drop the same elements again: see `fastdrop_keras.bridge.dropout_again`."""
+    # The gradient of `tf.gather` is sparse, and a kernel needs a tensor.
+    dy = tf.convert_to_tensor(dy)
+    with _hidden_from_eager_tapes():
+        dx = OPERATIONS.fastdrop_backward(dy=dy, saved=saved, **_attributes(noise_shape))
+    return _differentiable(dy, dx, lambda ddx: backward(ddx, saved, noise_shape))
+
+
+def _hidden_from_eager_tapes() -> contextlib.AbstractContextManager[None]:
+    """Keep eager tapes from storing the inputs and outputs of an operation.
+
+    Those are four bytes an element and more of float32. The gradient needs one bit.
+    """
+    return record.stop_recording() if tf.executing_eagerly() else contextlib.nullcontext()
+
+
+def _differentiable(
+    x: tf.Tensor, y: tf.Tensor, gradient: Callable[[tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
+    """Return `y`, which eager tapes take for a linear function of `x`."""
     if tf.executing_eagerly():
-        eager_tape.linear(x, y, lambda dy: drop_again(dy, residual, noise_shape))
+        record.record_operation("fastdrop", [y], [x], lambda dy: [gradient(dy)])
     return y
 
 
-def _rate_bits(dial: Dial) -> int:
-    """Return the rate for a graph that is loaded where there is no such dial."""
-    # Eagerly there always is one; and TensorFlow keeps a kernel for each value of an attribute.
-    if tf.executing_eagerly():
-        return 0
-    return int(struct.unpack("<q", struct.pack("<d", dial.rate))[0])
+def _saved_shape(noise_shape: NoiseShape | None, shape: tf.TensorShape) -> list[int | None]:
+    """Return the static shape of `saved`: one bit for each entry of the mask, and the rate."""
+    if not shape.is_fully_defined():
+        return [None]
+    mask_shape = [entry or size for entry, size in zip(noise_shape or shape, shape, strict=True)]
+    return [math.ceil(math.prod(mask_shape) / 8) + 8]
 
 
 def _attributes(noise_shape: NoiseShape | None) -> dict[str, object]:
@@ -58,28 +109,25 @@ def _attributes(noise_shape: NoiseShape | None) -> dict[str, object]:
     return {"noise_shape": entries, "noise_rank": len(entries)}
 
 
-def _gradient(op: tf.Operation, dy: tf.Tensor, residual: tf.Tensor) -> tuple[tf.Tensor, None]:
-    """Return the gradient with respect to the first input, linear in `dy`; the other has none."""
-    dx = OPERATIONS.fastdrop_backward(
-        # The gradient of `tf.gather` is sparse, and a kernel wants a tensor.
+def _gradient(op: tf.Operation, dy: tf.Tensor, saved: tf.Tensor) -> tf.Tensor:
+    return OPERATIONS.fastdrop_backward(
         dy=tf.convert_to_tensor(dy),
-        residual=residual,
+        saved=saved,
         noise_shape=op.get_attr("noise_shape"),
         noise_rank=op.get_attr("noise_rank"),
     )
-    return dx, None
 
 
 if OPERATIONS is not None:
-    # Registered already where this module is loaded a second time.
+    # TensorFlow refuses a second registration when this module is loaded again.
     with contextlib.suppress(KeyError):
 
         @tf.RegisterGradient("FastdropForward")
         def _gradient_of_forward(
             op: tf.Operation, dy: tf.Tensor, _: tf.Tensor
-        ) -> tuple[tf.Tensor, None]:
-            return _gradient(op, dy, op.outputs[1])
+        ) -> tuple[tf.Tensor, None, None]:
+            return _gradient(op, dy, op.outputs[1]), None, None
 
         @tf.RegisterGradient("FastdropBackward")
         def _gradient_of_backward(op: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, None]:
-            return _gradient(op, dy, op.inputs[1])
+            return _gradient(op, dy, op.inputs[1]), None

@@ -1,8 +1,8 @@
-/* Owns dropout as two operations of TensorFlow, in C against its stable C interface.
+/* Registers dropout as two TensorFlow operations, FastdropForward and FastdropBackward.
 
-   The few declarations of that interface that are used stand here, so that neither TensorFlow nor
-   its headers are needed to build this: they have been the same since TensorFlow 2.5. The dropout is
-   that of the package fastdrop, whose public C interface Python hands over. */
+   It uses TensorFlow's stable C interface. This file declares the functions that it needs itself,
+   so that it builds without TensorFlow's headers: they have not changed since TensorFlow 2.5. The
+   dropout comes from fastdrop's public C interface, which Python passes in. */
 
 #define _GNU_SOURCE /* for madvise */
 #include <inttypes.h>
@@ -92,11 +92,11 @@ TF_Tensor *TF_ForwardInputOrAllocateOutput(TF_OpKernelContext *, const int *inpu
                                            int output, const int64_t *dims, int ndims,
                                            int *forwarded, TF_Status *);
 
-/* ---- What Python hands over ---- */
+/* ---- fastdrop's C interface, from Python ---- */
 
 static _Atomic(const fastdrop_api *) fastdrop;
 
-/* Returns 0; or, for a fastdrop that is too old for this, the version that it would have to have. */
+/* Returns 0, or the version of the interface that this needs where fastdrop's is older. */
 EXPORTED int fastdrop_use(const fastdrop_api *api) {
     if (api && !fastdrop_serves(api))
         return FASTDROP_API_VERSION;
@@ -104,48 +104,11 @@ EXPORTED int fastdrop_use(const fastdrop_api *api) {
     return 0;
 }
 
-/* A drop rate that can be turned while graphs use it. They know it by its number, which no other
-   process has: a graph that was saved in another one finds none, and uses the rate of its making.
-   Dials stay for good, as TensorFlow keeps the graphs; and there is no lock around them, which the
-   child of a fork might find taken. */
-typedef struct dial {
-    int64_t number;
-    _Atomic double rate;
-    struct dial *next;
-} dial;
-
-static _Atomic(dial *) dials;
-
-EXPORTED dial *fastdrop_new_dial(int64_t number, double rate) {
-    dial *made = malloc(sizeof *made);
-    if (made) {
-        made->number = number;
-        atomic_init(&made->rate, rate);
-        made->next = atomic_load(&dials);
-        while (!atomic_compare_exchange_weak(&dials, &made->next, made))
-            ;
-    }
-    return made;
-}
-
-EXPORTED void fastdrop_turn_dial(dial *turned, double rate) {
-    atomic_store(&turned->rate, rate);
-}
-
-static dial *dial_of_number(int64_t number) {
-    dial *found = atomic_load(&dials);
-    while (found && found->number != number)
-        found = found->next;
-    return found;
-}
-
 /* ---- Kernels ---- */
 
 typedef struct {
     int kind;
     TF_DataType dtype;
-    dial *dial;          /* of the forward operation; NULL where there is none of this number */
-    double rate;         /* which it has then */
     int64_t rank;        /* of the noise shape, -1 without one */
     int64_t noise_shape[FASTDROP_MAX_DIMS]; /* -1 for the input's size */
 } operation;
@@ -197,7 +160,6 @@ static void check_stream(TF_OpKernelConstruction *construction, TF_Status *statu
 static void read_attributes(operation *op, TF_OpKernelConstruction *construction, bool forward,
                             TF_Status *status) {
     int32_t count = 0, total = 0;
-    int64_t number, bits;
     TF_OpKernelConstruction_GetAttrType(construction, "T", &op->dtype, status);
     if (failed(status))
         return;
@@ -219,20 +181,6 @@ static void read_attributes(operation *op, TF_OpKernelConstruction *construction
     if (failed(status) || !forward)
         return;
     check_stream(construction, status);
-    if (failed(status))
-        return;
-    TF_OpKernelConstruction_GetAttrInt64(construction, "rate_bits", &bits, status);
-    if (failed(status))
-        return;
-    memcpy(&op->rate, &bits, sizeof op->rate);
-    if (!(op->rate >= 0 && op->rate <= 1)) {
-        invalid(status, "`rate_bits` must be those of a float64 from 0 to 1. Received: %" PRId64
-                ", those of %g", bits, op->rate);
-        return;
-    }
-    TF_OpKernelConstruction_GetAttrInt64(construction, "dial", &number, status);
-    if (!failed(status))
-        op->dial = dial_of_number(number);
 }
 
 static void *create(TF_OpKernelConstruction *construction, bool forward) {
@@ -265,7 +213,7 @@ typedef struct {
     int ndim;
     int64_t shape[FASTDROP_MAX_DIMS];
     int64_t noise_shape[FASTDROP_MAX_DIMS];
-    int64_t residual_bytes; /* of the packed mask, and the rate that it was drawn with */
+    int64_t saved_bytes; /* of the packed mask, and the rate that it was drawn with */
 } shapes;
 
 static void text_of_shape(char *text, size_t room, const int64_t *shape, int64_t count) {
@@ -281,14 +229,14 @@ static void text_of_shape(char *text, size_t room, const int64_t *shape, int64_t
         snprintf(text + used, room - used, count == 1 ? ",)" : ")");
 }
 
-static void read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of,
+static bool read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of,
                         TF_Status *status) {
     int64_t bytes;
     of->ndim = TF_NumDims(tensor);
     if (of->ndim > FASTDROP_MAX_DIMS) {
         invalid(status, "Dropout expects at most %d dimensions. Received: %d", FASTDROP_MAX_DIMS,
                 of->ndim);
-        return;
+        return false;
     }
     for (int i = 0; i < of->ndim; i++)
         of->shape[i] = TF_Dim(tensor, i);
@@ -304,7 +252,7 @@ static void read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of
                 "Invalid value received for argument `noise_shape`. Expected as many entries as "
                 "the input has dimensions, each None, 1 or the input's size there. Received: "
                 "noise_shape=%s for an input of shape %s", noise, shape);
-        return;
+        return false;
     }
     bytes = fastdrop_mask_bytes(of->ndim, of->noise_shape);
     if (bytes < 0) {
@@ -312,9 +260,10 @@ static void read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of
         text_of_shape(shape, sizeof shape, of->noise_shape, of->ndim);
         invalid(status, "`noise_shape` must have a product below 2^63. Received: a mask of shape %s",
                 shape);
-        return;
+        return false;
     }
-    of->residual_bytes = bytes + (int64_t)sizeof(double);
+    of->saved_bytes = bytes + (int64_t)sizeof(double);
+    return true;
 }
 
 /* From this size on, glibc takes memory from the system for each block and gives it back with it, so
@@ -343,7 +292,7 @@ static TF_Tensor *output_over(TF_OpKernelContext *context, TF_Tensor **input, co
     return output;
 }
 
-static void read_seed(const TF_Tensor *tensor, fastdrop_seed *seed, TF_Status *status) {
+static bool read_seed(const TF_Tensor *tensor, fastdrop_seed *seed, TF_Status *status) {
     size_t count = TF_TensorByteSize(tensor) / sizeof(int64_t);
     int64_t words[3] = {0, 0, 0};
     if (TF_NumDims(tensor) != 1 || (count != 2 && count != 3)) {
@@ -355,6 +304,19 @@ static void read_seed(const TF_Tensor *tensor, fastdrop_seed *seed, TF_Status *s
     seed->low = (uint64_t)words[0];
     seed->high = (uint64_t)words[2];
     seed->step = (uint64_t)words[1];
+    return true;
+}
+
+static bool read_rate(const TF_Tensor *tensor, double *rate, TF_Status *status) {
+    if (TF_NumDims(tensor) != 0) {
+        invalid(status, "`rate` must be a scalar. Received: a tensor of rank %d",
+                TF_NumDims(tensor));
+        return false;
+    }
+    memcpy(rate, TF_TensorData(tensor), sizeof *rate);
+    if (!(*rate >= 0 && *rate <= 1))
+        invalid(status, "`rate` must be from 0 to 1. Received: %g", *rate);
+    return !failed(status);
 }
 
 /* By its rate, and not by a scale that was computed here: the caller may round otherwise. */
@@ -370,90 +332,69 @@ static void check_done(int done, TF_Status *status) {
         invalid(status, "Dropout was refused by fastdrop, with status %d of fastdrop.h", done);
 }
 
-static void forward(const operation *op, TF_OpKernelContext *context, TF_Tensor *tensors[4],
+/* The inputs come first in `tensors`, then the outputs; `compute` deletes all of them. */
+static void forward(const operation *op, TF_OpKernelContext *context, TF_Tensor **tensors,
                     TF_Status *status) {
+    const void *x = TF_TensorData(tensors[0]);
     const fastdrop_api *api = fastdrop_or_failure(status);
-    const void *x;
-    uint8_t *residual;
-    double rate;
     fastdrop_seed seed;
     fastdrop_dropout dropout;
+    uint8_t *saved;
+    double rate;
     shapes of;
+    if (failed(status) || !read_shapes(op, tensors[0], &of, status)
+        || !read_seed(tensors[1], &seed, status) || !read_rate(tensors[2], &rate, status))
+        return;
+    tensors[3] = output_over(context, &tensors[0], &of, status);
     if (failed(status))
         return;
-    TF_GetInput(context, 0, &tensors[0], status);
+    tensors[4] = TF_AllocateOutput(context, 1, TF_UINT8, &of.saved_bytes, 1,
+                                   (size_t)of.saved_bytes, status);
     if (failed(status))
         return;
-    TF_GetInput(context, 1, &tensors[1], status);
-    if (failed(status))
-        return;
-    read_shapes(op, tensors[0], &of, status);
-    if (failed(status))
-        return;
-    read_seed(tensors[1], &seed, status);
-    if (failed(status))
-        return;
-    x = TF_TensorData(tensors[0]);
-    tensors[2] = output_over(context, &tensors[0], &of, status);
-    if (failed(status))
-        return;
-    tensors[3] = TF_AllocateOutput(context, 1, TF_UINT8, &of.residual_bytes, 1,
-                                   (size_t)of.residual_bytes, status);
-    if (failed(status))
-        return;
-    rate = op->dial ? atomic_load(&op->dial->rate) : op->rate;
     dropout = dropout_of(op, &of, rate);
     dropout.seed = seed;
-    residual = TF_TensorData(tensors[3]);
-    check_done(api->forward(&dropout, TF_TensorData(tensors[2]), NULL, x, NULL, residual), status);
-    memcpy(residual + of.residual_bytes - sizeof rate, &rate, sizeof rate);
+    saved = TF_TensorData(tensors[4]);
+    check_done(api->forward(&dropout, TF_TensorData(tensors[3]), NULL, x, NULL, saved), status);
+    memcpy(saved + of.saved_bytes - sizeof rate, &rate, sizeof rate);
 }
 
-static void backward(const operation *op, TF_OpKernelContext *context, TF_Tensor *tensors[4],
+static void backward(const operation *op, TF_OpKernelContext *context, TF_Tensor **tensors,
                      TF_Status *status) {
+    const void *dy = TF_TensorData(tensors[0]);
+    const uint8_t *saved = TF_TensorData(tensors[1]);
     const fastdrop_api *api = fastdrop_or_failure(status);
-    const void *dy;
-    const uint8_t *residual;
-    double rate;
     fastdrop_dropout dropout;
+    double rate;
     shapes of;
-    if (failed(status))
+    if (failed(status) || !read_shapes(op, tensors[0], &of, status))
         return;
-    TF_GetInput(context, 0, &tensors[0], status);
-    if (failed(status))
-        return;
-    TF_GetInput(context, 1, &tensors[1], status);
-    if (failed(status))
-        return;
-    read_shapes(op, tensors[0], &of, status);
-    if (failed(status))
-        return;
-    if (TF_NumDims(tensors[1]) != 1 || TF_Dim(tensors[1], 0) != of.residual_bytes) {
+    if (TF_NumDims(tensors[1]) != 1 || TF_Dim(tensors[1], 0) != of.saved_bytes) {
         char shape[200];
         text_of_shape(shape, sizeof shape, of.shape, of.ndim);
-        invalid(status, "`residual` must be %" PRId64 " bytes for `dy` of shape %s. Received: %zu "
-                "of rank %d", of.residual_bytes, shape, TF_TensorByteSize(tensors[1]),
+        invalid(status, "`saved` must be %" PRId64 " bytes for `dy` of shape %s. Received: %zu "
+                "of rank %d", of.saved_bytes, shape, TF_TensorByteSize(tensors[1]),
                 TF_NumDims(tensors[1]));
         return;
     }
-    dy = TF_TensorData(tensors[0]);
     tensors[2] = output_over(context, &tensors[0], &of, status);
     if (failed(status))
         return;
-    residual = TF_TensorData(tensors[1]);
-    memcpy(&rate, residual + of.residual_bytes - sizeof rate, sizeof rate);
+    memcpy(&rate, saved + of.saved_bytes - sizeof rate, sizeof rate);
     dropout = dropout_of(op, &of, rate);
-    check_done(api->backward(&dropout, TF_TensorData(tensors[2]), NULL, dy, NULL, residual),
-               status);
+    check_done(api->backward(&dropout, TF_TensorData(tensors[2]), NULL, dy, NULL, saved), status);
 }
 
-static void compute(const operation *op, TF_OpKernelContext *context,
-                    void (*with)(const operation *, TF_OpKernelContext *, TF_Tensor *[4],
+static void compute(const operation *op, TF_OpKernelContext *context, int inputs,
+                    void (*pass)(const operation *, TF_OpKernelContext *, TF_Tensor **,
                                  TF_Status *)) {
     TF_Status *status = TF_NewStatus();
-    TF_Tensor *tensors[4] = {NULL, NULL, NULL, NULL};
-    with(op, context, tensors, status);
-    for (int i = 0; i < 4; i++)
+    TF_Tensor *tensors[5] = {NULL};
+    for (int i = 0; i < inputs && !failed(status); i++)
+        TF_GetInput(context, i, &tensors[i], status);
+    if (!failed(status))
+        pass(op, context, tensors, status);
+    for (int i = 0; i < 5; i++)
         if (tensors[i])
             TF_DeleteTensor(tensors[i]);
     if (failed(status))
@@ -462,11 +403,11 @@ static void compute(const operation *op, TF_OpKernelContext *context,
 }
 
 static void compute_forward(void *op, TF_OpKernelContext *context) {
-    compute(op, context, forward);
+    compute(op, context, 3, forward);
 }
 
 static void compute_backward(void *op, TF_OpKernelContext *context) {
-    compute(op, context, backward);
+    compute(op, context, 2, backward);
 }
 
 /* ---- Registration ---- */
@@ -477,7 +418,7 @@ static void infer_shapes(TF_ShapeInferenceContext *context, TF_Status *status) {
     TF_ShapeInferenceContextSetUnknownShape(context, status);
     if (!failed(status))
         TF_ShapeInferenceContextGetInput(context, 1, handle, status);
-    if (!failed(status)) /* the seed, or the residual */
+    if (!failed(status)) /* `seed`, or `saved` */
         TF_ShapeInferenceContextWithRank(context, handle, 1, vector, status);
     if (!failed(status))
         TF_ShapeInferenceContextGetInput(context, 0, handle, status);
@@ -527,11 +468,10 @@ static void register_kernels(const char *name, void *(*make)(TF_OpKernelConstruc
 #define NOISE_SHAPE "noise_shape: list(int) = []", "noise_rank: int = -1"
 
 __attribute__((constructor)) static void register_all(void) {
-    register_operation("FastdropForward", (const char *[]){"x: T", "seed: int64", NULL},
-                       (const char *[]){"y: T", "residual: uint8", NULL},
-                       (const char *[]){TYPES, NOISE_SHAPE, "stream: int", "rate_bits: int",
-                                        "dial: int = 0", NULL});
-    register_operation("FastdropBackward", (const char *[]){"dy: T", "residual: uint8", NULL},
+    register_operation("FastdropForward", (const char *[]){"x: T", "seed: int64", "rate: double", NULL},
+                       (const char *[]){"y: T", "saved: uint8", NULL},
+                       (const char *[]){TYPES, NOISE_SHAPE, "stream: int", NULL});
+    register_operation("FastdropBackward", (const char *[]){"dy: T", "saved: uint8", NULL},
                        (const char *[]){"dx: T", NULL}, (const char *[]){TYPES, NOISE_SHAPE, NULL});
     register_kernels("FastdropForward", create_forward, compute_forward);
     register_kernels("FastdropBackward", create_backward, compute_backward);

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 
 from fastdrop_keras import layer_search
-from fastdrop_keras.layers import BaseDropout, checked_rate
+from fastdrop_keras.layers import (
+    BaseDropout,
+    checked_count,
+    checked_rate,
+    wrong_type,
+    wrong_value,
+)
 
 
 class RateSchedule(keras.callbacks.Callback):
@@ -62,21 +67,11 @@ class RateSchedule(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         if not callable(schedule):
-            raise TypeError(
-                "Invalid value received for argument `schedule`. Expected a function of the epoch "
-                f"or of the step. Received: schedule={schedule!r} (of type "
-                f"{type(schedule).__name__})"
-            )
+            raise wrong_type("schedule", "a function of the epoch or of the step", schedule)
         if unit not in ("epoch", "step"):
-            raise ValueError(
-                "Invalid value received for argument `unit`. Expected 'epoch' or 'step'. "
-                f"Received: unit={unit!r}"
-            )
+            raise wrong_value("unit", "'epoch' or 'step'", repr(unit))
         if not isinstance(log_as, str):
-            raise TypeError(
-                "Invalid value received for argument `log_as`. Expected a string. "
-                f"Received: log_as={log_as!r} (of type {type(log_as).__name__})"
-            )
+            raise wrong_type("log_as", "a string", log_as)
         self.schedule = schedule
         self.unit = unit
         self.log_as = log_as
@@ -178,16 +173,7 @@ def _ramp(
 ) -> Callable[[int], float]:
     """Return the schedule that covers `shape(i / steps)` of the way from `start` to `end`."""
     first, last = checked_rate(start, "start"), checked_rate(end, "end")
-    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
-        raise TypeError(
-            "Invalid value received for argument `steps`. Expected a positive integer. "
-            f"Received: steps={steps!r} (of type {type(steps).__name__})"
-        )
-    if steps < 1:
-        raise ValueError(
-            "Invalid value received for argument `steps`. Expected a positive integer. "
-            f"Received: steps={steps}"
-        )
+    checked_count(steps, "steps")
 
     def rate(number: int) -> float:
         # The end itself, and not what is rounded to somewhere near it.

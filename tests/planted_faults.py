@@ -51,7 +51,6 @@ CONTROLS = {
         test: test
         for test in (
             "test_builds.py::test_address_sanitizer_sees_a_byte_too_many",
-            "test_native_operations.py::test_faults_of_kernels_are_found",
             "test_races.py::test_two_threads_that_change_one_array_are_a_race",
             "test_valgrind.py::test_faults_are_found",
             "keras/test_address_sanitizer.py::test_the_end_of_a_tensor_is_known",

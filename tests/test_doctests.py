@@ -43,6 +43,12 @@ def test_docstring(name):
     assert doctest.DocTestRunner().run(example).failed == 0
 
 
+@pytest.mark.parametrize("value", [fastdrop.Mask, fastdrop.Stream, fastdrop.num_threads])
+def test_every_public_attribute_has_a_docstring(value):
+    for name in vars(value):
+        assert name.startswith("_") or getattr(value, name).__doc__, name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_page(page):
     assert doctest.testfile(str(ROOT / page), module_relative=False).failed == 0

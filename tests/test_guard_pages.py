@@ -22,7 +22,6 @@ from test_fused import finite
 from test_values import DTYPES, each_dtype, values
 
 import fastdrop
-from fastdrop import _bridge
 
 SIZES = range(601)
 LARGEST = SIZES[-1]
@@ -243,10 +242,46 @@ def test_matrices(isa, dtype, noise_shape, order):
         check(x, expected)
 
 
+class CDropout(ctypes.Structure):
+    """`fastdrop_dropout` of fastdrop.h."""
+
+    _fields_ = (
+        *(("kind", ctypes.c_int), ("ndim", ctypes.c_int)),
+        *(("shape", ctypes.c_void_p), ("noise_shape", ctypes.c_void_p)),
+        *(("low", ctypes.c_uint64), ("high", ctypes.c_uint64), ("step", ctypes.c_uint64)),
+        *(("rate", ctypes.c_double), ("scale", ctypes.c_double)),
+    )
+
+
+def c_backward(dx, dy, bits, noise_shape):
+    """Call `backward` of fastdrop.h on float32 arrays."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    # The functions follow three numbers of 32 bits, which the compiler pads.
+    functions = ctypes.cast(
+        pointer(fastdrop._C_API, b"fastdrop._C_API") + 16, ctypes.POINTER(ctypes.c_void_p)
+    )
+    numbers = [
+        (ctypes.c_int64 * dy.ndim)(*n) for n in (dy.shape, noise_shape, dx.strides, dy.strides)
+    ]
+    shape, noise, dx_strides, dy_strides = map(ctypes.addressof, numbers)
+    dropout = CDropout(2, dy.ndim, shape, noise, 0, 0, 0, RATE, SCALE)
+    function = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 6)(functions[1])
+    status = function(
+        ctypes.addressof(dropout),
+        dx.ctypes.data,
+        dx_strides,
+        dy.ctypes.data,
+        dy_strides,
+        bits.ctypes.data,
+    )
+    assert status == 0
+
+
 @pairs_of("noise_shape order", NOISE_SHAPES, ["C", *ORDERS])
 @survives
 def test_bits_beside_a_guard(isa, noise_shape, order):
-    """The bridge takes bits from wherever a framework has them, with the rate behind them."""
+    """The C interface takes bits from wherever a framework has them."""
     bits_memory = Guarded(LARGEST_SHAPE // 8 + 16)
     content = values(np.dtype(np.float32), (LARGEST_SHAPE,), seed=6)
     for shape, place in itertools.product(SHAPES, PLACES):
@@ -254,9 +289,10 @@ def test_bits_beside_a_guard(isa, noise_shape, order):
         x = x if order == "C" else ORDERS[order](x)
         noise = reference.resolve_noise_shape(x.shape, noise_shape)
         keep = kept(LARGEST_SHAPE)[: noise[0] * noise[1]]
-        bits = np.concatenate([reference.pack_bits(keep), np.array([RATE]).view(np.uint8)])
+        bits = bits_memory.copy(place, reference.pack_bits(keep))
+        dx = np.empty_like(x)
         at(shape, place)
-        dx = _bridge.backward(x, bits_memory.copy(place, bits), noise_shape)
+        c_backward(dx, x, bits, noise)
         check(dx, reference.dropout(x, keep.reshape(noise), SCALE))
 
 

@@ -74,7 +74,7 @@ def encodings(name):
 
 def test_all_that_is_built_is_read():
     assert "fastdrop/_kernels/portable" in BASELINE
-    assert {"fastdrop/_mask", "fastdrop/_isa", "fastdrop/_bridge"} <= set(BASELINE)
+    assert {"fastdrop/_mask", "fastdrop/_isa", "fastdrop/_api"} <= set(BASELINE)
     assert "fastdrop_keras/_native_op" in BASELINE
     for name in BUILT:
         assert encodings(name)[""] > 50, name

@@ -35,7 +35,6 @@ def test_the_pool(stress, name):
 SETUP = """
 import ctypes, sys, threading
 import numpy as np, fastdrop
-from fastdrop import _bridge
 assert fastdrop._isa.BUILD == "tsan"
 sys.setswitchinterval(1e-5)
 fastdrop.set_num_threads(2)
@@ -97,11 +96,11 @@ x = np.ones(SIZE, np.float32)
 matrix = x.reshape(SIZE, 1)
 pairs = np.ones((SIZE, 2), np.float32)
 expected = stored.apply(x)
-residual_of_all = _bridge.forward(x, np.array([5, 0]), 0.3, None)[1]
+bits_of_all = fastdrop.draw_mask(SIZE, 0.3, seed=5).bits
 
 def work():
     own = np.ones(SIZE, np.float32)
-    residual = np.zeros((SIZE + 7) // 8 + 8, np.uint8)
+    bits = np.zeros((SIZE + 7) // 8, np.uint8)
     for i in range(6):
         for mask in (stored, drawn_again[i]):
             assert mask.unpack().any()
@@ -117,11 +116,8 @@ def work():
         _, mask = fastdrop.bias_dropout_add(matrix, None, None, 0.3)
         fastdrop.bias_dropout_add_grad(matrix, mask)
         stream.state, stream.spawn(1)
-        # Blocks of the pool of used memory go from thread to thread.
-        y, given = _bridge.forward(x, np.array([5, i]), 0.3, None)
-        _bridge.backward(y, given, None)
-        forward_without_gil(own, x, residual)
-        backward_without_gil(own, x, residual_of_all)
+        forward_without_gil(own, x, bits)
+        backward_without_gil(own, x, bits_of_all)
         fastdrop.set_num_threads(1 + i % 3)
 
 on_threads(work)
@@ -130,7 +126,7 @@ print("done")
 
 # Two threads that change one array are a race of the user's, in the code that they run.
 ONE_ARRAY = """
-x, residual = np.ones(SIZE, np.float32), np.zeros((SIZE + 7) // 8 + 8, np.uint8)
+x, bits = np.ones(SIZE, np.float32), np.zeros((SIZE + 7) // 8, np.uint8)
 
 def work():
     for _ in range(3):
@@ -172,7 +168,7 @@ def test_the_modules_in_many_threads(under_sanitizer):
     [
         "fastdrop.dropout_(x, 0.3)",
         "fastdrop.dropout(np.ones(SIZE, np.float32), 0.3, out=x)",
-        "forward_without_gil(x, x.copy(), residual)",
+        "forward_without_gil(x, x.copy(), bits)",
     ],
 )
 def test_two_threads_that_change_one_array_are_a_race(under_sanitizer, call):

@@ -1,5 +1,6 @@
-/* Owns the example of the C interface: a Python extension, in C or C++, that drops from any buffer of
-   floats in place, such as an array.array("f"), without NumPy. docs/c_interface.md builds it. */
+/* Uses the C interface in a Python extension, in C or C++: applies dropout in place to any
+   buffer of floats, such as an array.array("f"), without NumPy. docs/c_interface.md says how to
+   build it. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -24,7 +25,7 @@ static PyObject *error_of(int status) {
     return PyErr_Format(PyExc_ValueError, "fastdrop refused with status %d", status);
 }
 
-/* drop(floats, rate, seed): the dropout of floats, in place; returns its mask. */
+/* drop(floats, rate, seed): applies dropout to floats in place; returns the mask. */
 static PyObject *drop(PyObject *module, PyObject *arguments) {
     Py_buffer floats;
     double rate;
@@ -52,7 +53,7 @@ static PyObject *drop(PyObject *module, PyObject *arguments) {
     return mask;
 }
 
-/* drop_again(floats, rate, mask): the same dropout of others, such as the gradient, in place. */
+/* drop_again(floats, rate, mask): applies the same mask to other floats, such as the gradient. */
 static PyObject *drop_again(PyObject *module, PyObject *arguments) {
     Py_buffer floats;
     double rate;
@@ -65,8 +66,8 @@ static PyObject *drop_again(PyObject *module, PyObject *arguments) {
     if (mask_bytes == fastdrop_mask_bytes(1, shape)) {
         fastdrop_dropout dropout = dropout_of(shape, rate);
         Py_BEGIN_ALLOW_THREADS
-        status = fastdrop->backward(&dropout, floats.buf, NULL, floats.buf, NULL,
-                                    (const uint8_t *)mask);
+        status =
+            fastdrop->backward(&dropout, floats.buf, NULL, floats.buf, NULL, (const uint8_t *)mask);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&floats);

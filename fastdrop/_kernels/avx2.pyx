@@ -1,4 +1,4 @@
-"""Owns the kernels in the words of simd/avx2.h."""
+"""Compiles the kernels for the instruction set of simd/avx2.h."""
 cdef extern from "../simd/avx2.h":
     pass
 include "kernels.pxi"

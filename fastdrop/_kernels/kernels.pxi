@@ -1,9 +1,12 @@
-# Owns every kernel, once: the random stream (version 2) and its use on arrays, written in the
-# vocabulary and included by one small module for each instruction set.
+# Draws masks from the random stream (version 2) and uses them on arrays.
 #
-# Everything is: draw the decisions on 512 elements into the mask, then use the mask on elements, 32
-# at a time, by the code that also serves masks that were drawn before. The use stays one step
-# behind the draw, so that it waits for nothing, and so that it may begin at a line of memory.
+# The kernels are written once, in the words of vocabulary.pxi. A module for each instruction set
+# includes a header that defines these words, and this file.
+#
+# A kernel draws the bits of a vector (512 elements) into the mask, then uses them on one group of
+# 32 elements after the other. The same code uses masks that were drawn earlier. The use follows one
+# vector behind the draw: it never waits for bits that are still being stored, and it can begin at a
+# cache line.
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
@@ -11,7 +14,7 @@ from libc.string cimport memcpy, memmove, memset
 
 from fastdrop._kernels.table cimport (
     ADD, ALL_KEPT, BLOCK, GOLDEN, LANE_MULTIPLES, KIND_BF16, KIND_F16, KIND_F32, KIND_F64,
-    KIND_W16, KIND_W32, KIND_W64, MIX_FIRST, MIX_SECOND, RELU, SCALE, SUM, SURE_PLANES,
+    KIND_W16, KIND_W32, KIND_W64, MIX_FIRST, MIX_SECOND, RELU, SCALE, SUM, MIN_PLANES,
     TABLE_CAPSULE, VECTOR, VECTOR_BYTES, kernel_table, operands, stream_key,
 )
 
@@ -28,16 +31,16 @@ ctypedef fused element:
 
 cdef extern from *:
     """
-    /* The loops hold all they work on in registers, which a call would send to memory. */
+    /* A call would spill the registers that the loops work in: everything is inlined. */
     #undef CYTHON_INLINE
     #define CYTHON_INLINE inline __attribute__((always_inline))
     """
 
 cdef enum:
-    NOTHING = -1                 # a use: to draw only
-    GROUP = 32                   # elements used at a time
-    GROUPS = 16                  # of a vector
-    WINDOW = 32768               # elements whose bits are held at a time where nobody wants them
+    NO_USE = -1                  # an element_use: draw only
+    GROUP = 32                   # elements of a group
+    GROUPS = 16                  # groups of a vector
+    WINDOW = 32768               # elements whose bits are buffered where the mask is not stored
     WINDOW_BYTES = 4096
 
 
@@ -82,7 +85,7 @@ cdef inline u64x8 next_words(Lanes *lanes) noexcept nogil:
 
 cdef inline void next_plane(Lanes *lanes, uint64_t *digits, u64x8 *kept,
                             u64x8 *undecided) noexcept nogil:
-    """Compares one more digit of 512 random numbers with that of the threshold, the first left."""
+    """Compare the next digit of 512 random numbers with the next digit of the threshold."""
     cdef u64x8 words = next_words(lanes)
     if <int64_t>digits[0] < 0:
         kept[0] = u64x8_or(kept[0], u64x8_andnot(words, undecided[0]))
@@ -92,33 +95,33 @@ cdef inline void next_plane(Lanes *lanes, uint64_t *digits, u64x8 *kept,
     digits[0] <<= 1
 
 
-# Of the functions below, the last parameter tells the type of the elements, and nothing else.
+# The last parameter of the functions below is NULL: it selects the type of the elements.
 
-cdef inline void next_decisions(Lanes *lanes, uint64_t threshold, uint8_t *bits, int use,
-                                int64_t groups, operands *on, const element *typed) noexcept nogil:
-    """The decisions on 512 elements, and in between the use of earlier ones on some groups."""
+cdef inline void draw_vector(Lanes *lanes, uint64_t threshold, uint8_t *bits, int use,
+                             int64_t groups, operands *on, const element *typed) noexcept nogil:
+    """Draw the bits of a vector, and meanwhile use earlier bits on `groups` groups."""
     cdef uint64_t digits = threshold << 16
     cdef u64x8 kept = u64x8_splat(0)
     cdef u64x8 undecided = u64x8_splat(~<uint64_t>0)
-    cdef int sure = SURE_PLANES
+    cdef int required = MIN_PLANES
     cdef int i
-    while digits != 0 and (sure > 0 or u64x8_any(undecided)):
+    while digits != 0 and (required > 0 or u64x8_any(undecided)):
         next_plane(lanes, &digits, &kept, &undecided)
-        sure -= 1
-        if use != NOTHING and 0 < GROUPS_BETWEEN_PLANES <= groups and not on.streaming:
+        required -= 1
+        if use != NO_USE and 0 < GROUPS_BETWEEN_PLANES <= groups and not on.streaming:
             for i in range(GROUPS_BETWEEN_PLANES):
                 use_group(use, False, on, typed)
             groups -= GROUPS_BETWEEN_PLANES
     u64x8_store(bits, kept)
-    if use != NOTHING:
+    if use != NO_USE:
         use_groups(use, on, groups, typed)
 
 
-# ---- Using decisions on elements ----
+# ---- Using bits on elements ----
 
 cdef inline void keep_scale(element *to, const element *from_, keep32 keep,
                             const operands *on) noexcept nogil:
-    """Words of bits have no scale."""
+    """Keep and scale a group. Word types have no scale."""
     if element is f16:
         keep_scale_f16(to, from_, keep, on.scale_f32)
     elif element is bf16:
@@ -136,7 +139,7 @@ cdef inline void keep_scale(element *to, const element *from_, keep32 keep,
 
 
 cdef inline keep32 positive(keep32 keep, const element *from_) noexcept nogil:
-    """ReLU, which words of bits do not know."""
+    """Clear the bits of elements that ReLU drops. Word types do not support it."""
     if element is f16:
         return keep32_positive_f16(keep, from_)
     elif element is bf16:
@@ -151,7 +154,7 @@ cdef inline keep32 positive(keep32 keep, const element *from_) noexcept nogil:
 
 cdef inline void keep_scale_add(element *to, const element *from_, const void *bias, keep32 keep,
                                 const operands *on) noexcept nogil:
-    """Nor do they know this, and the next."""
+    """Add the bias, keep and scale, and add the residual. Not for word types."""
     cdef const element *residual = <const element *>on.residual
     if element is f16:
         keep_scale_add_f16(to, from_, <const float *>bias, residual, keep, on.scale_f32)
@@ -165,6 +168,7 @@ cdef inline void keep_scale_add(element *to, const element *from_, const void *b
 
 cdef inline void keep_scale_sum(element *to, const element *from_, keep32 keep,
                                 const operands *on) noexcept nogil:
+    """Keep and scale, and add the results to the sums. Not for word types."""
     if element is f16:
         keep_scale_sum_f16(to, from_, <float *>on.sums, keep, on.scale_f32)
     elif element is bf16:
@@ -176,12 +180,13 @@ cdef inline void keep_scale_sum(element *to, const element *from_, keep32 keep,
 
 
 cdef inline uint64_t sum_size(const element *typed) noexcept nogil:
-    """Bytes of a number in the precision that elements are computed in."""
+    """Bytes of a number in the precision of the computation."""
     return sizeof(double) if element is double else sizeof(float)
 
 
-cdef inline void go_on(int use, operands *on, uint64_t count, const element *typed) noexcept nogil:
-    """Up to 32 elements further."""
+cdef inline void advance_by(int use, operands *on, uint64_t count,
+                            const element *typed) noexcept nogil:
+    """Advance all pointers by up to 32 elements."""
     on.to = <element *>on.to + count
     on.from_ = <const element *>on.from_ + count
     on.bits += count // 8
@@ -202,7 +207,7 @@ cdef inline void go_on(int use, operands *on, uint64_t count, const element *typ
 
 cdef inline void use_group(int use, bint streaming, operands *on,
                            const element *typed) noexcept nogil:
-    """Uses bits on thirty-two elements, out of eight bytes of them."""
+    """Use bits on a group; read eight bytes of them."""
     cdef element line[GROUP]
     cdef element *to = &line[0] if streaming else <element *>on.to
     cdef const element *from_ = <const element *>on.from_
@@ -219,7 +224,7 @@ cdef inline void use_group(int use, bint streaming, operands *on,
         keep_scale_sum(to, from_, keep, on)
     if streaming:
         stream_lines(on.to, line, sizeof(line))
-    go_on(use, on, GROUP, typed)
+    advance_by(use, on, GROUP, typed)
 
 
 cdef inline void use_groups(int use, operands *on, int64_t groups,
@@ -235,7 +240,7 @@ cdef inline void use_groups(int use, operands *on, int64_t groups,
 
 cdef void copy_bits(uint8_t *to, const uint8_t *from_, uint64_t offset,
                     uint64_t size) noexcept nogil:
-    """Moves bits from offset on to the front; unused bits of the last byte are zero."""
+    """Copy bits from an offset on to the front. Unused bits of the last byte become zero."""
     cdef uint64_t count = (size + 7) // 8
     cdef uint64_t last = (offset + size - 1) // 8
     cdef uint64_t word, i = 0
@@ -246,7 +251,7 @@ cdef void copy_bits(uint8_t *to, const uint8_t *from_, uint64_t offset,
     if shift == 0:
         memmove(to, from_ + start, count)
     else:
-        # Seven bytes at a time, so that one load of eight holds all of their bits.
+        # Seven bytes per step: one load of eight bytes holds all of their bits.
         while start + i + 7 <= last:
             memcpy(&word, from_ + start + i, 8)
             word >>= shift
@@ -262,8 +267,9 @@ cdef void copy_bits(uint8_t *to, const uint8_t *from_, uint64_t offset,
         to[count - 1] &= <uint8_t>((1 << (size % 8)) - 1)
 
 
-cdef void use_part(int use, operands on, uint64_t count, const element *typed) noexcept nogil:
-    """Uses bits on up to thirty-two elements, whatever lies behind them in memory."""
+cdef void use_partial_group(int use, operands on, uint64_t count,
+                            const element *typed) noexcept nogil:
+    """Use bits on part of a group, in buffers: no byte beyond the arrays is touched."""
     cdef element elements[GROUP]
     cdef element residual[GROUP]
     cdef double sums[GROUP]
@@ -293,11 +299,11 @@ cdef void use_part(int use, operands on, uint64_t count, const element *typed) n
         memcpy(on.sums, sums, count * sum_size(typed))
 
 
-cdef inline uint64_t before_line(int use, const operands *on, const element *typed) noexcept nogil:
-    """How many elements lie before the first line of 64 bytes that begins in the array.
+cdef inline uint64_t head_size(int use, const operands *on, const element *typed) noexcept nogil:
+    """The number of elements before the first cache line (64 bytes) that begins in the array.
 
-    NumPy's arrays begin 16 bytes into a line; vectors that straddle two lines cost up to a half of
-    the speed. Worth it from a few lines on, and where bits need not stay in their bytes.
+    NumPy's arrays begin 16 bytes into a line, and accesses that straddle two lines take up to half
+    of the speed. Zero for short arrays, and for RELU, which stores its bits in whole bytes.
     """
     cdef uint64_t bytes_before = -<uint64_t><uintptr_t>on.to % 64
     if use == RELU or on.size < VECTOR or bytes_before % sizeof(element):
@@ -305,32 +311,35 @@ cdef inline uint64_t before_line(int use, const operands *on, const element *typ
     return bytes_before // sizeof(element)
 
 
-cdef inline void use_from_line(int use, operands *on, const element *typed) noexcept nogil:
-    """Uses bits on what lies before the first line."""
-    cdef uint64_t before = before_line(use, on, typed)
-    if before:
-        use_part(use, on[0], before, typed)
-        go_on(use, on, before, typed)
+cdef inline void use_head(int use, operands *on, const element *typed) noexcept nogil:
+    """Use bits on the elements before the first cache line."""
+    cdef uint64_t head = head_size(use, on, typed)
+    if head:
+        use_partial_group(use, on[0], head, typed)
+        advance_by(use, on, head, typed)
     on.streaming &= <uintptr_t>on.to % 64 == 0
 
 
 cdef inline void use_bits(int use, operands *on, const element *typed) noexcept nogil:
+    """Use bits on all elements that remain."""
     cdef uint64_t count
-    use_from_line(use, on, typed)
-    # Of eight bytes of bits each time, all of them there.
+    use_head(use, on, typed)
+    # Not the last group: use_group reads eight bytes of bits, and fewer may remain.
     use_groups(use, on, <int64_t>(on.size // GROUP) - 1, typed)
     while on.size:
         count = min(on.size, <uint64_t>GROUP)
-        use_part(use, on[0], count, typed)
-        go_on(use, on, count, typed)
+        use_partial_group(use, on[0], count, typed)
+        advance_by(use, on, count, typed)
 
 
-# ---- Drawing ----
+# ---- Drawing and using ----
 
 cdef inline void draw_use(int use, const stream_key *key, uint64_t first, operands *on,
                           const element *typed) noexcept nogil:
-    """Draws the bits of elements first .. first + size - 1 (first a multiple of 8, and of 4096
-    where there is a use), and uses all but the last of them."""
+    """Draw the bits of elements first .. first + size - 1, unless the key is NULL, and use them.
+
+    `first` is a multiple of 8; of 4096 if there is a use.
+    """
     cdef uint8_t part[VECTOR_BYTES]
     cdef uint8_t *bits = on.bits
     cdef uint64_t vector = first // VECTOR
@@ -338,31 +347,38 @@ cdef inline void draw_use(int use, const stream_key *key, uint64_t first, operan
     cdef uint64_t size = on.size
     cdef uint64_t count, drawn = 0
     cdef int64_t groups = 0
-    cdef Lanes lanes = lanes_of_block(key, first // BLOCK)
-    if use == NOTHING:
+    cdef Lanes lanes
+    if key == NULL:
+        drawn = size
+    else:
+        lanes = lanes_of_block(key, first // BLOCK)
+    if use == NO_USE:
         for count in range(first % BLOCK // VECTOR):
-            next_decisions(&lanes, key.threshold, part, NOTHING, 0, on, typed)
+            draw_vector(&lanes, key.threshold, part, NO_USE, 0, on, typed)
     while drawn < size:
         if drawn and vector % (BLOCK // VECTOR) == 0:
             lanes = lanes_of_block(key, vector // (BLOCK // VECTOR))
-        if use != NOTHING and drawn:
+        if use != NO_USE and drawn:
             if on.size == size:
-                use_from_line(use, on, typed)
-            # Not of the vector that was stored last: a load of eight bytes that meets a store still
-            # under way waits for it.
-            groups = min((<int64_t>(drawn - (size - on.size)) - VECTOR) // GROUP - 1, <int64_t>GROUPS)
+                use_head(use, on, typed)
+            # Not the vector that was stored last: an eight-byte load would wait for that store.
+            groups = min((<int64_t>(drawn - (size - on.size)) - VECTOR) // GROUP - 1,
+                         <int64_t>GROUPS)
         count = min(size - drawn, VECTOR - skip)
-        next_decisions(&lanes, key.threshold, bits if count == VECTOR else part, use, groups, on,
-                       typed)
+        draw_vector(&lanes, key.threshold, bits if count == VECTOR else part, use, groups, on,
+                    typed)
         if count < VECTOR:
             copy_bits(bits, part, skip, count)
         bits += count // 8
         drawn += count
         vector += 1
         skip = 0
+    if use != NO_USE:
+        use_bits(use, on, typed)
 
 
 cdef void draw(const stream_key *key, uint64_t first, uint64_t size, uint8_t *bits) noexcept nogil:
+    """Draw the bits of elements first .. first + size - 1, for any `first`."""
     cdef uint8_t window[WINDOW_BYTES + 1]
     cdef uint64_t skip = first % 8
     cdef uint64_t count
@@ -374,7 +390,7 @@ cdef void draw(const stream_key *key, uint64_t first, uint64_t size, uint8_t *bi
     elif skip == 0:
         on.size = size
         on.bits = bits
-        draw_use(NOTHING, key, first, &on, <const uint16_t *>NULL)
+        draw_use(NO_USE, key, first, &on, <const uint16_t *>NULL)
     else:
         while size:
             count = min(size, <uint64_t>WINDOW)
@@ -385,77 +401,72 @@ cdef void draw(const stream_key *key, uint64_t first, uint64_t size, uint8_t *bi
             size -= count
 
 
-cdef inline void use_typed(int use, const stream_key *key, uint64_t first, operands on,
-                           const element *typed) noexcept nogil:
+cdef void use_typed(const stream_key *key, uint64_t first, operands on,
+                    const element *typed) noexcept nogil:
+    """Draw and use bits on elements of one type. Word types support SCALE only."""
     cdef uint8_t window[WINDOW_BYTES]
-    cdef bint wanted = on.bits != NULL
-    cdef uint64_t size = on.size
+    cdef bint stored = on.bits != NULL
+    cdef bint none_kept = key != NULL and key.threshold == 0
+    cdef bint all_kept = key != NULL and key.threshold >= ALL_KEPT
+    cdef const stream_key *lanes_key = key
+    cdef uint64_t count, size = on.size
     on.scale_f32 = <float>on.scale
-    if wanted:
+    if none_kept or all_kept:
+        # All bits are equal: no lanes are seeded.
+        lanes_key = NULL
+    if stored:
         on.bits += on.bit // 8
         on.bit %= 8
-    if key != NULL and key.threshold == 0 and use == SCALE:
-        if wanted:
+        if none_kept or all_kept:
             draw(key, first, size, on.bits)
+    if none_kept and on.use == SCALE:
         memset(on.to, 0, size * sizeof(element))
         return
+    if element is uint16_t or element is uint32_t or element is uint64_t:
+        if all_kept and on.to == on.from_:
+            return
     while size:
-        on.size = size
-        if not wanted:
-            on.size = min(size, <uint64_t>WINDOW)
+        count = size
+        if not stored:
+            count = min(size, <uint64_t>WINDOW)
             on.bits = &window[0]
             on.bit = 0
-        size -= on.size
-        first += on.size
-        if key != NULL:
-            if 0 < key.threshold < ALL_KEPT:
-                draw_use(use, key, first - on.size, &on, typed)
-            else:
-                draw(key, first - on.size, on.size, on.bits)
-        use_bits(use, &on, typed)
+            if none_kept or all_kept:
+                draw(key, first, count, window)
+        on.size = count
+        if element is uint16_t or element is uint32_t or element is uint64_t:
+            draw_use(SCALE, lanes_key, first, &on, typed)
+        elif on.use == SCALE:
+            draw_use(SCALE, lanes_key, first, &on, typed)
+        elif on.use == RELU:
+            draw_use(RELU, lanes_key, first, &on, typed)
+        elif on.use == ADD:
+            draw_use(ADD, lanes_key, first, &on, typed)
+        else:
+            draw_use(SUM, lanes_key, first, &on, typed)
+        first += count
+        size -= count
 
 
 # ---- The table ----
-
-cdef void use_words(const stream_key *key, uint64_t first, operands on,
-                    const element *typed) noexcept nogil:
-    """Words of bits that are all kept in place stay as they are."""
-    if key != NULL and key.threshold >= ALL_KEPT and on.to == on.from_:
-        if on.bits != NULL:
-            draw(key, first, on.size, on.bits)
-    else:
-        use_typed(SCALE, key, first, on, typed)
-
-
-cdef void use_numbers(const stream_key *key, uint64_t first, operands on,
-                      const element *typed) noexcept nogil:
-    if on.use == SCALE:
-        use_typed(SCALE, key, first, on, typed)
-    elif on.use == RELU:
-        use_typed(RELU, key, first, on, typed)
-    elif on.use == ADD:
-        use_typed(ADD, key, first, on, typed)
-    else:
-        use_typed(SUM, key, first, on, typed)
-
 
 cdef void use(const stream_key *key, uint64_t first, const operands *given) noexcept nogil:
     cdef float_state saved = float_state_enter()
     cdef operands on = given[0]
     if on.kind == KIND_F32:
-        use_numbers(key, first, on, <const float *>NULL)
+        use_typed(key, first, on, <const float *>NULL)
     elif on.kind == KIND_F64:
-        use_numbers(key, first, on, <const double *>NULL)
+        use_typed(key, first, on, <const double *>NULL)
     elif on.kind == KIND_F16:
-        use_numbers(key, first, on, <const f16 *>NULL)
+        use_typed(key, first, on, <const f16 *>NULL)
     elif on.kind == KIND_BF16:
-        use_numbers(key, first, on, <const bf16 *>NULL)
+        use_typed(key, first, on, <const bf16 *>NULL)
     elif on.kind == KIND_W16:
-        use_words(key, first, on, <const uint16_t *>NULL)
+        use_typed(key, first, on, <const uint16_t *>NULL)
     elif on.kind == KIND_W32:
-        use_words(key, first, on, <const uint32_t *>NULL)
+        use_typed(key, first, on, <const uint32_t *>NULL)
     elif on.kind == KIND_W64:
-        use_words(key, first, on, <const uint64_t *>NULL)
+        use_typed(key, first, on, <const uint64_t *>NULL)
     if given.streaming:
         stream_end()
     float_state_leave(saved)

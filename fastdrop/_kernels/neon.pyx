@@ -1,4 +1,4 @@
-"""Owns the kernels in the words of simd/neon.h."""
+"""Compiles the kernels for the instruction set of simd/neon.h."""
 cdef extern from "../simd/neon.h":
     pass
 include "kernels.pxi"

@@ -1,4 +1,4 @@
-"""Owns the kernels in the words of simd/portable.h."""
+"""Compiles the kernels for the instruction set of simd/portable.h."""
 cdef extern from "../simd/portable.h":
     pass
 include "kernels.pxi"

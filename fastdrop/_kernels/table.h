@@ -1,94 +1,108 @@
-/* Owns what a kernel module hands out: the table of its kernels, and the key of a random stream. */
+/* Defines the interface of a kernel module: the table of its kernels and their arguments. */
 #ifndef FASTDROP_TABLE_H
 #define FASTDROP_TABLE_H
 
 #include <stdint.h>
 
-/* A mask as a function of the element's index: the keys derived from (seed, step), and how many of
-   2^48 numbers keep an element. */
+/* Selects a mask: the four key words derived from (seed, step), and the threshold. An element is
+   kept if its random number, in [0, 2^48), is below the threshold. */
 typedef struct {
     uint64_t k[4];
     uint64_t threshold;
 } stream_key;
 
-/* How a kernel treats an element. The first four scale what is kept, in that type; the others keep
-   words of that many bits as they are, which is what a scale of exactly one means for any type. */
+/* The type of the elements. Kernels scale the first four types; they copy words, which is how a
+   scale of exactly 1 is computed for every type. */
 enum element_kind {
-    KIND_F16, KIND_BF16, KIND_F32, KIND_F64, KIND_W16, KIND_W32, KIND_W64
+    KIND_F16,
+    KIND_BF16,
+    KIND_F32,
+    KIND_F64,
+    KIND_W16,
+    KIND_W32,
+    KIND_W64
 };
 
-/* What becomes of a kept element; a dropped one becomes zero. Words of bits know SCALE only. */
+/* The bytes of an element. */
+static inline int kind_size(int kind) {
+    return kind == KIND_F64 || kind == KIND_W64 ? 8 : kind == KIND_F32 || kind == KIND_W32 ? 4 : 2;
+}
+
+/* The bytes of a bias or a sum, which have the precision of the computation. */
+static inline int kind_sum_size(int kind) { return kind == KIND_F64 ? 8 : 4; }
+
+/* The result for a kept element. A dropped one becomes zero. Words support SCALE only. */
 enum element_use {
-    SCALE,  /* from * scale */
-    RELU,   /* the same, after dropping those with from <= 0 too, whose bits are cleared */
-    ADD,    /* residual + (from + bias) * scale, and residual + 0 where dropped */
-    SUM,    /* from * scale, and each result is added to the sum of the same index */
+    SCALE, /* from * scale */
+    RELU,  /* from * scale; elements <= 0 are dropped too, and their bits cleared */
+    ADD,   /* residual + (from + bias) * scale; residual + 0 where dropped */
+    SUM,   /* from * scale; result i is added to sums[i] */
 };
 
-/* Elements and what is done with them. `to` may be `from` or `residual`; otherwise no two overlap.
-   Nothing else is touched, nothing allocated, and the GIL is not needed. */
+/* The arguments of a kernel. `to` may equal `from` or `residual`; no other two arrays overlap.
+   Kernels touch no other memory, allocate nothing and do not need the GIL. */
 typedef struct {
     int kind;
     int use;
-    uint64_t size;          /* elements */
+    uint64_t size; /* in elements */
     void *to;
     const void *from;
-    uint8_t *bits;          /* bit i % 8 of bits[i / 8] tells whether an element is kept, */
-    uint64_t bit;           /* the first of them for i = bit; bit % 8 is 0 for RELU */
+    uint8_t *bits; /* bit i % 8 of bits[i / 8] is set if an element is kept; */
+    uint64_t bit;  /* i is `bit` for element 0. RELU: bit % 8 is 0 */
     double scale;
 
-    /* Of ADD: the bias (float, or double for F64, of a value that the elements' type has) of an
-       element is that of its column, which goes from `column` up to the period and then from 0; the
-       period is at least 32, and the first 31 columns stand again after it. With `advance` 0,
-       elements have no residuals of their own, but the first 32, which are equal. */
+    /* ADD: element i gets bias[(column + i) % period]. The bias is float (double for F64), with
+       values of the elements' type. The period is at least 32, and `bias` has 31 more elements,
+       which repeat the first 31. With `advance` 0, `residual` has 32 equal elements, and every
+       element gets their value. */
     const void *bias;
     uint64_t period;
     uint64_t column;
     const void *residual;
     int advance;
 
-    void *sums;             /* of SUM: float, or double for F64 */
+    void *sums; /* SUM: float, or double for F64 */
 
-    /* Whether the result should not push other memory out of the caches. */
-    int streaming;
+    int streaming; /* write the result with non-temporal stores */
 
-    float scale_f32;        /* the scale, rounded; the kernels set it */
+    float scale_f32; /* the scale, rounded; kernels set it */
 } operands;
 
 typedef struct {
     const char *name;
 
-    /* The mask of elements first .. first + size - 1. */
+    /* Draws the mask of elements first .. first + size - 1. */
     void (*draw)(const stream_key *key, uint64_t first, uint64_t size, uint8_t *bits);
 
-    /* Uses bits that are there; or, with a key, draws them for elements from first on (a multiple
-       of BLOCK) and uses them in the same pass. Then `bit` is 0, and `bits` NULL where they are not
-       wanted, which RELU always does. */
+    /* Uses the bits on the elements. With a key it first draws the bits of elements from `first`
+       on, a multiple of BLOCK; then `bit` is 0, and `bits` is NULL if the mask is not stored (RELU
+       always stores it). */
     void (*use)(const stream_key *key, uint64_t first, const operands *on);
 } kernel_table;
 
-/* Elements that are decided at once, and that share one seeding of the lanes. */
+/* Elements that one plane of random bits decides, and elements that share one seeding of the
+   lanes. */
 #define VECTOR 512
 #define VECTOR_BYTES (VECTOR / 8)
 #define BLOCK 4096
 
-/* Planes of random bits that each vector takes at least, unless the threshold has fewer digits. */
-#define SURE_PLANES 12
+/* The planes that a vector takes before its first test for undecided elements. */
+#define MIN_PLANES 12
 
-/* The threshold from which on nothing is dropped. */
+/* From this threshold on, every element is kept. */
 #define ALL_KEPT (UINT64_C(1) << 48)
 
-/* The stream's constants: those of SplitMix64 (Steele, Lea and Flood, 2014). */
+/* The constants of SplitMix64 (Steele, Lea and Flood, 2014). */
 #define GOLDEN UINT64_C(0x9E3779B97F4A7C15)
 #define MIX_FIRST UINT64_C(0xBF58476D1CE4E5B9)
 #define MIX_SECOND UINT64_C(0x94D049BB133111EB)
 
-/* What tells the lanes of a block from each other. */
+/* The counters of the lanes of a block. */
 static const uint64_t LANE_MULTIPLES[8] = {
     0, GOLDEN, 2 * GOLDEN, 3 * GOLDEN, 4 * GOLDEN, 5 * GOLDEN, 6 * GOLDEN, 7 * GOLDEN,
 };
 
-/* The capsule in which a kernel module holds its table, as its attribute `table`. */
+/* The name of the capsule that a kernel module holds its table in, as its attribute `table`. */
 #define TABLE_CAPSULE "fastdrop.kernel_table"
 
 #endif

@@ -1,4 +1,4 @@
-"""Declares table.h to Cython, and owns the mixing function that the keys and the kernels share."""
+"""Declares table.h, and defines the mixing function of the random stream."""
 from libc.stdint cimport uint8_t, uint64_t
 
 cdef extern from "table.h" nogil:
@@ -21,7 +21,10 @@ cdef extern from "table.h" nogil:
         VECTOR
         VECTOR_BYTES
         BLOCK
-        SURE_PLANES
+        MIN_PLANES
+
+    int kind_size(int kind)
+    int kind_sum_size(int kind)
 
     ctypedef struct operands:
         int kind

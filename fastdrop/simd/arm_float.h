@@ -1,11 +1,13 @@
-/* Owns the floating-point environment of aarch64 kernels: what a caller has set must not change a
-   bit of a result (flush to zero, alternative half precision, default NaN, rounding mode). */
+/* Sets the floating-point environment of aarch64 kernels. The caller's modes (flush to zero,
+   alternative half precision, default NaN, rounding) must not change a bit of a result. */
 #ifndef FASTDROP_ARM_FLOAT_H
 #define FASTDROP_ARM_FLOAT_H
 
 #include <stdint.h>
 
-typedef struct { uint64_t control, status; } float_state;
+typedef struct {
+    uint64_t control, status;
+} float_state;
 
 static inline float_state float_state_enter(void) {
     float_state saved;
@@ -16,7 +18,7 @@ static inline float_state float_state_enter(void) {
     return saved;
 }
 
-/* Restores all of it, the exception flags too: a kernel leaves no trace in them. */
+/* Restores the caller's environment, with its exception flags. */
 static inline void float_state_leave(float_state saved) {
     if (saved.control != 0)
         __asm__ volatile("msr fpcr, %0" : : "r"(saved.control) : "memory");

@@ -1,11 +1,11 @@
-/* Owns the words of the vocabulary (see vocabulary.pxi) for AVX-512: x86-64-v4, that is F, BW, CD,
-   DQ and VL.
+/* Defines the vocabulary (vocabulary.pxi) for AVX-512: the extensions F, BW, CD, DQ and VL of
+   x86-64-v4.
 
-   What the kernels lean on (port and latency on Cascade Lake / Zen 4):
+   The instructions that matter most (port and latency on Cascade Lake / Zen 4):
      vpternlogq  p05, 1 cycle     / any of 4 pipes
      vprolq      p0,  1 cycle     / 2 of 4 pipes
-     vmulps {z}  p05, 4 cycles    / zeroing by the mask register is free: masks are never expanded
-     vptestmq    p5,  3 cycles    / one flag for 512 undecided elements */
+     vmulps {z}  p05, 4 cycles    / zeroes by a mask register at no cost
+     vptestmq    p5,  3 cycles    / tests 512 undecided elements at once */
 #ifndef FASTDROP_AVX512_H
 #define FASTDROP_AVX512_H
 
@@ -32,17 +32,17 @@ static inline int u64x8_any(u64x8 a) { return _mm512_test_epi64_mask(a, a) != 0;
 static inline u64x8 u64x8_xor3(u64x8 a, u64x8 b, u64x8 c) {
     return _mm512_ternarylogic_epi64(a, b, c, 0x96);
 }
-/* Macros, since the instructions take their count as an immediate. */
+/* Macros, since the count is an immediate operand. */
 #define u64x8_shl(a, count) _mm512_slli_epi64(a, count)
 #define u64x8_shr(a, count) _mm512_srli_epi64(a, count)
 #define u64x8_rotl(a, count) _mm512_rol_epi64(a, count)
 
-/* ---- which of 32 consecutive elements are kept ---- */
+/* ---- the bits of 32 consecutive elements ---- */
 typedef __mmask32 keep32;
 
 #ifdef __SANITIZE_ADDRESS__
-/* The instructions take any address; but gcc's functions for them are pointers' accesses, in which
-   its sanitizer sees a misaligned one. With memcpy drawing costs 5 % more. */
+/* The instruction takes any address, but gcc's intrinsic dereferences a pointer, which its
+   sanitizer reports as misaligned. In other builds memcpy would make drawing 5 % slower. */
 static inline void keep32_store(uint8_t *bits, keep32 keep) { memcpy(bits, &keep, sizeof keep); }
 #else
 static inline void keep32_store(uint8_t *bits, keep32 keep) {
@@ -55,8 +55,8 @@ static inline keep32 keep32_load_at(const uint8_t *bits, int shift) {
     return _cvtu32_mask32((uint32_t)(word >> shift));
 }
 
-/* The first 16 or 8 bits of a mask register, where they are. A cast says the same, but gcc takes it
-   through a general register, which costs a fifth of the time of drawing and using. */
+/* The low 16 or 8 bits of a mask register. For a cast, gcc moves the mask through a general
+   register, which would take a fifth of the time of a dropout. */
 #if defined(__AVX512BW__) && !defined(__clang__)
 #define FIRST_BITS(name, mask) \
     static inline mask name(keep32 keep) { \
@@ -74,53 +74,47 @@ static inline __mmask16 half_of(keep32 keep, int i) {
     return first16(i ? _kshiftri_mask32(keep, 16) : keep);
 }
 static inline __mmask8 quarter_of(keep32 keep, int i) {
-    return first8(i == 3 ? _kshiftri_mask32(keep, 24) : i == 2 ? _kshiftri_mask32(keep, 16)
-                  : i == 1 ? _kshiftri_mask32(keep, 8) : keep);
+    return first8(i == 3   ? _kshiftri_mask32(keep, 24)
+                  : i == 2 ? _kshiftri_mask32(keep, 16)
+                  : i == 1 ? _kshiftri_mask32(keep, 8)
+                           : keep);
 }
 
-/* ---- 32 elements: kept ones as they are, dropped ones zero ---- */
+/* ---- keep: copy kept elements, set dropped ones to zero ---- */
 static inline void keep_w16(uint16_t *to, const uint16_t *from, keep32 keep) {
     _mm512_storeu_si512(to, _mm512_maskz_mov_epi16(keep, _mm512_loadu_si512(from)));
 }
 static inline void keep_w32(uint32_t *to, const uint32_t *from, keep32 keep) {
     __m512i low = _mm512_maskz_mov_epi32(half_of(keep, 0), _mm512_loadu_si512(from));
-    __m512i high = _mm512_maskz_mov_epi32(half_of(keep, 1),
-                                          _mm512_loadu_si512(from + 16));
+    __m512i high = _mm512_maskz_mov_epi32(half_of(keep, 1), _mm512_loadu_si512(from + 16));
     _mm512_storeu_si512(to, low);
     _mm512_storeu_si512(to + 16, high);
 }
 static inline void keep_w64(uint64_t *to, const uint64_t *from, keep32 keep) {
     __m512i a = _mm512_maskz_mov_epi64(quarter_of(keep, 0), _mm512_loadu_si512(from));
-    __m512i b = _mm512_maskz_mov_epi64(quarter_of(keep, 1),
-                                       _mm512_loadu_si512(from + 8));
-    __m512i c = _mm512_maskz_mov_epi64(quarter_of(keep, 2),
-                                       _mm512_loadu_si512(from + 16));
-    __m512i d = _mm512_maskz_mov_epi64(quarter_of(keep, 3),
-                                       _mm512_loadu_si512(from + 24));
+    __m512i b = _mm512_maskz_mov_epi64(quarter_of(keep, 1), _mm512_loadu_si512(from + 8));
+    __m512i c = _mm512_maskz_mov_epi64(quarter_of(keep, 2), _mm512_loadu_si512(from + 16));
+    __m512i d = _mm512_maskz_mov_epi64(quarter_of(keep, 3), _mm512_loadu_si512(from + 24));
     _mm512_storeu_si512(to, a);
     _mm512_storeu_si512(to + 8, b);
     _mm512_storeu_si512(to + 16, c);
     _mm512_storeu_si512(to + 24, d);
 }
 
-/* ---- 32 elements: kept ones scaled, dropped ones zero ---- */
+/* ---- keep_scale: scale kept elements, set dropped ones to zero ---- */
 static inline void keep_scale_f32(float *to, const float *from, keep32 keep, float scale) {
     __m512 scales = _mm512_set1_ps(scale);
     __m512 low = _mm512_maskz_mul_ps(half_of(keep, 0), _mm512_loadu_ps(from), scales);
-    __m512 high = _mm512_maskz_mul_ps(half_of(keep, 1),
-                                      _mm512_loadu_ps(from + 16), scales);
+    __m512 high = _mm512_maskz_mul_ps(half_of(keep, 1), _mm512_loadu_ps(from + 16), scales);
     _mm512_storeu_ps(to, low);
     _mm512_storeu_ps(to + 16, high);
 }
 static inline void keep_scale_f64(double *to, const double *from, keep32 keep, double scale) {
     __m512d scales = _mm512_set1_pd(scale);
     __m512d a = _mm512_maskz_mul_pd(quarter_of(keep, 0), _mm512_loadu_pd(from), scales);
-    __m512d b = _mm512_maskz_mul_pd(quarter_of(keep, 1),
-                                    _mm512_loadu_pd(from + 8), scales);
-    __m512d c = _mm512_maskz_mul_pd(quarter_of(keep, 2),
-                                    _mm512_loadu_pd(from + 16), scales);
-    __m512d d = _mm512_maskz_mul_pd(quarter_of(keep, 3),
-                                    _mm512_loadu_pd(from + 24), scales);
+    __m512d b = _mm512_maskz_mul_pd(quarter_of(keep, 1), _mm512_loadu_pd(from + 8), scales);
+    __m512d c = _mm512_maskz_mul_pd(quarter_of(keep, 2), _mm512_loadu_pd(from + 16), scales);
+    __m512d d = _mm512_maskz_mul_pd(quarter_of(keep, 3), _mm512_loadu_pd(from + 24), scales);
     _mm512_storeu_pd(to, a);
     _mm512_storeu_pd(to + 8, b);
     _mm512_storeu_pd(to + 16, c);
@@ -138,9 +132,10 @@ static inline void keep_scale_f16(f16 *to, const f16 *from, keep32 keep, float s
     __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
     _mm512_storeu_si512(to, _mm512_maskz_mov_epi16(keep, both));
 }
-/* The products of the even and the odd words lie in 32 bits each. Sorted into upper and lower
-   halves, all 32 are rounded to nearest even at once: up where the lower half, plus one if the
-   upper is odd, is above 2^15. A NaN has zeros below, the scale being finite: it stays one. */
+/* The products of the even words and of the odd words have 32 bits each. Their upper halves and
+   their lower halves are collected, and all 32 are rounded to nearest even at once: up if the
+   lower half, plus one if the upper half is odd, is above 2^15. The lower half of a NaN is zero,
+   since the scale is finite: rounding does not change a NaN. */
 static inline void keep_scale_bf16(bf16 *to, const bf16 *from, keep32 keep, float scale) {
     __m512 scales = _mm512_set1_ps(scale);
     __m512i words = _mm512_loadu_si512(from);
@@ -157,22 +152,22 @@ static inline void keep_scale_bf16(bf16 *to, const bf16 *from, keep32 keep, floa
     _mm512_storeu_si512(to, _mm512_maskz_mov_epi16(keep, rounded));
 }
 
-/* ---- 32 elements: those of the kept ones that are not <= 0 ---- */
+/* ---- keep32_positive: clear the bits of elements <= 0 ---- */
 static inline keep32 keep32_positive_f32(keep32 keep, const float *from) {
     __mmask16 low = _mm512_cmp_ps_mask(_mm512_loadu_ps(from), _mm512_setzero_ps(), _CMP_NLE_UQ);
-    __mmask16 high = _mm512_cmp_ps_mask(_mm512_loadu_ps(from + 16), _mm512_setzero_ps(),
-                                        _CMP_NLE_UQ);
+    __mmask16 high =
+        _mm512_cmp_ps_mask(_mm512_loadu_ps(from + 16), _mm512_setzero_ps(), _CMP_NLE_UQ);
     return _kand_mask32(keep, _mm512_kunpackw(high, low));
 }
 static inline keep32 keep32_positive_f64(keep32 keep, const double *from) {
     __mmask8 eighth[4];
     for (int i = 0; i < 4; i++)
-        eighth[i] = _mm512_cmp_pd_mask(_mm512_loadu_pd(from + 8 * i), _mm512_setzero_pd(),
-                                       _CMP_NLE_UQ);
+        eighth[i] =
+            _mm512_cmp_pd_mask(_mm512_loadu_pd(from + 8 * i), _mm512_setzero_pd(), _CMP_NLE_UQ);
     return _kand_mask32(keep, _mm512_kunpackw(_mm512_kunpackb(eighth[3], eighth[2]),
                                               _mm512_kunpackb(eighth[1], eighth[0])));
 }
-/* Words above zero, and those with a sign whose magnitude is above infinity's. */
+/* As integers, positive numbers are above zero, and negative NaNs are above minus infinity. */
 static inline keep32 positive_u16x32(keep32 keep, const void *from, uint16_t minus_infinity) {
     __m512i words = _mm512_loadu_si512(from);
     __mmask32 above = _mm512_cmpgt_epi16_mask(words, _mm512_setzero_si512());
@@ -186,19 +181,19 @@ static inline keep32 keep32_positive_bf16(keep32 keep, const bf16 *from) {
     return positive_u16x32(keep, from, BF16_MINUS_INFINITY);
 }
 
-/* ---- 32 elements, in natural order and single precision ---- */
+/* ---- keep_scale_add and keep_scale_sum in single precision ---- */
 static inline __m512 wide_f16(const f16 *from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
 }
 static inline void narrow_f16(f16 *to, __m512 wide) {
-    _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT
-                                                                 | _MM_FROUND_NO_EXC));
+    _mm256_storeu_si256((__m256i *)to,
+                        _mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 static inline __m512 wide_bf16(const bf16 *from) {
     __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
     return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
 }
-/* Of sums and products of bfloat16 numbers and a finite scale: a NaN has zeros below. */
+/* Rounds to nearest even. The lower half of a NaN is zero, as in keep_scale_bf16. */
 static inline void narrow_bf16(bf16 *to, __m512 wide) {
     __m512i bits = _mm512_castps_si512(wide);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -212,7 +207,8 @@ static inline void narrow_f32(float *to, __m512 wide) { _mm512_storeu_ps(to, wid
     static inline void keep_scale_add_##name(type *to, const type *from, const float *bias, \
                                              const type *residual, keep32 keep, float scale) { \
         for (int i = 0; i < 2; i++) { \
-            __m512 sum = _mm512_add_ps(wide_##name(from + 16 * i), _mm512_loadu_ps(bias + 16 * i)); \
+            __m512 sum = \
+                _mm512_add_ps(wide_##name(from + 16 * i), _mm512_loadu_ps(bias + 16 * i)); \
             __m512 kept = _mm512_maskz_mul_ps(half_of(keep, i), sum, _mm512_set1_ps(scale)); \
             narrow_##name(to + 16 * i, _mm512_add_ps(wide_##name(residual + 16 * i), kept)); \
         } \
@@ -230,7 +226,7 @@ KEEP_SCALE_ADD_SUM(f16, f16)
 KEEP_SCALE_ADD_SUM(bf16, bf16)
 KEEP_SCALE_ADD_SUM(f32, float)
 
-/* ---- 32 elements in double precision ---- */
+/* ---- keep_scale_add and keep_scale_sum in double precision ---- */
 static inline void keep_scale_add_f64(double *to, const double *from, const double *bias,
                                       const double *residual, keep32 keep, double scale) {
     for (int i = 0; i < 4; i++) {
@@ -249,7 +245,7 @@ static inline void keep_scale_sum_f64(double *to, const double *from, double *su
     }
 }
 
-/* ---- past the caches ---- */
+/* ---- non-temporal stores ---- */
 static inline void stream_lines(void *to, const void *from, uint64_t size) {
     for (uint64_t i = 0; i < size; i += 64)
         _mm512_stream_si512((void *)((char *)to + i), _mm512_loadu_si512((const char *)from + i));

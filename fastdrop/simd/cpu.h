@@ -1,11 +1,10 @@
-/* Owns the questions to the CPU (may the module of this instruction set be loaded here?) and the
-   compiler's name. */
+/* Tests whether the CPU supports an instruction set, and names the compiler. */
 #ifndef FASTDROP_CPU_H
 #define FASTDROP_CPU_H
 
 #include <string.h>
 
-/* What built these modules, for bug reports. */
+/* For bug reports. */
 #if defined(__clang__)
 #define COMPILER_VERSION __VERSION__
 #elif defined(__GNUC__)
@@ -14,16 +13,18 @@
 #define COMPILER_VERSION "unknown"
 #endif
 
-/* The features of x86-64-v3 and -v4 that the compiler may use in their modules, asked one by one:
-   the levels' own names are newer than some compilers. The compiler's runtime asks the operating
-   system too, whether it saves the wider registers. */
+/* The extensions of x86-64-v3 and x86-64-v4, one by one: some compilers do not know the names of
+   the levels. The compiler's runtime also tests whether the operating system saves the wide
+   registers. */
 #if defined(__x86_64__)
-#define CPU_HAS_V3 (__builtin_cpu_supports("avx") && __builtin_cpu_supports("avx2") \
-    && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") \
-    && __builtin_cpu_supports("fma") && cpu_has_f16c_lzcnt_movbe())
-#define CPU_HAS_V4 (CPU_HAS_V3 && __builtin_cpu_supports("avx512f") \
-    && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") \
-    && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+#define CPU_HAS_V3 \
+    (__builtin_cpu_supports("avx") && __builtin_cpu_supports("avx2") \
+     && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") \
+     && __builtin_cpu_supports("fma") && cpu_has_f16c_lzcnt_movbe())
+#define CPU_HAS_V4 \
+    (CPU_HAS_V3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") \
+     && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") \
+     && __builtin_cpu_supports("avx512vl"))
 
 #include <cpuid.h>
 

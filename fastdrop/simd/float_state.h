@@ -1,4 +1,4 @@
-/* Owns the choice of how this machine's floating-point environment is set aside. */
+/* Selects the floating-point environment of this machine. */
 #ifndef FASTDROP_FLOAT_STATE_H
 #define FASTDROP_FLOAT_STATE_H
 
@@ -7,7 +7,7 @@
 #elif defined(__aarch64__)
 #include "arm_float.h"
 #else
-/* No name here for the caller's rounding and flushing modes: the C standard's defaults are assumed. */
+/* Unknown machine: the caller's modes are assumed to be the C standard's defaults. */
 typedef int float_state;
 static inline float_state float_state_enter(void) { return 0; }
 static inline void float_state_leave(float_state saved) { (void)saved; }

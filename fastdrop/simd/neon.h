@@ -1,10 +1,9 @@
-/* Owns the words of the vocabulary (see vocabulary.pxi) for NEON, which every aarch64 CPU has.
+/* Defines the vocabulary (vocabulary.pxi) for NEON, which every aarch64 CPU has.
 
-   What the kernels lean on (pipes and latency on Neoverse N1):
-     cmtst           V,   2 cycles   32 bits in each of four places become masks, and 16 in each of
-                                     eight: the bits need no shift and no comparison with a place
-     umaxv 4s        V1,  3 cycles   one flag for 512 undecided elements
-     addv of places  V1,  3 to 5     masks to bits: there is no movemask */
+   The instructions that matter most (pipes and latency on Neoverse N1):
+     cmtst           V,   2 cycles   expands bits to masks, without a shift or a comparison
+     umaxv 4s        V1,  3 cycles   tests 512 undecided elements at once
+     addv            V1,  3 to 5     packs masks to bits: NEON has no movemask */
 #ifndef FASTDROP_NEON_H
 #define FASTDROP_NEON_H
 
@@ -16,7 +15,9 @@
 #define GROUPS_BETWEEN_PLANES 0
 
 /* ---- eight 64-bit lanes ---- */
-typedef struct { uint64x2_t pair[4]; } u64x8;
+typedef struct {
+    uint64x2_t pair[4];
+} u64x8;
 
 #define EACH_PAIR(expression) \
     u64x8 result; \
@@ -36,18 +37,17 @@ static inline u64x8 u64x8_and(u64x8 x, u64x8 y) { EACH_PAIR(vandq_u64(x.pair[i],
 static inline u64x8 u64x8_andnot(u64x8 x, u64x8 y) { EACH_PAIR(vbicq_u64(y.pair[i], x.pair[i])); }
 static inline u64x8 u64x8_or(u64x8 x, u64x8 y) { EACH_PAIR(vorrq_u64(x.pair[i], y.pair[i])); }
 static inline int u64x8_any(u64x8 x) {
-    uint64x2_t either = vorrq_u64(vorrq_u64(x.pair[0], x.pair[1]),
-                                  vorrq_u64(x.pair[2], x.pair[3]));
+    uint64x2_t either = vorrq_u64(vorrq_u64(x.pair[0], x.pair[1]), vorrq_u64(x.pair[2], x.pair[3]));
     return vmaxvq_u32(vreinterpretq_u32_u64(either)) != 0;
 }
 static inline u64x8 u64x8_xor3(u64x8 x, u64x8 y, u64x8 z) { return u64x8_xor(u64x8_xor(x, y), z); }
-/* In GNU C: the intrinsics for a constant count do not take a parameter for one. */
+/* GNU C's operators, since the intrinsics take constant counts only. */
 static inline u64x8 u64x8_shl(u64x8 x, int count) { EACH_PAIR(x.pair[i] << count); }
 static inline u64x8 u64x8_shr(u64x8 x, int count) { EACH_PAIR(x.pair[i] >> count); }
 static inline u64x8 u64x8_rotl(u64x8 x, int count) {
     return u64x8_or(u64x8_shl(x, count), u64x8_shr(x, 64 - count));
 }
-/* NEON multiplies no 64-bit lanes: the low 64 bits of a product, from 32-bit ones. */
+/* The low 64 bits of a product, from 32-bit products: NEON has no 64-bit multiplication. */
 static inline uint64x2_t mul_u64x2(uint64x2_t x, uint64x2_t y) {
     uint32x2_t x_low = vmovn_u64(x), x_high = vshrn_n_u64(x, 32);
     uint32x2_t y_low = vmovn_u64(y), y_high = vshrn_n_u64(y, 32);
@@ -56,7 +56,7 @@ static inline uint64x2_t mul_u64x2(uint64x2_t x, uint64x2_t y) {
 }
 static inline u64x8 u64x8_mul(u64x8 x, u64x8 y) { EACH_PAIR(mul_u64x2(x.pair[i], y.pair[i])); }
 
-/* ---- which of 32 consecutive elements are kept ---- */
+/* ---- the bits of 32 consecutive elements ---- */
 typedef uint32_t keep32;
 
 static inline keep32 keep32_load_at(const uint8_t *bits, int shift) {
@@ -66,32 +66,32 @@ static inline keep32 keep32_load_at(const uint8_t *bits, int shift) {
 }
 static inline void keep32_store(uint8_t *bits, keep32 keep) { memcpy(bits, &keep, sizeof keep); }
 
-/* The places of elements 8i .. 8i+7 (i = 0..3) in their half of the bits, and those of 4i .. 4i+3
-   (i = 0..7) and of 2i and 2i+1 (i = 0..15) in all of them. */
-static inline uint16x8_t places_u16(int i) {
+/* The bit of each element: of 8i .. 8i+7 (i = 0..3) within their 16 bits; of 4i .. 4i+3 (i =
+   0..7) and of 2i and 2i+1 (i = 0..15) within all 32 bits. */
+static inline uint16x8_t bits_u16(int i) {
     const uint16x8_t first = {0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80};
     return first << (i % 2 * 8);
 }
-static inline uint32x4_t places_u32(int i) {
+static inline uint32x4_t bits_u32(int i) {
     const uint32x4_t first = {0x1, 0x2, 0x4, 0x8};
     return first << (4 * i);
 }
-static inline uint64x2_t places_u64(int i) {
+static inline uint64x2_t bits_u64(int i) {
     const uint64x2_t first = {0x1, 0x2};
     return first << (2 * i);
 }
-/* All ones for a kept one of these elements, and zeros for a dropped one. */
+/* Masks of the same elements: all ones if kept, zero if dropped. */
 static inline uint16x8_t keep32_words(keep32 keep, int i) {
-    return vtstq_u16(vdupq_n_u16((uint16_t)(keep >> (i / 2 * 16))), places_u16(i));
+    return vtstq_u16(vdupq_n_u16((uint16_t)(keep >> (i / 2 * 16))), bits_u16(i));
 }
 static inline uint32x4_t keep32_wide(keep32 keep, int i) {
-    return vtstq_u32(vdupq_n_u32(keep), places_u32(i));
+    return vtstq_u32(vdupq_n_u32(keep), bits_u32(i));
 }
 static inline uint64x2_t keep32_widest(keep32 keep, int i) {
-    return vtstq_u64(vdupq_n_u64(keep), places_u64(i));
+    return vtstq_u64(vdupq_n_u64(keep), bits_u64(i));
 }
 
-/* ---- 32 elements: kept ones as they are, dropped ones zero ---- */
+/* ---- keep: copy kept elements, set dropped ones to zero ---- */
 static inline void keep_w16(uint16_t *to, const uint16_t *from, keep32 keep) {
     for (int i = 0; i < 4; i++)
         vst1q_u16(to + 8 * i, vandq_u16(vld1q_u16(from + 8 * i), keep32_words(keep, i)));
@@ -105,7 +105,7 @@ static inline void keep_w64(uint64_t *to, const uint64_t *from, keep32 keep) {
         vst1q_u64(to + 2 * i, vandq_u64(vld1q_u64(from + 2 * i), keep32_widest(keep, i)));
 }
 
-/* ---- 32 elements: kept ones scaled, dropped ones zero ---- */
+/* ---- keep_scale: scale kept elements, set dropped ones to zero ---- */
 static inline void keep_scale_f32(float *to, const float *from, keep32 keep, float scale) {
     for (int i = 0; i < 8; i++) {
         float32x4_t product = vmulq_n_f32(vld1q_f32(from + 4 * i), scale);
@@ -131,7 +131,7 @@ static inline void keep_scale_f16(f16 *to, const f16 *from, keep32 keep, float s
         vst1q_u16((uint16_t *)to + 8 * i, kept);
     }
 }
-/* Adds what rounds the upper half to nearest even; NaN becomes quiet in place. */
+/* Prepares the upper half: adds the increment that rounds to nearest even, or makes a NaN quiet. */
 static inline uint32x4_t rounded_for_bf16(float32x4_t wide) {
     uint32x4_t bits = vreinterpretq_u32_f32(wide);
     uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
@@ -152,12 +152,12 @@ static inline void keep_scale_bf16(bf16 *to, const bf16 *from, keep32 keep, floa
     }
 }
 
-/* ---- 32 elements: those of the kept ones that are not <= 0 ---- */
+/* ---- keep32_positive: clear the bits of elements <= 0 ---- */
 static inline keep32 keep32_positive_f32(keep32 keep, const float *from) {
     uint32x4_t dropped = vdupq_n_u32(0);
     for (int i = 0; i < 8; i++) {
         uint32x4_t not_positive = vcleq_f32(vld1q_f32(from + 4 * i), vdupq_n_f32(0));
-        dropped = vorrq_u32(dropped, vandq_u32(not_positive, places_u32(i)));
+        dropped = vorrq_u32(dropped, vandq_u32(not_positive, bits_u32(i)));
     }
     return keep & ~vaddvq_u32(dropped);
 }
@@ -165,18 +165,18 @@ static inline keep32 keep32_positive_f64(keep32 keep, const double *from) {
     uint64x2_t dropped = vdupq_n_u64(0);
     for (int i = 0; i < 16; i++) {
         uint64x2_t not_positive = vcleq_f64(vld1q_f64(from + 2 * i), vdupq_n_f64(0));
-        dropped = vorrq_u64(dropped, vandq_u64(not_positive, places_u64(i)));
+        dropped = vorrq_u64(dropped, vandq_u64(not_positive, bits_u64(i)));
     }
     return keep & ~(keep32)vaddvq_u64(dropped);
 }
-/* Words above zero, and those with a sign whose magnitude is above infinity's. */
+/* As integers, positive numbers are above zero, and negative NaNs are above minus infinity. */
 static inline keep32 positive_words(keep32 keep, const uint16_t *from, uint16_t minus_infinity) {
     uint16x8_t positive[2] = {vdupq_n_u16(0), vdupq_n_u16(0)};
     for (int i = 0; i < 4; i++) {
         uint16x8_t x = vld1q_u16(from + 8 * i);
         uint16x8_t above = vcgtq_s16(vreinterpretq_s16_u16(x), vdupq_n_s16(0));
         uint16x8_t nan = vcgtq_u16(x, vdupq_n_u16(minus_infinity));
-        uint16x8_t either = vandq_u16(vorrq_u16(above, nan), places_u16(i));
+        uint16x8_t either = vandq_u16(vorrq_u16(above, nan), bits_u16(i));
         positive[i / 2] = vorrq_u16(positive[i / 2], either);
     }
     return keep & ((keep32)vaddvq_u16(positive[1]) << 16 | vaddvq_u16(positive[0]));
@@ -188,7 +188,7 @@ static inline keep32 keep32_positive_bf16(keep32 keep, const bf16 *from) {
     return positive_words(keep, (const uint16_t *)from, BF16_MINUS_INFINITY);
 }
 
-/* ---- 32 elements, in single precision ---- */
+/* ---- keep_scale_add and keep_scale_sum in single precision ---- */
 static inline float32x4_t wide_f16(const f16 *from) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)from)));
 }
@@ -204,8 +204,7 @@ static inline void narrow_bf16(bf16 *to, float32x4_t wide) {
 static inline float32x4_t wide_f32(const float *from) { return vld1q_f32(from); }
 static inline void narrow_f32(float *to, float32x4_t wide) { vst1q_f32(to, wide); }
 static inline float32x4_t kept_f32x4(float32x4_t product, keep32 keep, int i) {
-    return vreinterpretq_f32_u32(
-        vandq_u32(vreinterpretq_u32_f32(product), keep32_wide(keep, i)));
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(product), keep32_wide(keep, i)));
 }
 
 #define KEEP_SCALE_ADD_SUM(name, type) \
@@ -230,10 +229,9 @@ KEEP_SCALE_ADD_SUM(f16, f16)
 KEEP_SCALE_ADD_SUM(bf16, bf16)
 KEEP_SCALE_ADD_SUM(f32, float)
 
-/* ---- 32 elements in double precision ---- */
+/* ---- keep_scale_add and keep_scale_sum in double precision ---- */
 static inline float64x2_t kept_f64x2(float64x2_t product, keep32 keep, int i) {
-    return vreinterpretq_f64_u64(
-        vandq_u64(vreinterpretq_u64_f64(product), keep32_widest(keep, i)));
+    return vreinterpretq_f64_u64(vandq_u64(vreinterpretq_u64_f64(product), keep32_widest(keep, i)));
 }
 static inline void keep_scale_add_f64(double *to, const double *from, const double *bias,
                                       const double *residual, keep32 keep, double scale) {
@@ -253,7 +251,7 @@ static inline void keep_scale_sum_f64(double *to, const double *from, double *su
     }
 }
 
-/* ---- past the caches: stnp is but a hint ---- */
+/* ---- non-temporal stores: ordinary ones, since stnp is only a hint ---- */
 static inline void stream_lines(void *to, const void *from, uint64_t size) {
     memcpy(to, from, size);
 }

@@ -1,10 +1,9 @@
-/* Owns the words of the vocabulary (see vocabulary.pxi) in plain C, for every CPU.
+/* Defines the vocabulary (vocabulary.pxi) in portable C, for every CPU.
 
-   It is written in GNU C's vectors, which gcc and clang lower to whatever the baseline has (SSE2 on
-   x86-64), and faster than loops, which they vectorize by luck. A keep32 is 32 bits; they become
-   masks through vectors of constants, since SSE2 cannot shift each word by its own count, and has
-   no comparison of 64 bits. Half precision has no vector instructions there: it goes element by
-   element. */
+   GNU C's vector types compile to the vector instructions of the baseline (SSE2 on x86-64), while
+   compilers vectorize loops unreliably. Constant vectors expand bits to masks, since SSE2 neither
+   shifts words by different counts nor compares 64-bit words. Half precision is computed element by
+   element, since SSE2 has no instructions for it. */
 #ifndef FASTDROP_PORTABLE_H
 #define FASTDROP_PORTABLE_H
 
@@ -18,7 +17,7 @@
 typedef uint64_t u64x8 __attribute__((vector_size(64)));
 
 #if defined(__GNUC__) && !defined(__clang__)
-/* How vectors this wide are passed depends on the CPU's; here nothing is passed, all is inlined. */
+/* The ABI of wide vectors depends on the CPU. It does not matter: every function is inlined. */
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif
 
@@ -43,7 +42,7 @@ static inline u64x8 u64x8_shl(u64x8 x, int count) { return x << count; }
 static inline u64x8 u64x8_shr(u64x8 x, int count) { return x >> count; }
 static inline u64x8 u64x8_rotl(u64x8 x, int count) { return x << count | x >> (64 - count); }
 
-/* ---- which of 32 consecutive elements are kept ---- */
+/* ---- the bits of 32 consecutive elements ---- */
 typedef uint32_t keep32;
 typedef int16_t i16x8 __attribute__((vector_size(16)));
 typedef int32_t i32x4 __attribute__((vector_size(16)));
@@ -58,29 +57,29 @@ static inline keep32 keep32_load_at(const uint8_t *bits, int shift) {
 }
 static inline void keep32_store(uint8_t *bits, keep32 keep) { memcpy(bits, &keep, sizeof keep); }
 
-/* All ones for a kept one of elements 8i .. 8i+7 (i = 0..3), and zeros for a dropped one. */
+/* 16-bit masks of elements 8i .. 8i+7 (i = 0..3): all ones if kept, zero if dropped. */
 static inline i16x8 keep32_words(keep32 keep, int i) {
-    const i16x8 place = {0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80};
+    const i16x8 bit = {0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80};
     int16_t x = (int16_t)(keep >> (8 * i) & 0xFF);
-    return ((i16x8){x, x, x, x, x, x, x, x} & place) == place;
+    return ((i16x8){x, x, x, x, x, x, x, x} & bit) == bit;
 }
 static inline i32x4 splat_i32(keep32 keep) {
     int32_t x = (int32_t)keep;
     return (i32x4){x, x, x, x};
 }
-/* The same of elements 4i .. 4i+3 (i = 0..7), and of 2i and 2i+1 (i = 0..15), in wider words. */
+/* 32-bit masks of elements 4i .. 4i+3 (i = 0..7), and 64-bit masks of 2i and 2i+1 (i = 0..15). */
 static inline i32x4 keep32_wide(keep32 keep, int i) {
     const i32x4 first = {0x1, 0x2, 0x4, 0x8};
-    i32x4 place = first << (4 * i);
-    return (splat_i32(keep) & place) == place;
+    i32x4 bit = first << (4 * i);
+    return (splat_i32(keep) & bit) == bit;
 }
 static inline i64x2 keep32_widest(keep32 keep, int i) {
     const i32x4 first = {0x1, 0x1, 0x2, 0x2};
-    i32x4 place = first << (2 * i);
-    return (i64x2)((splat_i32(keep) & place) == place);
+    i32x4 bit = first << (2 * i);
+    return (i64x2)((splat_i32(keep) & bit) == bit);
 }
 
-/* ---- 32 elements: kept ones as they are, dropped ones zero ---- */
+/* ---- keep: copy kept elements, set dropped ones to zero ---- */
 static inline void keep_w16(uint16_t *to, const uint16_t *from, keep32 keep) {
     for (int i = 0; i < 4; i++) {
         i16x8 x;
@@ -106,7 +105,7 @@ static inline void keep_w64(uint64_t *to, const uint64_t *from, keep32 keep) {
     }
 }
 
-/* ---- 32 elements: kept ones scaled, dropped ones zero ---- */
+/* ---- keep_scale: scale kept elements, set dropped ones to zero ---- */
 static inline void keep_scale_f32(float *to, const float *from, keep32 keep, float scale) {
     for (int i = 0; i < 8; i++) {
         f32x4 x;
@@ -135,7 +134,7 @@ static inline void keep_scale_bf16(bf16 *to, const bf16 *from, keep32 keep, floa
         to[i].bits = bf16_of_float(bf16_to_float(from[i]) * scale).bits & keep32_word(keep, i);
 }
 
-/* ---- 32 elements: those of the kept ones that are not <= 0 ---- */
+/* ---- keep32_positive: clear the bits of elements <= 0 ---- */
 static inline keep32 all_of(i32x4 bits) { return (keep32)(bits[0] | bits[1] | bits[2] | bits[3]); }
 static inline keep32 keep32_positive_f32(keep32 keep, const float *from) {
     const i32x4 first = {0x1, 0x2, 0x4, 0x8};
@@ -157,12 +156,12 @@ static inline keep32 keep32_positive_f64(keep32 keep, const double *from) {
     }
     return keep & ~all_of(dropped);
 }
-/* Words above zero, and those with a sign whose magnitude is above infinity's. */
+/* As integers, positive numbers are above zero, and negative NaNs are above minus infinity. */
 static inline keep32 positive_words(keep32 keep, const void *from, uint16_t minus_infinity) {
     uint16_t x[32];
     memcpy(x, from, sizeof x);
     for (int i = 0; i < 32; i++)
-        keep &= ~((keep32)!((int16_t)x[i] > 0 || x[i] > minus_infinity) << i);
+        keep &= ~((keep32) !((int16_t)x[i] > 0 || x[i] > minus_infinity) << i);
     return keep;
 }
 static inline keep32 keep32_positive_f16(keep32 keep, const f16 *from) {
@@ -172,7 +171,7 @@ static inline keep32 keep32_positive_bf16(keep32 keep, const bf16 *from) {
     return positive_words(keep, from, BF16_MINUS_INFINITY);
 }
 
-/* ---- 32 elements: kept ones with a bias and scaled, and a residual added to all ---- */
+/* ---- keep_scale_add: add the bias, keep and scale, add the residual ---- */
 static inline void keep_scale_add_f32(float *to, const float *from, const float *bias,
                                       const float *residual, keep32 keep, float scale) {
     for (int i = 0; i < 8; i++) {
@@ -199,7 +198,8 @@ static inline void keep_scale_add_f64(double *to, const double *from, const doub
         memcpy(to + 2 * i, &r, sizeof r);
     }
 }
-/* ---- 32 elements: kept ones scaled, dropped ones zero, and all added to sums ---- */
+
+/* ---- keep_scale_sum: keep and scale, and add the results to the sums ---- */
 static inline void keep_scale_sum_f32(float *to, const float *from, float *sums, keep32 keep,
                                       float scale) {
     float kept[32];
@@ -217,7 +217,7 @@ static inline void keep_scale_sum_f64(double *to, const double *from, double *su
         sums[i] += kept[i];
 }
 
-/* Half precision goes through single precision. */
+/* Half precision is computed in single precision. */
 #define KEEP_SCALE_ADD_SUM(type) \
     static inline void keep_scale_add_##type(type *to, const type *from, const float *bias, \
                                              const type *residual, keep32 keep, float scale) { \
@@ -242,7 +242,7 @@ static inline void keep_scale_sum_f64(double *to, const double *from, double *su
 KEEP_SCALE_ADD_SUM(f16)
 KEEP_SCALE_ADD_SUM(bf16)
 
-/* ---- past the caches: there is no way in C ---- */
+/* ---- non-temporal stores: ordinary ones in C ---- */
 static inline void stream_lines(void *to, const void *from, uint64_t size) {
     memcpy(to, from, size);
 }

@@ -1,5 +1,5 @@
-/* Owns the floating-point environment of x86 kernels: what a caller has set must not change a bit
-   of a result (TensorFlow's threads, for one, flush subnormals to zero). */
+/* Sets the floating-point environment of x86 kernels. The caller's modes must not change a bit of a
+   result; TensorFlow's threads, for example, flush subnormals to zero. */
 #ifndef FASTDROP_X86_FLOAT_H
 #define FASTDROP_X86_FLOAT_H
 
@@ -7,7 +7,7 @@
 
 typedef unsigned int float_state;
 
-/* Round to nearest even, subnormals kept, every exception masked; returns what was there. */
+/* Sets: round to nearest even, keep subnormals, mask all exceptions. Returns the caller's state. */
 static inline float_state float_state_enter(void) {
     float_state saved = _mm_getcsr();
     if ((saved & ~0x3Fu) != 0x1F80u)
@@ -15,7 +15,7 @@ static inline float_state float_state_enter(void) {
     return saved;
 }
 
-/* Restores all of it, the exception flags too: a kernel leaves no trace in them. */
+/* Restores the caller's environment, with its exception flags. */
 static inline void float_state_leave(float_state saved) {
     if (_mm_getcsr() != saved)
         _mm_setcsr(saved);

@@ -1,8 +1,6 @@
 """The layers in TensorFlow itself, with AddressSanitizer and UBSan in all that is ours.
 
 TensorFlow gives each tensor memory of exactly its size, so that a byte beside it is seen.
-ThreadSanitizer is of no use here: it does not see how TensorFlow, which is not built for it, counts
-the owners of a tensor. `test_native_operations.py` has the operations under it.
 """
 
 import sys
@@ -19,7 +17,7 @@ SETUP = """
 import ctypes, threading
 import numpy as np, tensorflow as tf
 import fastdrop, fastdrop_keras
-from fastdrop_keras import native_library
+from fastdrop_keras import native_bridge
 assert fastdrop._isa.BUILD == "asan"
 
 def gradient(layer, x):
@@ -47,7 +45,7 @@ for dtype in ("float16", "bfloat16", "float32", "float64"):
         drop(rows, tf.ones([size // 7, 7], dtype))
 
 # Refused before anything is touched.
-operations = native_library.OPERATIONS
+operations = native_bridge.OPERATIONS
 def refused(call):
     for run in (call, tf.function(call)):
         try:
@@ -57,10 +55,10 @@ def refused(call):
         raise AssertionError("not refused")
 for seed in ([], [1], [1, 2, 3, 4]):
     refused(lambda: operations.fastdrop_forward(
-        x=tf.ones(15), seed=tf.constant(seed, tf.int64), stream=2, rate_bits=0))
+        x=tf.ones(15), seed=tf.constant(seed, tf.int64), rate=0.0, stream=2))
 for size in (0, 1, 8, 9, 11, 20):
     refused(lambda: operations.fastdrop_backward(
-        dy=tf.ones(15), residual=tf.zeros(size, tf.uint8)))
+        dy=tf.ones(15), saved=tf.zeros(size, tf.uint8)))
 
 layer = fastdrop_keras.Dropout(0.3)
 failures = []

@@ -14,12 +14,10 @@ from tensorflow.python.framework import kernels
 from tensorflow.python.framework.ops import gradient_registry
 
 import fastdrop_keras
-from fastdrop import _bridge
 from fastdrop._config import STREAM_VERSION
-from fastdrop_keras import Dropout, get_bridge, native_bridge, native_library, set_bridge
+from fastdrop_keras import Dropout, get_bridge, native_bridge, set_bridge
 from fastdrop_keras.bridge import dropout, dropout_again
-from fastdrop_keras.dial import Dial
-from fastdrop_keras.python_bridge import _gradient_name
+from fastdrop_keras.numpy_bridge import _gradient_name
 
 native_only = pytest.mark.skipif(sys.platform != "linux", reason="native operations are for Linux")
 
@@ -27,8 +25,9 @@ SHAPE = (5, 33)
 SEED = (7, 3)
 
 
-def rate_bits(rate):
-    return struct.unpack("<q", struct.pack("<d", rate))[0]
+def drop(x, rate=0.5, noise_shape=None, seed=SEED):
+    seed = seed if tf.is_tensor(seed) else tf.constant(seed, tf.int64)
+    return dropout(x, seed, tf.constant(rate, tf.float64), noise_shape)
 
 
 # The choice.
@@ -130,38 +129,40 @@ def test_show_config(bridge, capsys):
 @pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, None), (1, 1), (33,), (1,), ()])
 @pytest.mark.parametrize("known", [SHAPE, (None, 33), (None, None), None], ids=str)
-def test_noise_shapes_that_the_run_fits(expected, noise_shape, known):
+def test_noise_shapes_are_fitted_when_the_shape_is_known(bridge, expected, noise_shape, known):
     @tf.function(input_signature=[tf.TensorSpec(known)])
-    def drop(x):
-        return dropout(x, tf.constant(SEED, tf.int64), Dial(0.5), noise_shape)
+    def twice(x):
+        y, saved = drop(x, noise_shape=noise_shape)
+        return y, dropout_again(3 * x, saved, noise_shape)
 
-    y, residual = drop(tf.ones(SHAPE))
+    y, again = twice(tf.ones(SHAPE))
     shape = None if noise_shape is None else (1,) * (2 - len(noise_shape)) + noise_shape
     np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, *SEED, shape))
-    again = tf.function(lambda x, r: dropout_again(x, r, noise_shape))
-    np.testing.assert_array_equal(again(3 * tf.ones(SHAPE), residual), 3 * y)
+    np.testing.assert_array_equal(again, 3 * y)
 
 
-@pytest.mark.usefixtures("bridge")
-def test_high_word_of_a_seed(expected, run):
-    drop = run(lambda x, seed: dropout(x, seed, Dial(0.5))[0])
-    y = drop(tf.ones(SHAPE), tf.constant((7, 3, 9), tf.int64))
+def test_high_word_of_a_seed(bridge, expected, run):
+    f = run(lambda x, seed: drop(x, seed=seed)[0])
+    y = f(tf.ones(SHAPE), tf.constant((7, 3, 9), tf.int64))
     np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, (9 << 64) | 7, 3))
 
 
 @pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_large_tensors(expected, run, dtype):
+def test_large_tensors(bridge, expected, run, dtype):
     x = tf.cast(tf.random.normal((513, 1027)), dtype)
-    y, residual = run(lambda x: dropout(x, tf.constant(SEED, tf.int64), Dial(0.2)))(x)
-    assert_same_bits(y.numpy(), expected.output(x.numpy(), 0.2, *SEED))
-    bits = reference.pack_bits(expected.mask(x.shape, 0.2, *SEED))
-    np.testing.assert_array_equal(residual[:-8], bits)
-    assert struct.unpack("<d", residual[-8:].numpy().tobytes()) == (0.2,)
+    y, again = run(lambda x: _twice(x, 0.2))(x)
+    want = expected.output(x.numpy(), 0.2, *SEED)
+    assert_same_bits(y.numpy(), want)
+    assert_same_bits(again.numpy(), want)
 
 
-@pytest.mark.usefixtures("bridge")
-def test_two_branches_of_a_graph(expected):
+def _twice(x, rate):
+    y, saved = drop(x, rate)
+    return y, dropout_again(x, saved)
+
+
+def test_two_branches_of_a_graph(bridge, expected):
     layers = [Dropout(0.5, seed=seed) for seed in range(8)]
 
     @tf.function
@@ -174,17 +175,19 @@ def test_two_branches_of_a_graph(expected):
             np.testing.assert_array_equal(y, expected.factors(shape, 0.5, seed, step))
 
 
-@pytest.mark.usefixtures("bridge")
-def test_a_copy_of_a_dial_is_turned_on_its_own(run):
-    import copy
+def test_a_saved_mask_is_used_by_the_bridge_that_saved_it(bridge, expected):
+    y, saved = drop(tf.ones(SHAPE))
+    for other in ("native", "numpy_function") if sys.platform == "linux" else ("numpy_function",):
+        set_bridge(other)
+        np.testing.assert_array_equal(dropout_again(tf.ones(SHAPE), saved), y)
 
-    dial = Dial(0.5)
-    other = copy.deepcopy(dial)
-    other.rate = 0.0
-    assert dial.rate == 0.5
-    drop = run(lambda x, d: dropout(x, tf.constant(SEED, tf.int64), d)[0])
-    assert not np.all(drop(tf.ones(SHAPE), dial))
-    assert np.all(drop(tf.ones(SHAPE), other))
+
+def test_what_the_native_bridge_saves():
+    """One bit an element, and the rate."""
+    set_bridge("native")
+    y, (_, saved) = drop(tf.ones(SHAPE), 0.2)
+    np.testing.assert_array_equal(saved[:-8], reference.pack_bits(y.numpy() != 0))
+    assert struct.unpack("<d", saved[-8:].numpy().tobytes()) == (0.2,)
 
 
 # The native operations, as they are.
@@ -194,27 +197,27 @@ def test_a_copy_of_a_dial_is_turned_on_its_own(run):
 def operations():
     if sys.platform != "linux":
         pytest.skip("native operations are for Linux")
-    return native_library.OPERATIONS
+    return native_bridge.OPERATIONS
 
 
 def forward(operations, x, seed=SEED, rate=0.5, **options):
     return operations.fastdrop_forward(
         x=x,
         seed=tf.constant(seed, tf.int64),
-        rate_bits=rate_bits(rate),
+        rate=tf.constant(rate, tf.float64),
         **{"stream": STREAM_VERSION, **options},
     )
 
 
-def test_without_a_dial_it_has_the_rate_of_its_making(operations, expected, run):
-    y, _ = run(lambda x: forward(operations, x, rate=0.2, dial=12345))(tf.ones(SHAPE))
-    np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.2, *SEED))
-
-
 @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan"), float("inf")])
 def test_bad_rate(operations, rate):
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"`rate_bits`.*from 0 to 1"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"`rate` must be from 0 to 1"):
         forward(operations, tf.ones(SHAPE), rate=rate)
+
+
+def test_a_rate_that_is_no_scalar(operations, run):
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=r"scalar|rank"):
+        run(lambda x: forward(operations, x, rate=[0.5]))(tf.ones(SHAPE))
 
 
 @pytest.mark.parametrize("seed", [(), (1,), (1, 2, 3, 4), ((1, 2),), 5], ids=str)
@@ -228,9 +231,9 @@ def test_bad_noise_shape(operations, noise_shape):
     options = {"noise_shape": list(noise_shape), "noise_rank": len(noise_shape)}
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"`noise_shape`.*shape \(5, 33\)"):
         forward(operations, tf.ones(SHAPE), **options)
-    residual = tf.zeros([29], tf.uint8)
+    saved = tf.zeros([29], tf.uint8)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"`noise_shape`.*shape \(5, 33\)"):
-        operations.fastdrop_backward(dy=tf.ones(SHAPE), residual=residual, **options)
+        operations.fastdrop_backward(dy=tf.ones(SHAPE), saved=saved, **options)
 
 
 def test_noise_rank_that_is_not_its_rank(operations):
@@ -239,10 +242,10 @@ def test_noise_rank_that_is_not_its_rank(operations):
 
 
 @pytest.mark.parametrize("size", [0, 8, 28, 30, 1000])
-def test_bad_residual(operations, size):
-    residual = tf.zeros([size], tf.uint8)
+def test_saved_bytes_of_another_shape(operations, size):
+    saved = tf.zeros([size], tf.uint8)
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"29 bytes.*Received: {size} "):
-        operations.fastdrop_backward(dy=tf.ones(SHAPE), residual=residual)
+        operations.fastdrop_backward(dy=tf.ones(SHAPE), saved=saved)
 
 
 def test_shapes_are_inferred(operations):
@@ -279,12 +282,12 @@ def peak_of_process():
 
 
 def test_loading_twice_is_harmless(operations):
-    assert tf.load_op_library(str(native_library._PATH)).fastdrop_forward
+    assert tf.load_op_library(str(native_bridge.LIBRARY)).fastdrop_forward
     importlib.reload(native_bridge)
     x = tf.ones(SHAPE)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y, _ = forward(native_library.OPERATIONS, x)
+        y, _ = forward(native_bridge.OPERATIONS, x)
     np.testing.assert_array_equal(tape.gradient(y, x), y)
 
 
@@ -301,7 +304,7 @@ def test_a_graph_that_drops_runs_where_the_operations_are(bridge, expected, tmp_
         pytest.skip("Python functions cannot be saved")
     layer = Dropout(0.5, seed=4)
     module = tf.Module()
-    module.state = layer.seed_generator.state.value
+    module.layer = layer
     module.drop = tf.function(
         lambda x: layer(x, training=True), input_signature=[tf.TensorSpec(SHAPE)]
     )
@@ -324,7 +327,7 @@ def test_a_graph_of_another_stream_is_refused(bridge, tmp_path, run_python, stre
         pytest.skip("Python functions cannot be saved")
     layer = Dropout(0.5, seed=4)
     module = tf.Module()
-    module.state = layer.seed_generator.state.value
+    module.layer = layer
     module.drop = tf.function(
         lambda x: layer(x, training=True), input_signature=[tf.TensorSpec(SHAPE)]
     )
@@ -361,46 +364,6 @@ def test_a_mask_of_more_bits_than_a_size_can_count(run, bridge, sizes):
     if bridge == "native":  # NumPy has no arrays of such sizes
         own = Dropout(0.5)
         assert run(lambda x: own(x, training=True))(x).shape == sizes
-
-
-# What a framework may hand to the functions on arrays.
-
-
-@pytest.mark.parametrize(
-    "seed", [np.array([1]), np.array([1, 2, 3, 4]), np.array(1), np.array([])], ids=str
-)
-def test_a_seed_of_other_words(seed):
-    with pytest.raises(ValueError, match="`seed` must hold 2 or 3 integers"):
-        _bridge.forward(np.ones(8, np.float32), seed, 0.5, None)
-
-
-RESIDUAL = np.zeros(24, np.uint8)
-
-
-@pytest.mark.parametrize(
-    "residual",
-    [
-        RESIDUAL[:8],
-        RESIDUAL[:10],
-        RESIDUAL[::2][:9],
-        RESIDUAL[:9].view(np.int8),
-        RESIDUAL[:9].reshape(1, 9),
-        RESIDUAL[0],
-    ],
-    ids=["short", "long", "with gaps", "signed", "of two dimensions", "a number"],
-)
-def test_a_residual_of_another_shape(residual):
-    with pytest.raises((TypeError, ValueError), match="residual"):
-        _bridge.backward(np.ones(8, np.float32), residual, None)
-    assert _bridge.backward(np.ones(8, np.float32), RESIDUAL[:9], None).tolist() == [0.0] * 8
-
-
-def test_a_number_of_a_dial_cannot_be_guessed():
-    numbers = [Dial(0.5).number for _ in range(100)]
-    assert len(set(numbers)) == 100
-    # Each bit is set in about half of them.
-    for bit in range(63):
-        assert 20 < sum(number >> bit & 1 for number in numbers) < 80
 
 
 def test_a_gradient_without_an_operation_is_refused_when_it_runs():

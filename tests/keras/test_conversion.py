@@ -1,7 +1,11 @@
 """Models converted from Keras's dropout layers to ours and back: what changes, and what stays."""
 
 import collections
+import functools
+import gc
 import itertools
+import types
+import weakref
 
 import keras
 import numpy as np
@@ -13,7 +17,11 @@ import fastdrop_keras
 from fastdrop_keras import convert, to_keras
 
 # Keras's own, whenever it writes a variable to a file with NumPy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    # Conversion is the same with each bridge.
+    pytest.mark.parametrize("bridge", [fastdrop_keras.get_bridge()], indirect=True),
+]
 
 KERAS = [layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D]
 OURS = [getattr(fastdrop_keras, theirs.__name__) for theirs in KERAS]
@@ -253,25 +261,17 @@ def test_there_and_back(make):
     assert len(dropouts(back, KERAS)) == len(report.changed) == count
     assert not dropouts(back, OURS)
     assert len(dropouts(converted, OURS)) == count
+    # Those that a layer makes itself are ours in a copy, too.
+    again, nothing = convert(converted, verbose=False, return_report=True)
+    assert not nothing.changed
+    assert len(dropouts(again, OURS)) == count
+    assert_same_outputs(again, model, x)
     assert_same_outputs(back, model, x)
     assert_same_variables(back, model)
     theirs_used = [layer for layer in dropouts(back) if layer.rate > 0]
     for ours, theirs in zip(used, theirs_used, strict=True):
         assert theirs.rate == 0.4
         assert state(theirs) == state(ours)
-
-
-@each_copied
-def test_a_converted_model_can_be_converted_again(make):
-    """Those that a layer makes itself, too, when that layer is copied."""
-    count, x = COPIED[make]
-    with custom_objects():
-        model = make()
-    converted = convert(model, verbose=False)
-    again, report = convert(converted, verbose=False, return_report=True)
-    assert not report.changed
-    assert len(dropouts(again, OURS)) == count
-    assert_same_outputs(again, model, x)
 
 
 def graph_for_files():
@@ -316,12 +316,6 @@ def test_subclassed_models_are_changed_in_place():
     for a, b in zip(before, outputs(model), strict=True):
         np.testing.assert_array_equal(a, b)
 
-    first = model.blocks[0]
-    assert list(first.ordered) == ["z", "a"]
-    assert first.by_layer == {first.one: 0.5}
-    assert first.named_pair.second == "no layer"
-    assert isinstance(first.named_pair, Pair)
-
     assert to_keras(model, verbose=False) is model
     assert not dropouts(model, OURS)
     for a, b in zip(before, outputs(model), strict=True):
@@ -348,22 +342,6 @@ def test_checkpoints_and_weights_of_a_subclassed_model(tmp_path):
     assert first[:-1] == others[1][:-1]
 
 
-def test_a_layer_of_a_layer_that_is_built_can_be_replaced_before_the_model_is():
-    class Unbuilt(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense, self.dropout = layers.Dense(3), layers.Dropout(0.5)
-
-        def call(self, x, training=False):
-            return self.dropout(self.dense(x), training=training)
-
-    model = convert(Unbuilt(), verbose=False)
-    assert type(model.dropout) is fastdrop_keras.Dropout
-    model.compile("sgd", "mse")
-    model.fit(X, X[..., :3], verbose=0)
-    assert state(model.dropout)[1] == 1
-
-
 def test_in_place_where_a_copy_would_do():
     model = graph()
     x = COPIED[graph][1]
@@ -378,11 +356,115 @@ def test_in_place_where_a_copy_would_do():
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_part_of_a_converted_model_can_be_made_a_model(in_place):
-    model = convert(sequential(), verbose=False, in_place=in_place)
-    part = keras.Model(model.inputs[0], model.layers[3].output)
-    assert dropouts(part, OURS) == dropouts(model)
-    assert part(X).shape == (4, 30)
+def test_models_of_a_part_are_converted_with_a_model_and_can_be_made_of_it(in_place):
+    model = sequential()
+    before = keras.Model(model.inputs[0], model.layers[3].output)
+    model = convert(model, verbose=False, in_place=in_place)
+    after = keras.Model(model.inputs[0], model.layers[3].output)
+    assert dropouts(after, OURS) == dropouts(model)
+    assert dropouts(before, OURS) == (dropouts(model) if in_place else [])
+    assert_same_outputs(before, after)
+
+
+# Whatever refers to a layer.
+
+
+class Referring(layers.Layer):
+    """Refers to one dropout layer in many ways."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        # As `TransformerEncoder` of KerasHub names it.
+        self._self_dropout = drop = layers.Dropout(0.5, name="drop")
+        self.partial = functools.partial(drop, training=True)
+        self.plain = types.SimpleNamespace(drop=drop)
+        self.closure = lambda x: drop(x, training=True)
+        self.method = drop.__call__
+
+    def call(self, x, training=False):
+        x = self._self_dropout(x, training=training)
+        x = self.plain.drop(self.partial(x), training=training)
+        return self.method(self.closure(x), training=training)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_every_reference_to_a_layer_is_converted(in_place):
+    model = keras.Sequential([keras.Input((64,)), Referring()])
+    model, report = convert(model, verbose=False, in_place=in_place, return_report=True)
+    assert [layer.path.split("/")[-1] for layer in report.changed] == ["drop"]
+    assert not report.unchanged
+    ones = np.ones((4, 64), np.float32)
+    assert np.mean(model(ones, training=True) == 0) > 0.8
+    schedule = fastdrop_keras.RateSchedule(lambda epoch: 0.0)
+    schedule.set_model(model)
+    schedule.on_train_begin()
+    schedule.on_epoch_begin(0)
+    np.testing.assert_array_equal(model(ones, training=True), ones)
+
+
+LOST = layers.Dropout(0.5, name="in_a_global")
+
+
+class Slots:
+    __slots__ = ("drop",)
+
+
+class Hiding(layers.Layer):
+    """Has dropout layers where Keras does not look, and what stays as it was."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.drop = layers.Dropout(0.5, name="found")
+        self.method = self.drop.call
+        self.partial = functools.partial(layers.Dropout(0.5, name="in_a_partial"))
+        self.plain = types.SimpleNamespace(
+            deep=[keras.Sequential([layers.Dropout(0.5, name="in_a_model")], name="model")]
+        )
+        self.slots = Slots()
+        self.slots.drop = layers.GaussianNoise(0.5, name="in_slots")
+        self.function = lambda x: LOST(x)
+        in_closure = layers.Dropout(0.5, name="in_a_closure")
+        self.traced = tf.function(lambda x: in_closure(self.drop(x)))
+
+    @tf.function
+    def call(self, x, training=False):
+        return self.drop(x, training=training)
+
+
+def test_what_a_model_may_call_and_stays_is_listed():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hiding = Hiding(name="hiding")
+
+        def call(self, x, training=False):
+            return self.hiding(x, training=training)
+
+    model = Model()
+    model(X)
+    _, report = convert(model, verbose=False, return_report=True)
+    assert [layer.path for layer in report.changed] == ["hiding/found"]
+    assert {(layer.path, layer.note) for layer in report.unchanged} == {
+        ("hiding/found", "the attribute 'method' holds its method 'call' of before"),
+        ("hiding/in_a_partial", "Keras does not find it in the attribute 'partial'"),
+        ("hiding/in_a_model", "Keras does not find it in the attribute 'plain'"),
+        ("hiding/in_slots", "Keras does not find it in the attribute 'slots'"),
+        ("hiding/in_a_global", "Keras does not find it in the attribute 'function'"),
+        ("hiding/in_a_closure", "Keras does not find it in the attribute 'traced'"),
+    }
+    # The other one was never called.
+    assert report.notes == ("hiding: the `tf.function` 'call' stays as traced",)
+
+
+def test_a_layer_that_is_changed_stays_the_same_object_and_no_other_is_left():
+    model = sequential()
+    inside, spec = dropouts(model), [layer.output for layer in dropouts(model)]
+    alive = weakref.WeakSet(o for o in gc.get_objects() if type(o) in (*KERAS, *OURS))
+    convert(model, verbose=False, in_place=True)
+    assert dropouts(model, OURS) == inside
+    assert all(layer.output is tensor for layer, tensor in zip(inside, spec, strict=True))
+    gc.collect()
+    assert not [o for o in gc.get_objects() if type(o) in OURS and o not in alive]
 
 
 # What is kept of a layer.
@@ -403,13 +485,12 @@ def test_arguments(index, arguments, in_place):
     def model_of(layer):
         return keras.Sequential([layer])
 
-    theirs = KERAS[index](**arguments)
-    ours = OURS[index](**arguments)
-    theirs.trainable = ours.trainable = arguments.get("trainable", True)
-    got = convert(model_of(theirs), verbose=False, in_place=in_place).layers[0]
-    back = to_keras(model_of(ours), verbose=False, in_place=in_place).layers[0]
-    assert (got.name, back.name) == (theirs.name, ours.name)
-    ours.name = back.name = theirs.name
+    arguments = {"name": "layer"} | arguments
+    theirs, ours, *originals = (each[index](**arguments) for each in (KERAS, OURS) * 2)
+    for layer in (theirs, ours, *originals):
+        layer.trainable = arguments.get("trainable", True)
+    got = convert(model_of(originals[0]), verbose=False, in_place=in_place).layers[0]
+    back = to_keras(model_of(originals[1]), verbose=False, in_place=in_place).layers[0]
     assert type(got) is OURS[index]
     assert type(back) is KERAS[index]
     assert got.get_config() == ours.get_config()
@@ -431,13 +512,6 @@ def test_the_state_of_the_seed_goes_on(expected, in_place):
     np.testing.assert_array_equal(
         converted(x, training=True), expected.factors((5, 33), 0.5, 7, step=3)
     )
-
-
-def test_a_seed_that_was_drawn_is_kept():
-    model = keras.Sequential([keras.Input((33,)), layers.Dropout(0.5)])
-    converted = convert(model, verbose=False)
-    assert state(converted.layers[0]) == state(model.layers[0])
-    assert converted.layers[0].seed is None
 
 
 def test_flags_and_states_of_the_other_layers(tmp_path):
@@ -614,6 +688,10 @@ def test_the_copy_has_an_optimizer_and_metrics_of_its_own():
         np.testing.assert_array_equal(a, b)
     assert converted.loss is loss
     assert not any(m is metric for m in converted.metrics)
+    # A model in a model needs no compilation.
+    outer = convert(keras.Sequential([model]), verbose=False)
+    assert_same_outputs(outer, model)
+    assert model.compiled
 
 
 def test_arguments_of_compile():
@@ -747,6 +825,7 @@ def test_what_is_not_converted_is_listed_with_the_reason():
     ):
         h = layer(h)
     h = layers.Attention(dropout=0.1, name="attention")([h, x])
+    h = layers.AdditiveAttention(dropout=0.1, name="additive")([h, x])
     model = keras.Model(x, h, name="all")
     converted, report = convert(model, verbose=False, return_report=True)
     assert [layer.path for layer in report.changed] == ["converted"]
@@ -759,7 +838,10 @@ def test_what_is_not_converted_is_listed_with_the_reason():
         "noise": "not dropout of this kind",
         "lstm/lstm_cell": "drops without a dropout layer",
         "attention": "drops without a dropout layer",
+        "additive": "drops without a dropout layer",
     }
+    once = keras.Sequential([keras.Input((3,)), layers.GaussianNoise(0.1)])
+    assert len(convert(once, verbose=False, return_report=True)[1].unchanged) == 1
     assert_same_outputs(converted, model)
 
 
@@ -774,13 +856,12 @@ def test_the_printed_list(verbose, capsys):
     _, report = convert(model, verbose=verbose, return_report=True)
     lines = [
         "encoder (a new model): 3 layers changed",
-        "  attention/a: keras Dropout -> fastdrop_keras Dropout *",
+        "  attention/a: keras Dropout -> fastdrop_keras Dropout (MultiHeadAttention makes one as "
+        "before when a file is loaded)",
         "  b: keras Dropout -> fastdrop_keras Dropout",
         "  feed_forward/c: keras Dropout -> fastdrop_keras Dropout",
-        "* made by MultiHeadAttention: made as it was when a file is loaded",
     ]
     printed = "\n".join(lines)
-    assert [layer.made_by for layer in report.changed] == ["MultiHeadAttention", "", ""]
     assert str(report) == printed
     assert capsys.readouterr().out == (f"{report}\n" if verbose else "")
 
@@ -829,64 +910,28 @@ def test_a_file_of_a_layer_that_makes_its_own_dropout_is_converted_again(tmp_pat
     np.testing.assert_array_equal(again(numbers), ours(numbers))
 
 
-def test_attention_without_a_layer_of_its_own_is_listed():
-    x = keras.Input((5, 8))
-    model = keras.Model(x, layers.AdditiveAttention(dropout=0.1, name="a")([x, x]))
-    _, report = convert(model, verbose=False, return_report=True)
-    assert [(line.path, line.note) for line in report.unchanged] == [
-        ("a", "drops without a dropout layer")
-    ]
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_model_that_cannot_be_changed_whole_stays_as_it_was(in_place, monkeypatch):
+    model = compiled()
+    inside = dropouts(model)
+    before = [dict(vars(layer)) for layer in inside]
+
+    def refuse(self, rate, noise_shape=None, seed=None, **kwargs):
+        raise MemoryError
+
+    # The class of the second one: the first could be changed.
+    monkeypatch.setattr(type(convert(model, verbose=False).layers[-2]), "__init__", refuse)
+    with pytest.raises(MemoryError):
+        convert(model, verbose=False, in_place=in_place)
+    assert [type(layer) for layer in inside] == [layers.SpatialDropout1D, layers.Dropout]
+    assert [vars(layer) for layer in inside] == before
+    assert model.compiled
 
 
-def test_a_subclassed_model_of_ours_cannot_be_copied_either():
-    class Own(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.drop = fastdrop_keras.Dropout(0.5)
-
-        def call(self, x):
-            return self.drop(x)
-
-    with pytest.raises(ValueError, match="in_place=False"):
-        to_keras(Own(), in_place=False)
-
-
-class Refusing(keras.Model):
-    """Its second attribute takes no other layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = layers.Dropout(0.1)
-        self.listed = [layers.Dropout(0.1)]
-        self.named = {"a": layers.Dropout(0.1)}
-        self.second = layers.Dropout(0.1)
-
-    def __setattr__(self, name, value):
-        if name == "second" and hasattr(self, "second"):
-            raise AttributeError("this one stays")
-        super().__setattr__(name, value)
-
-    def call(self, x, training=False):
-        for layer in (self.first, *self.listed, self.named["a"], self.second):
-            x = layer(x, training=training)
-        return x
-
-
-def test_a_model_that_cannot_be_changed_whole_stays_as_it_was():
-    model = Refusing()
-    model(np.ones((2, 3)))
-    inside = [model.first, *model.listed, model.named["a"], model.second]
-    tracked = list(model.layers)
-    with pytest.raises(ValueError, match=r"attribute 'second' of .*this one stays"):
-        convert(model, verbose=False)
-    assert [model.first, *model.listed, model.named["a"], model.second] == inside
-    assert model.layers == tracked
-    assert all(type(layer) is layers.Dropout for layer in inside)
-
-
-def test_a_subclassed_model_cannot_be_copied():
-    with pytest.raises(ValueError, match=r"only be changed in place.*in_place=False.*Subclassed"):
-        convert(Subclassed(), in_place=False)
+@pytest.mark.parametrize("function", [convert, to_keras])
+def test_a_subclassed_model_cannot_be_copied(function):
+    with pytest.raises(ValueError, match=r"only be changed in place.*in_place=False.*Small"):
+        function(Small(), in_place=False)
 
 
 def test_a_layer_that_cannot_be_copied_is_named():
@@ -900,12 +945,33 @@ def test_a_layer_that_cannot_be_copied_is_named():
 
     x = keras.Input(X.shape[1:])
     model = keras.Model(x, layers.Dropout(0.5)(NoConfig(lambda x: x + 1)(x)))
-    with pytest.raises(ValueError, match=r"'no_config' \(of type NoConfig\) cannot be copied"):
+    with pytest.raises(ValueError, match=r"cannot be copied: 'no_config' \(of type NoConfig\)"):
         convert(model, verbose=False)
     assert dropouts(model, KERAS)
     converted = convert(model, verbose=False, in_place=True)
     assert dropouts(converted, OURS)
     np.testing.assert_array_equal(converted(X), X + 1)
+
+
+def test_a_copy_that_would_share_a_layer_or_lose_an_input_is_refused():
+    class Sharing(layers.Layer):
+        def __init__(self, inner, **kwargs):
+            super().__init__(**kwargs)
+            self.inner = inner
+
+        def call(self, x):
+            return self.inner(x)
+
+        def get_config(self):
+            return {**super().get_config(), "inner": self.inner}
+
+    sharing = Sharing(layers.Dropout(0.5))
+    with pytest.raises(ValueError, match=r"cannot be copied: made again, <Dropout.* is <Dropout"):
+        convert(keras.Sequential([keras.Input((3,)), sharing]), verbose=False)
+    assert type(sharing.inner) is layers.Dropout
+    x = keras.Input((3,), sparse=True)
+    with pytest.raises(ValueError, match=r"cannot be copied.*InputLayer.* which is sparse"):
+        convert(keras.Model(x, layers.Dense(2)(x)), verbose=False)
 
 
 # Architectures that Keras ships.

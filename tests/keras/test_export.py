@@ -92,7 +92,7 @@ def test_python_in_a_graph_is_found(bridge, tmp_path):
     """What the other tests look for: the layer in training is such a function, or operation."""
     module = tf.Module()
     layer = Dropout(0.5)
-    module.state = layer.seed_generator.state.value
+    module.layer = layer
     module.drop = tf.function(
         lambda x: layer(x, training=True), input_signature=[tf.TensorSpec((2,))]
     )

@@ -1,5 +1,6 @@
 """Gradient checkpointing: the recomputation has the masks of its forward pass, or is refused."""
 
+import gc
 import threading
 
 import keras
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from reference import assert_same_bits
+from tensorflow.python.ops import custom_gradient
 
-from fastdrop_keras import Dropout, recomputation, surroundings
+from fastdrop_keras import Dropout, checkpointing
 
 SHAPE = (5, 33)
 
@@ -47,6 +49,7 @@ class Chain:
 
 
 @each_checkpoint
+@pytest.mark.usefixtures("bridge")
 def test_the_gradient_has_the_masks_of_the_forward_pass(expected, run, checkpoint):
     layer = Dropout(0.5, seed=3)
     f = run(lambda x: output_and_gradient(checkpoint(square_between(layer)), x))
@@ -62,6 +65,7 @@ def test_the_gradient_has_the_masks_of_the_forward_pass(expected, run, checkpoin
     "dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64], ids=lambda t: t.__name__
 )
 @pytest.mark.parametrize("noise_shape", [None, (None, 1)], ids=str)
+@pytest.mark.usefixtures("bridge")
 def test_what_is_computed_again_is_the_same_bits(expected, run, dtype, noise_shape):
     layer = Dropout(0.3, noise_shape, seed=3, dtype=np.dtype(dtype).name)
     outputs = []
@@ -96,6 +100,7 @@ def test_a_block_that_is_called_again_and_again(expected, run, checkpoint):
 
 
 @each_checkpoint
+@pytest.mark.usefixtures("bridge")
 def test_blocks_within_blocks(expected, run, checkpoint):
     layer = Dropout(0.5, seed=3)
     inner = checkpoint(square_between(layer))
@@ -151,6 +156,7 @@ def test_the_tape_is_outside_of_the_function(expected, persistent):
     np.testing.assert_allclose(tape.gradient(y, x), want, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_the_gradient_of_an_eager_forward_pass_in_a_graph(expected):
     block = tf.recompute_grad(square_between(Dropout(0.5, seed=3)))
     x = tf.constant(numbers())
@@ -161,6 +167,7 @@ def test_the_gradient_of_an_eager_forward_pass_in_a_graph(expected):
     np.testing.assert_allclose(tf.function(lambda: tape.gradient(y, x))(), want, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_blocks_in_a_loop(expected, run):
     block = tf.recompute_grad(square_between(Dropout(0.5, seed=3)))
 
@@ -198,6 +205,7 @@ def test_a_loop_in_an_eager_block(expected):
     np.testing.assert_allclose(dx, Chain(expected)(numbers(), [(0, 1), (2, 3)])[1], rtol=1e-6)
 
 
+@pytest.mark.usefixtures("bridge")
 def test_a_block_in_a_vectorized_loop(run):
     layer = Dropout(0.5, seed=3)
     x = tf.constant(numbers())
@@ -322,14 +330,21 @@ def test_threads():
         np.testing.assert_allclose(dx, 2 * y / numbers(), rtol=1e-5)
 
 
-def test_what_was_written_down_is_forgotten_with_the_gradient():
+def test_masks_are_forgotten_with_the_gradient():
+    def blocks():
+        gc.collect()
+        return sum(isinstance(o, checkpointing.Block) for o in gc.get_objects())
+
     block = tf.recompute_grad(square_between(Dropout(0.5)))
     x = tf.constant(numbers())
-    before = len(recomputation._blocks)
-    for _ in range(100):
-        block(x)
-        output_and_gradient(block, x)
-    assert len(recomputation._blocks) <= 2 * before + 16
+    before = blocks()
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = block(x)
+    assert blocks() == before + 1
+    tape.gradient(y, x)
+    del tape, y
+    assert blocks() == before
 
 
 def test_forward_mode_and_second_order_are_right_or_refused_by_tensorflow(expected, run):
@@ -479,20 +494,50 @@ def test_refused_where_the_recomputation_calls_another_layer(run):
         run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
 
 
-def test_refused_where_tensorflow_is_not_as_expected(run, monkeypatch):
-    def another(f):
-        @tf.autograph.experimental.do_not_convert
-        def inner(x):
-            return f(x)
+@pytest.mark.parametrize(
+    "function",
+    [square_between, lambda layer: layer, lambda layer: tf.recompute_grad(square_between(layer))],
+    ids=["training", "inference", "checkpointed again"],
+)
+def test_refused_in_a_function_that_was_checkpointed_by_another_name(run, function):
+    block = custom_gradient.recompute_grad(function(Dropout(0.5)))
+    with pytest.raises(NotImplementedError, match="Import fastdrop_keras before"):
+        run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
 
-        return inner
 
-    assert surroundings._codes_of_checkpointing(another) == (None, None)
-    codes = surroundings._nested(another.__code__)
-    monkeypatch.setattr(surroundings, "_UNKNOWN", frozenset(id(code) for code in codes))
-    block = another(square_between(Dropout(0.5)))
-    with pytest.raises(NotImplementedError, match=f"version of TensorFlow, {tf.__version__}"):
-        run(block)(tf.constant(numbers()))
+def test_another_name_inside_of_a_checkpointed_function(expected, run):
+    layer = Dropout(0.5, seed=3)
+    inner = custom_gradient.recompute_grad(square_between(layer))
+
+    @tf.recompute_grad
+    def outer(x):
+        return inner(x)
+
+    with pytest.raises(NotImplementedError, match="Import fastdrop_keras before"):
+        run(lambda x: output_and_gradient(outer, x))(tf.constant(numbers()))
+
+
+def test_restored(run):
+    checkpointing.restore()
+    try:
+        assert tf.recompute_grad is custom_gradient.recompute_grad
+        block = keras.remat(square_between(Dropout(0.5)))
+        with pytest.raises(NotImplementedError, match="Import fastdrop_keras before"):
+            run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
+    finally:
+        checkpointing.replace()
+
+
+def test_a_checkpointed_function_is_still_known_by_its_name():
+    def block(x):
+        """What it does."""
+        return x
+
+    checkpointed = tf.recompute_grad(block)
+    assert checkpointed.__wrapped__ is block
+    assert (checkpointed.__name__, checkpointed.__doc__) == ("block", "What it does.")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    assert tf.recompute_grad(model).__wrapped__ is model
 
 
 def weights_after_fit(mode, run_eagerly):

@@ -1,11 +1,6 @@
-"""What stays in memory between forward and backward, and in whose memory the outputs are."""
+"""What stays in memory between forward and backward, with the native bridge."""
 
-import collections
 import gc
-import os
-import sys
-import threading
-import time
 import weakref
 
 import keras
@@ -13,38 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fastdrop import _bridge
 from fastdrop_keras import Dropout
 
 SHAPE = (64, 1024)
 SIZE = 64 * 1024
-RESIDUAL_BYTES = SIZE // 8 + 8
+SAVED_BYTES = SIZE // 8 + 8
 DEPTH = 4
 
-# What the kernels make can be watched where Python calls them.
-pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("bridge")]
-through_python = pytest.mark.parametrize("bridge", ["numpy_function"], indirect=True)
-
-Made = collections.namedtuple("Made", "inputs outputs residuals input_at output_at")
-
-
-@pytest.fixture
-def made(monkeypatch):
-    """What the forward kernels read and made, in order: weak references, and addresses."""
-    made = Made([], [], [], [], [])
-    forward = _bridge.forward
-
-    def watched(x, *arguments):
-        y, residual = forward(x, *arguments)
-        made.inputs.append(weakref.ref(x))
-        made.outputs.append(weakref.ref(y))
-        made.residuals.append(weakref.ref(residual))
-        made.input_at.append(x.ctypes.data)
-        made.output_at.append(y.ctypes.data)
-        return y, residual
-
-    monkeypatch.setattr(_bridge, "forward", watched)
-    return made
+pytestmark = pytest.mark.alone
 
 
 @pytest.fixture
@@ -72,12 +43,6 @@ def chain(layer_class):
     return forward
 
 
-@tf.function
-def another_python_function():
-    """TensorFlow holds the arrays that it was given until it calls Python again."""
-    return tf.numpy_function(np.zeros, [[]], tf.float64)
-
-
 # What the gradient keeps.
 
 
@@ -101,37 +66,11 @@ def kept_for_the_gradient(forward):
     return [(t.dtype, t.shape.num_elements()) for t in kept.values() if t.shape.rank]
 
 
-def test_a_graph_keeps_one_bit_an_element_and_the_scale():
-    assert kept_for_the_gradient(chain(Dropout)) == [(tf.uint8, RESIDUAL_BYTES)] * DEPTH
+def test_a_graph_keeps_one_bit_an_element_and_the_rate():
+    assert kept_for_the_gradient(chain(Dropout)) == [(tf.uint8, SAVED_BYTES)] * DEPTH
     # Keras's layer keeps a byte, which shows that the measure sees what is kept.
     theirs = kept_for_the_gradient(chain(keras.layers.Dropout))
     assert sum(dtype.size * size for dtype, size in theirs) >= DEPTH * SIZE
-
-
-@through_python
-def test_only_the_residuals_live_between_forward_and_backward(run, made, no_collector):
-    forward = run(chain(Dropout))
-    x = tf.ones(SHAPE)
-    forward(x)
-    for references in made:
-        references.clear()
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = forward(x)
-    another_python_function()
-    assert [residual.nbytes for residual in alive(made.residuals)] == [RESIDUAL_BYTES] * DEPTH
-    assert alive(made.outputs) == []
-    tape.gradient(y, x)
-    another_python_function()
-    assert alive(made.residuals) == []
-
-
-@through_python
-def test_an_eager_call_without_a_tape_keeps_nothing(made, no_collector):
-    y = Dropout(0.5)(tf.ones(SHAPE), training=True)
-    assert (len(alive(made.outputs)), len(alive(made.residuals))) == (1, 0)
-    del y
-    assert alive(made.outputs) == []
 
 
 def test_an_eager_tape_keeps_neither_inputs_nor_outputs(no_collector):
@@ -157,7 +96,7 @@ def test_an_eager_tape_keeps_neither_inputs_nor_outputs(no_collector):
     np.testing.assert_array_equal(np.abs(outer.gradient(z, dy)), np.asarray(z != 0) * 2)
 
 
-def test_a_loop_in_a_graph_accumulates_only_residuals():
+def test_a_loop_in_a_graph_accumulates_only_what_it_saves():
     layer = Dropout(0.5)
 
     @tf.function
@@ -181,35 +120,6 @@ def test_a_loop_in_a_graph_accumulates_only_residuals():
 
 
 # Where the outputs are.
-
-
-@through_python
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_tensorflow_copies_neither_inputs_nor_outputs(run, made, dtype):
-    layer = Dropout(0.5, dtype=dtype)
-    x = tf.cast(tf.ones(SHAPE), dtype)
-    y = run(lambda x: layer(x, training=True))(x)
-    assert made.input_at == [np.asarray(x).ctypes.data]
-    assert made.output_at == [np.asarray(y).ctypes.data]
-
-
-# Natively, TensorFlow's own allocator chooses where, and may take another place each time.
-@through_python
-def test_outputs_use_the_memory_of_outputs_that_are_gone(run):
-    layer = Dropout(0.5)
-    f = run(lambda x: layer(x, training=True))
-    x = tf.ones(SHAPE)
-    addresses = {np.asarray(f(x)).ctypes.data for _ in range(50)}
-    # One that is in use, and one that TensorFlow lets go of at its next Python function.
-    assert len(addresses) <= 3
-
-
-def test_outputs_that_are_held_have_memory_of_their_own(run):
-    layer = Dropout(0.5)
-    f = run(lambda x: layer(x, training=True))
-    x = tf.ones(SHAPE)
-    held = [f(x) for _ in range(10)]
-    assert len({np.asarray(y).ctypes.data for y in held}) == 10
 
 
 VIEWS = {
@@ -238,56 +148,3 @@ def test_memory_that_can_be_seen_is_not_used_again(expected, run, view):
     for step, array in enumerate(seen):
         y = tf.constant(expected.factors(SHAPE, 0.5, 3, step))
         np.testing.assert_array_equal(array, view(y))
-
-
-# The interpreter's lock.
-
-
-def test_the_interpreters_lock_is_free_in_a_kernel():
-    """Another thread goes on in it, which never takes the lock but where it is given up."""
-    count, stop = [0], threading.Event()
-
-    def go_on():
-        while not stop.is_set():
-            count[0] += 1
-            time.sleep(0)
-
-    def steps_during(function):
-        before = count[0]
-        function()
-        return count[0] - before
-
-    x, seed = np.ones(2**24, np.float32), np.array([3, 0])
-    _, residual = _bridge.forward(x, seed, 0.5, None)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1000)
-    thread = threading.Thread(target=go_on)
-    try:
-        thread.start()
-        while not count[0]:
-            time.sleep(0.001)
-        assert steps_during(lambda: _bridge.forward(x, seed, 0.5, None)) > 0
-        assert steps_during(lambda: _bridge.backward(x, residual, None)) > 0
-        # Neither would the other thread run if the kernels held the lock.
-        assert steps_during(lambda: sum(range(10**6))) == 0
-    finally:
-        stop.set()
-        thread.join()
-        sys.setswitchinterval(interval)
-
-
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="TensorFlow has one thread here")
-@through_python
-def test_branches_of_a_graph_run_at_once(monkeypatch):
-    both = threading.Barrier(2)
-    forward = _bridge.forward
-
-    def meeting(*arguments):
-        # Broken, with an error, unless another callback comes while this one waits.
-        both.wait(timeout=60)
-        return forward(*arguments)
-
-    layers = [Dropout(0.5), Dropout(0.5)]
-    f = tf.function(lambda x: sum(layer(x, training=True) for layer in layers))
-    monkeypatch.setattr(_bridge, "forward", meeting)
-    assert f(tf.ones(SHAPE)).shape == SHAPE

@@ -13,7 +13,6 @@ from reference import assert_same_bits
 import fastdrop
 import fastdrop_keras
 from fastdrop_keras import Dropout
-from fastdrop_keras.dial import Dial
 
 DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
@@ -378,4 +377,27 @@ def test_spatial_layers_refuse_other_dtypes(run, spatial):
 @pytest.mark.parametrize("inputs", [None, {"a": 1}, "text"], ids=repr)
 def test_what_is_no_tensor(inputs):
     with pytest.raises(TypeError, match=f"Received: {type(inputs).__name__}"):
-        fastdrop_keras.bridge.dropout(inputs, tf.constant([1, 0]), Dial(0.5))
+        fastdrop_keras.bridge.dropout(inputs, tf.constant([1, 0]), tf.constant(0.5, tf.float64))
+
+
+@pytest.mark.usefixtures("bridge")
+def test_two_rates_in_one_graph(expected):
+    layer = Dropout(0.5, seed=3)
+
+    @tf.function
+    def f(x):
+        layer.rate = 0.1
+        a = layer(x, training=True)
+        layer.rate = 0.9
+        return a, layer(x, training=True)
+
+    x = tf.ones((5, 33))
+    for step in (0, 2):
+        a, b = f(x)
+        np.testing.assert_array_equal(a, expected.factors((5, 33), 0.1, 3, step))
+        np.testing.assert_array_equal(b, expected.factors((5, 33), 0.9, 3, step + 1))
+        # Elsewhere it is the last one, until it is set.
+        assert layer.rate == 0.9
+        layer.rate = 0.9
+    layer.rate = 0.0
+    assert np.all(layer(x, training=True) == x)

@@ -1,0 +1,183 @@
+"""Holds the state of a dropout layer outside its weights: the rate, and the position in the stream.
+
+Keras saves the weights of a layer but not the state of its seed generator, so an interrupted and
+resumed training run would start its stream of masks again.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import MutableMapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fastdrop._config import STREAM_VERSION
+
+
+class Rate:
+    """A drop rate that takes effect at the next step, in functions that are already traced too.
+
+    Graphs read it from a variable. Neither Keras nor checkpoints see the variable, since this
+    object is not one of their kinds: the rate is a setting and not a weight.
+
+    Args:
+        value: Float between 0 and 1.
+    """
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+        # A lifted tensor and variable, so that a layer can be made while a function is traced.
+        with tf.init_scope():
+            self._tensor = tf.constant(value, tf.float64)
+            self.variable = tf.Variable(
+                value,
+                dtype=tf.float64,
+                trainable=False,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+        self._in_graphs: weakref.WeakKeyDictionary[tf.Graph, float] = weakref.WeakKeyDictionary()
+
+    @property
+    def value(self) -> float:
+        """Float between 0 and 1."""
+        return self._value
+
+    @value.setter
+    def value(self, value: float) -> None:
+        if not tf.executing_eagerly():
+            # Later calls in this graph have this rate, as other Python values in it do.
+            self._in_graphs[tf.compat.v1.get_default_graph()] = value
+        with tf.init_scope():
+            self._tensor = tf.constant(value, tf.float64)
+            self.variable.assign(value)
+        self._value = value
+
+    def read(self) -> tf.Tensor:
+        """Return the rate as a scalar float64 tensor: eager, or read at each run of the graph."""
+        if tf.executing_eagerly():
+            return self._tensor
+        graph = tf.compat.v1.get_default_graph()
+        while graph is not None:
+            if graph in self._in_graphs:
+                return tf.constant(self._in_graphs[graph], tf.float64)
+            graph = getattr(graph, "outer_graph", None)
+        return self.variable.read_value()
+
+
+def vectorized_loops() -> list[tf.Tensor]:
+    """Return the loop variables of each `tf.vectorized_map` around, the outermost first.
+
+    TensorFlow traces the body of the loop once, in the name scope `loop_body`.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    names = tf.get_current_name_scope().split("/")
+    found = []
+    for depth, name in enumerate(names, 1):
+        if re.fullmatch(r"loop_body(_\d+)?", name):
+            try:
+                path = "/".join([*names[:depth], "PlaceholderWithDefault"])
+                found.append(graph.get_operation_by_name(path).outputs[0])
+            except KeyError:
+                # A scope of somebody else.
+                continue
+    return found
+
+
+class SeedState(keras.Operation):
+    """Puts a seed generator's state into `.keras` and `.weights.h5` files.
+
+    It is an object beside the layer's weights and not one of them: a file without it loads and
+    leaves the state as it is, and `keras.layers.Dropout` can load a file with it. It is an
+    operation, the simplest public class of Keras whose state its files hold. Nobody calls it.
+
+    It also saves the number of the random stream, since the same position in another stream gives
+    other masks.
+
+    Args:
+        generator: The `keras.random.SeedGenerator` whose state is saved and restored.
+    """
+
+    def __init__(self, generator: keras.random.SeedGenerator) -> None:
+        super().__init__()
+        self._state = generator.state
+
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        """Write the state to a file; called by Keras."""
+        store["state"] = self._state
+        store["stream"] = np.array([STREAM_VERSION])
+
+    def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        """Read the state from a file, where there is one; called by Keras."""
+        if "state" not in store.keys():  # noqa: SIM118 - Keras's stores are not all dicts
+            return
+        saved = store["state"]
+        # Before anything is read: a damaged file may be of any size, and numbers of any kind.
+        if np.dtype(saved.dtype).kind not in "iu" or tuple(saved.shape) != tuple(self._state.shape):
+            raise ValueError(
+                "The state of a dropout layer's seed generator must be two integers. Received: an "
+                f"array of shape {tuple(saved.shape)} and dtype {saved.dtype} in the file, for "
+                f"{self._state.path}"
+            )
+        # Stream 1 wrote no number.
+        stream = store["stream"] if "stream" in store.keys() else np.array([1])  # noqa: SIM118
+        if np.dtype(stream.dtype).kind not in "iu" or tuple(stream.shape) != (1,):
+            raise ValueError(
+                "The number of a dropout layer's random stream must be one integer. Received: an "
+                f"array of shape {tuple(stream.shape)} and dtype {stream.dtype} in the file, for "
+                f"{self._state.path}"
+            )
+        _check_stream(int(stream[0]), f"the file, for {self._state.path}")
+        self._state.assign(saved)
+
+
+class StreamNumber(tf.train.experimental.PythonState):
+    """Puts the number of the random stream into checkpoints, and refuses checkpoints of another.
+
+    TensorFlow restores Python states before variables, so a refusal changes nothing.
+    """
+
+    def serialize(self) -> str:
+        """Return what to write; called by TensorFlow."""
+        return str(STREAM_VERSION)
+
+    def deserialize(self, string_value: bytes) -> None:
+        """Check what was read; called by TensorFlow."""
+        number = string_value.decode(errors="replace")
+        _check_stream(int(number) if number.isdecimal() else number, "the checkpoint")
+
+
+def _check_stream(number: int | str, where: str) -> None:
+    """Raise an error if a seed's state is of another random stream."""
+    if number != STREAM_VERSION:
+        raise ValueError(
+            f"The state of a dropout layer's seed generator must be of random stream "
+            f"{STREAM_VERSION}, which this version of fastdrop draws. Received: one of stream "
+            f"{number} in {where}. Its masks would be others from here on"
+        )
+
+
+class Tracked(tf.train.Checkpoint):
+    """What TensorFlow tracks of a layer: checkpoints the seed's state, SavedModels the rate too.
+
+    As an attribute of the layer, each variable would count among its weights.
+
+    Args:
+        generator: The `keras.random.SeedGenerator` whose state is saved and restored.
+        rate: The layer's rate.
+    """
+
+    def __init__(self, generator: keras.random.SeedGenerator, rate: Rate) -> None:
+        super().__init__(state=generator.state, stream=StreamNumber())
+        self._rate = rate
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        children = super()._trackable_children(save_type, **kwargs)
+        if save_type != "checkpoint":
+            # Operations carry the number of their stream.
+            children.pop("stream", None)
+            children["rate"] = self._rate.variable
+        return children
