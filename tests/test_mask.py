@@ -367,6 +367,7 @@ def test_a_drawn_mask_equals_the_reference_packed(store_mask, offset):
     assert mask == packed
     assert packed == mask
     assert mask == draw(offset=offset, store_mask=not store_mask)
+    np.testing.assert_array_equal(mask.unpack(), kept)
     kept[-1, -1] ^= True
     assert mask != fastdrop.Mask.pack(kept, rate=0.3, scale=mask.scale)
 
