@@ -25,7 +25,7 @@ _PRIVATE = {
     "tensorflow.train.Checkpoint": ("_trackable_children",),
     # Each call of a traced function is checked for a checkpointed function around it.
     "tensorflow.__internal__.FuncGraph": ("capture_call_time_value",),
-    "keras.src.backend": ("in_symbolic_scope",),
+    "keras.src.backend": ("in_symbolic_scope", "in_stateless_scope"),
     # Keras has no public walk through layers that are not models.
     "keras.layers.Layer": ("_flatten_layers",),
 }
