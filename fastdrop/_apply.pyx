@@ -293,7 +293,7 @@ cdef void use_piece(const Plan *plan, const Place *run_begin, int64_t piece) noe
     if (plan.bit_layout == CONTIGUOUS or plan.bit_layout == ONE_BIT) and plan.relu_bits == NULL:
         bits, bit = <uint8_t *>plan.bits, place.bit
     else:
-        fill_window(window, plan, place.bit, rows, count)
+        fill_window(window, plan, &place, first, rows, count)
     if plan.rows == 1:
         use_row(plan, &place, count, bits, bit)
     else:

@@ -8,8 +8,8 @@ from libc.string cimport memcpy, memset
 from numpy cimport npy_intp
 
 from fastdrop._plan cimport (
-    ARRAYS, MAX_DIMS, ONE_BIT, PIECE_BYTES, Plan, REVERSED, ROWS_JOINED, ROWS_REPEATED,
-    ROWS_WIDENED, SLACK_BYTES, TILE, choose_run, inner_dim, outer_dim, parts, plan_dims,
+    ARRAYS, Dim, EXPANDED, MAX_DIMS, Place, Plan, REVERSED, TILE, Units, WORD, set_units,
+    inner_dim, outer_dim, parts, plan_dims,
 )
 
 cdef extern from *:
@@ -67,37 +67,6 @@ cdef inline uint64_t bits_at(const Plan *plan, int64_t index, int count) noexcep
     return (word >> shift | more << 1 << (63 - shift)) & low_bits(count)
 
 
-cdef inline void append_row(BitWriter *writer, const Plan *plan, int64_t first,
-                            int64_t count) noexcept nogil:
-    cdef int some
-    while count:
-        some = <int>min(count, <int64_t>64)
-        append_bits(writer, bits_at(plan, first, some), some)
-        first += some
-        count -= some
-
-
-cdef void append_window(BitWriter *writer, const uint8_t *window, int64_t count) noexcept nogil:
-    cdef uint64_t word = 0
-    while count >= 64:
-        memcpy(&word, window, 8)
-        append_bits(writer, word, 64)
-        window += 8
-        count -= 64
-    if count:
-        memcpy(&word, window, (count + 7) // 8)
-        append_bits(writer, word & low_bits(<int>count), <int>count)
-
-
-cdef inline void append_same(BitWriter *writer, bint bit, int64_t count) noexcept nogil:
-    cdef uint64_t word = -<uint64_t>bit
-    while count >= 64:
-        append_bits(writer, word, 64)
-        count -= 64
-    if count:
-        append_bits(writer, word & low_bits(<int>count), <int>count)
-
-
 cdef inline uint64_t strided_bits(const Plan *plan, int64_t first, int64_t stride,
                                   int count) noexcept nogil:
     cdef uint64_t word = 0
@@ -151,58 +120,122 @@ cdef void reverse_row(uint8_t *window, const Plan *plan, int64_t last,
     flush_bits(&writer)
 
 
-cdef void repeat_row(uint8_t *window, const Plan *plan, int64_t first,
-                     int64_t rows) noexcept nogil:
-    """Repeat one row's bits: bit by bit until they fill whole bytes, then by doubling."""
+cdef inline uint64_t expanded(const Units *units, uint64_t bits) noexcept nogil:
+    """A group's bits in the order of its elements."""
+    cdef uint64_t word = 0
+    cdef int i
+    if units.in_order:
+        return bits
+    for i in range(units.parts):
+        word |= units.expanded[i][bits & 15]
+        bits >>= 4
+    return word
+
+
+cdef inline void append_unit(BitWriter *writer, const Plan *plan, int64_t first,
+                             int64_t count) noexcept nogil:
+    """Append the expanded bits of one unit `count` times."""
+    cdef const Units *units = &plan.units
+    cdef int some = units.group * units.size
+    cdef uint64_t word
+    if units.span == 1:
+        word = -<uint64_t>bit_at(plan.bits, first) & low_bits(some)
+    else:
+        word = units.repeats * expanded(units, bits_at(plan, first + units.lowest, units.span))
+    count *= units.size
+    while count >= some:
+        append_bits(writer, word, some)
+        count -= some
+    if count:
+        append_bits(writer, word & low_bits(<int>count), <int>count)
+
+
+cdef inline uint64_t units_bits(const Plan *plan, int64_t first, int count) noexcept nogil:
+    """Load the bits of up to a group of units, below any other bits."""
+    cdef int64_t backwards = min(plan.units.stride, <int64_t>0)
+    cdef uint64_t bits = bits_at(plan, first + plan.units.lowest + (count - 1) * backwards, WORD)
+    return bits << (plan.units.group - count) * -backwards
+
+
+cdef inline void append_units(BitWriter *writer, const Plan *plan, int64_t first,
+                              int64_t count) noexcept nogil:
+    """Append the expanded bits of units. `first` is the bit of the first unit's first element."""
+    cdef const Units *units = &plan.units
+    cdef int64_t step = units.group * units.stride
+    cdef int some = units.group * units.size
+    cdef int left = 0
+    cdef uint64_t bits = 0
+    while count >= units.group:
+        if left == 0:
+            bits, left = units_bits(plan, first, units.group), units.groups
+        append_bits(writer, expanded(units, bits) & low_bits(some), some)
+        bits >>= step & (WORD - 1)
+        first += step
+        count -= units.group
+        left -= 1
+    if count:
+        some = <int>count * units.size
+        bits = units_bits(plan, first, <int>count)
+        append_bits(writer, expanded(units, bits) & low_bits(some), some)
+
+
+cdef void expand_units(uint8_t *window, const Plan *plan, int64_t bit, int64_t unit,
+                       int64_t count) noexcept nogil:
+    """Expand the bits of `count` units of a run, from a unit on. `bit` is the run's first bit."""
     cdef BitWriter writer = writer_to(window)
-    cdef int64_t some = min(rows, <int64_t>8)
-    cdef int64_t there = some * plan.row // 8
-    cdef int64_t bytes_ = (rows * plan.row + 7) // 8
-    for _ in range(some):
-        append_row(&writer, plan, first, plan.row)
+    cdef const Dim *around = &plan.dims[plan.units.around]
+    cdef int64_t index[MAX_DIMS + 1]
+    cdef int64_t rest = unit // around.size
+    cdef int64_t some
+    cdef int i
+    unit %= around.size
+    for i in range(plan.units.around - 1, plan.ndim - 1, -1):
+        index[i] = rest % plan.dims[i].size
+        rest //= plan.dims[i].size
+        bit += index[i] * plan.dims[i].bit_stride
+    while True:
+        some = min(around.size - unit, count)
+        if around.bit_stride:
+            append_units(&writer, plan, bit + unit * around.bit_stride, some)
+        else:
+            append_unit(&writer, plan, bit, some)
+        count -= some
+        if count == 0:
+            break
+        unit = 0
+        i = plan.units.around - 1
+        while True:
+            bit += plan.dims[i].bit_stride
+            index[i] += 1
+            if index[i] < plan.dims[i].size:
+                break
+            bit -= plan.dims[i].size * plan.dims[i].bit_stride
+            index[i] = 0
+            i -= 1
     flush_bits(&writer)
-    while rows > 8 and there < bytes_:
+
+
+cdef void expand_run(uint8_t *window, const Plan *plan, int64_t bit, int64_t first,
+                     int64_t count) noexcept nogil:
+    """Expand the bits of `count` elements of a run, from element `first` on; copy what repeats."""
+    cdef int64_t some = min(plan.units.period, count) if plan.units.period else count
+    cdef int64_t there = some // 8
+    cdef int64_t bytes_ = parts(count, 8)
+    expand_units(window, plan, bit, first // plan.units.size, some // plan.units.size)
+    while some < count and there < bytes_:
         some = min(there, bytes_ - there)
         memcpy(window + there, window, some)
         there += some
 
 
-cdef void widen_bits(uint8_t *window, const Plan *plan, int64_t first, int64_t rows) noexcept nogil:
-    """Repeat each bit for a whole row. For short rows it takes four bits at a time."""
+cdef void expand_rows(uint8_t *window, const Plan *plan, int64_t bit,
+                      int64_t rows) noexcept nogil:
+    """Expand the bits of rows, each of them a unit."""
     cdef BitWriter writer = writer_to(window)
-    cdef int64_t stride = outer_dim(plan).bit_stride
-    cdef int64_t row = plan.row
-    cdef uint64_t widened[16]
-    cdef uint64_t word
-    cdef int bit, four, some
-    if row <= 16:
-        for four in range(16):
-            widened[four] = 0
-            for bit in range(4):
-                if four >> bit & 1:
-                    widened[four] |= low_bits(<int>row) << (bit * row)
-    while rows:
-        some = <int>min(rows, <int64_t>64)
-        word = strided_bits(plan, first, stride, some)
-        first += some * stride
-        rows -= some
-        if row <= 16:
-            while some >= 4:
-                append_bits(&writer, widened[word & 15], 4 * <int>row)
-                word >>= 4
-                some -= 4
-        while some:
-            append_same(&writer, word & 1, row)
-            word >>= 1
-            some -= 1
-    flush_bits(&writer)
-
-
-cdef void join_rows(uint8_t *window, const Plan *plan, int64_t first, int64_t rows) noexcept nogil:
-    cdef BitWriter writer = writer_to(window)
-    for _ in range(rows):
-        append_row(&writer, plan, first, plan.row)
-        first += outer_dim(plan).bit_stride
+    if plan.units.stride:
+        append_units(&writer, plan, bit, rows)
+    else:
+        append_unit(&writer, plan, bit, rows)
     flush_bits(&writer)
 
 
@@ -259,19 +292,17 @@ cdef inline void load_rows(uint64_t *words, const Plan *plan, int64_t first, int
         words[i] = 0
 
 
-cdef void fill_window(uint8_t *window, const Plan *plan, int64_t first, int64_t rows,
-                      int64_t count) noexcept nogil:
-    """Copy the bits of a piece to a window. `first` is the bit of its first element."""
+cdef void fill_window(uint8_t *window, const Plan *plan, const Place *place, int64_t first,
+                      int64_t rows, int64_t count) noexcept nogil:
+    """Copy the bits of a piece to a window. The piece begins at element `first` of its run."""
     if plan.bit_layout == REVERSED:
-        reverse_row(window, plan, first, count)
-    elif plan.bit_layout == ROWS_REPEATED:
-        repeat_row(window, plan, first, rows)
-    elif plan.bit_layout == ROWS_WIDENED:
-        widen_bits(window, plan, first, rows)
-    elif plan.bit_layout == ROWS_JOINED:
-        join_rows(window, plan, first, rows)
+        reverse_row(window, plan, place.bit, count)
+    elif plan.bit_layout != EXPANDED:
+        gather_rows(window, plan, place.bit, rows, count)
+    elif plan.units.around < plan.ndim:
+        expand_rows(window, plan, place.bit, rows)
     else:
-        gather_rows(window, plan, first, rows, count)
+        expand_run(window, plan, place.bit, first, count)
 
 
 cdef void fill_transposed(uint64_t *window, const Plan *plan, int64_t first, int64_t rows,
@@ -390,48 +421,6 @@ cdef void put_transposed(const Plan *plan, const uint64_t *window, int64_t first
 
 # ---- Whole masks ----
 
-cdef void spread_runs(const Plan *plan, uint8_t *to) noexcept nogil:
-    """Append the bits of all runs, in C order."""
-    cdef BitWriter writer = writer_to(to)
-    cdef uint8_t window[PIECE_BYTES + SLACK_BYTES]
-    cdef int64_t index[MAX_DIMS]
-    cdef int64_t bit = plan.start.bit
-    cdef int64_t row, rows
-    cdef int i
-    for i in range(plan.ndim):
-        index[i] = 0
-    while True:
-        row = 0
-        while row < plan.rows:
-            rows = min(plan.rows - row, plan.piece_rows)
-            if plan.bit_layout == ROWS_REPEATED:
-                repeat_row(window, plan, bit, rows)
-                append_window(&writer, window, rows * plan.row)
-            elif plan.bit_layout == ROWS_WIDENED:
-                widen_bits(window, plan, bit + row * outer_dim(plan).bit_stride, rows)
-                append_window(&writer, window, rows * plan.row)
-            elif plan.bit_layout == ROWS_JOINED:
-                join_rows(window, plan, bit + row * outer_dim(plan).bit_stride, rows)
-                append_window(&writer, window, rows * plan.row)
-            elif plan.bit_layout == ONE_BIT:
-                append_same(&writer, bit_at(plan.bits, bit), plan.row)
-            else:
-                append_row(&writer, plan, bit + row * plan.row, rows * plan.row)
-            row += rows
-        i = plan.outer - 1
-        while i >= 0:
-            bit += plan.dims[i].bit_stride
-            index[i] += 1
-            if index[i] < plan.dims[i].size:
-                break
-            bit -= plan.dims[i].size * plan.dims[i].bit_stride
-            index[i] = 0
-            i -= 1
-        if i < 0:
-            break
-    flush_bits(&writer)
-
-
 cdef void spread_bits(uint8_t *to, const uint8_t *bits, tuple shape, tuple noise_shape):
     """Broadcast a mask from its noise shape to a bit for each element of the shape."""
     cdef Plan plan
@@ -455,5 +444,5 @@ cdef void spread_bits(uint8_t *to, const uint8_t *bits, tuple shape, tuple noise
     arrays[2] = NULL
     plan_dims(&plan, ndim, sizes, arrays, noise)
     with nogil:
-        choose_run(&plan, True)
-        spread_runs(&plan, to)
+        set_units(&plan, 0)
+        fill_window(to, &plan, &plan.start, 0, 1, size)

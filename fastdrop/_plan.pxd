@@ -1,5 +1,5 @@
 """Declares plans: the order and the pieces in which strided arrays are walked."""
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from numpy cimport npy_intp
 
@@ -15,6 +15,7 @@ cdef enum:
     # Padding of a window: its bits are read a word and a byte at a time.
     SLACK_BYTES = 16
     SLACK_WORDS = 2
+    WORD = 64                       # bits of a word; the most elements of a unit
 
 cdef enum:
     # Indices of the arrays that are walked together, and their number.
@@ -25,7 +26,7 @@ cdef enum:
 
 cdef enum BitLayout:
     # How the bits of a run lie in the mask, compared with its elements: see _plan.pyx.
-    CONTIGUOUS, ONE_BIT, REVERSED, STRIDED, ROWS_REPEATED, ROWS_WIDENED, ROWS_JOINED, TRANSPOSED
+    CONTIGUOUS, ONE_BIT, REVERSED, STRIDED, EXPANDED, TRANSPOSED
 
 cdef struct Dim:
     int64_t size
@@ -39,11 +40,27 @@ cdef struct Place:
     int64_t bit
     int64_t column
 
+cdef struct Units:
+    # How the bits of EXPANDED become the bits of elements, in order. A unit is some innermost
+    # dimensions; a group is as many units as fit a word, before and after they are expanded.
+    int size                        # elements of a unit
+    int span                        # bits of the mask from a unit's lowest bit to its highest
+    int64_t lowest                  # a unit's lowest bit, counted from the bit of its first element
+    int64_t stride                  # bits of the mask from a unit to the next
+    int around                      # the dimension of this stride, in `dims`; -1 if there is none
+    int group                       # units of a group
+    int groups                      # groups whose bits of the mask fit a word
+    bint in_order                   # a group's bits are in the order of its elements
+    uint64_t repeats                # a one at the first element of each unit of a group
+    int parts                       # a group's bits are looked up in parts of four
+    uint64_t expanded[16][16]       # for each part and value of it, the elements that are set
+    int64_t period                  # elements, a multiple of 8, after which the run repeats; or 0
+
 cdef struct Plan:
     operands on                     # the fields that all pieces share
     int itemsize
     int ndim
-    Dim dims[MAX_DIMS]              # outermost first
+    Dim dims[MAX_DIMS + 1]          # outermost first, then those that EXPANDED merged
     Place start
     const uint8_t *bits
     int64_t bit_bytes               # bytes of the whole mask
@@ -61,6 +78,7 @@ cdef struct Plan:
     int64_t piece_rows              # rows of a piece
     int64_t piece_row               # elements of a piece's row; a whole row if it has several rows
     int64_t pieces                  # pieces of a run
+    Units units                     # of EXPANDED
 
 
 cdef inline int64_t parts(int64_t whole, int64_t part) noexcept nogil:
@@ -87,4 +105,5 @@ cdef inline void step(Place *place, const Dim *dim, int64_t count) noexcept nogi
 
 cdef void plan_dims(Plan *plan, int ndim, const npy_intp *shape,
                     const npy_intp *const *strides, const npy_intp *noise_shape) noexcept nogil
+cdef bint set_units(Plan *plan, int first) noexcept nogil
 cdef void choose_run(Plan *plan, bint aligned) noexcept nogil

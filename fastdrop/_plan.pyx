@@ -3,9 +3,9 @@
 The walk follows the memory of the arrays, not their indices. Each dimension has a stride in every
 array, a stride in the mask's bits (zero where the mask is broadcast) and a stride in the bias (zero
 except along the last axis). Dimensions that continue each other are coalesced. The innermost
-dimension is a run; several short innermost rows together are one run too. A run's elements are used
-in place if they are contiguous, else they are gathered and scattered. The bit stride of the
-innermost dimension decides how the run gets its bits:
+dimension is a run. Short rows are joined to a run of several dimensions, or of several rows. A
+run's elements are used in place if they are contiguous, else they are gathered and scattered. The
+bit stride of the innermost dimension decides how the run gets its bits:
 
     +1      CONTIGUOUS: used in place
     0       ONE_BIT: one bit for all elements
@@ -13,20 +13,22 @@ innermost dimension decides how the run gets its bits:
     other   TRANSPOSED: transposed into windows, 64 runs at a time, if another dimension has the
             bit stride +1 or -1 (Fortran order); otherwise STRIDED: gathered one by one
 
-A run of several rows has its bits copied into a window: each row repeats the same bits
-(ROWS_REPEATED), has one bit for all its elements (ROWS_WIDENED), or has bits of its own that do not
-follow the bits of the row before (ROWS_JOINED). Runs are split into pieces that fit the first-level
-cache; threads share the pieces.
+A run of short rows has its bits EXPANDED into a window. Up to 64 innermost elements are a unit. A
+table has the elements of a few units that use each bit, so that a few look-ups expand the bits of
+these units. Runs are split into pieces that fit the first-level cache; threads share the pieces.
 """
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport llabs
+from libc.string cimport memset
 
 from numpy cimport npy_intp
 
 cdef enum:
     TILE_ROW = 2048                 # elements of a transposed piece's row
-    LONG_ROW = 2048                 # from this length on, a row with repeated bits is its own run
-    LONG_SPREAD = 1024              # from this length on, a row with one bit is its own run
-    SHORT_ROW = 64                  # up to this length, several rows make one run
+    LONG_ROW = 4096                 # from this length on, a row is its own run
+    SHORT_ROW = WORD                # up to this length, several rows make one run
+    FEW_AT_ONCE = 16                # below this number of elements, a look-up does not pay
+    EVEN_UNITS = 32                 # pieces have a multiple of this, for the address of the next
     FEW_RUNS = 4                    # below this number of runs, bits are gathered one by one
 
 
@@ -75,8 +77,10 @@ cdef void coalesce(Plan *plan) noexcept nogil:
 
 
 cdef int unit_dim(const Plan *plan) noexcept nogil:
-    """The dimension outside of the innermost one whose bits are adjacent, or -1."""
+    """A dimension whose bits are adjacent, while the innermost one's bits are not; or -1."""
     cdef int i
+    if inner_dim(plan).bit_stride in (-1, 0, 1):
+        return -1
     for i in range(plan.ndim - 1):
         if plan.dims[i].size >= FEW_RUNS and plan.dims[i].bit_stride in (-1, 1):
             return i
@@ -105,6 +109,7 @@ cdef void choose_transposed(Plan *plan, int unit) noexcept nogil:
         flip(plan, rows)
     plan.rows_adjacent = elements_continue(rows, inner_dim(plan))
     plan.bit_layout = TRANSPOSED
+    plan.row = inner_dim(plan).size
     plan.rows = rows.size
     plan.piece_rows = TILE
     plan.piece_row = min(plan.row, <int64_t>TILE_ROW)
@@ -117,61 +122,170 @@ cdef void choose_transposed(Plan *plan, int unit) noexcept nogil:
         plan.piece_folds = TILE_ROW // plan.row
 
 
-cdef bint several_rows(const Plan *plan) noexcept nogil:
-    """Whether several rows make a faster run than one row."""
-    if plan.ndim == 1:
+cdef int merged_dim(const Plan *plan) noexcept nogil:
+    """The outermost dimension from which on all dimensions continue each other in memory."""
+    cdef int i = plan.ndim - 1
+    # ReLU's bits go back to the mask a row at a time.
+    while plan.relu_bits == NULL and i > 0 and (
+            elements_continue(&plan.dims[i - 1], &plan.dims[i])
+            and columns_continue(plan, &plan.dims[i - 1], &plan.dims[i])):
+        i -= 1
+    return i
+
+
+cdef int expand_dims(const Plan *plan, int first, int *bits, Units *units) noexcept nogil:
+    """Make the innermost dimensions, at most from `first` on, a unit. Return the outermost of them.
+
+    bits[i] becomes the bit of the unit's element i, counted from the bit of its first element.
+    """
+    cdef int taken = plan.ndim
+    cdef const Dim *dim
+    cdef int64_t j
+    units.size = units.span = 1
+    units.lowest = bits[0] = 0
+    while taken > first:
+        dim = &plan.dims[taken - 1]
+        if units.size * dim.size > WORD or (
+                units.span + llabs(dim.bit_stride) * (dim.size - 1) > WORD):
+            break
+        for j in range(units.size, units.size * dim.size):
+            bits[j] = bits[j - units.size] + <int>dim.bit_stride
+        units.size *= <int>dim.size
+        units.span += <int>(llabs(dim.bit_stride) * (dim.size - 1))
+        units.lowest += min(dim.bit_stride, <int64_t>0) * (dim.size - 1)
+        taken -= 1
+    return taken
+
+
+cdef void fill_table(Units *units, const int *bits) noexcept nogil:
+    """Compute the elements of a group that use each bit."""
+    cdef uint64_t elements[WORD]
+    cdef uint64_t word
+    cdef int64_t bit
+    cdef int i, j, four, low
+    units.repeats, units.in_order = 0, True
+    memset(&elements[0], 0, sizeof(elements))
+    for i in range(units.group):
+        units.repeats |= <uint64_t>1 << (i * units.size)
+        if i and units.stride == 0:
+            continue
+        for j in range(units.size):
+            bit = i * units.stride + bits[j] - units.lowest
+            if units.stride < 0:
+                bit -= (units.group - 1) * units.stride
+            elements[bit] |= <uint64_t>1 << (i * units.size + j)
+            units.in_order &= bit == i * units.size + j
+    units.parts = <int>parts((units.group - 1) * llabs(units.stride) + units.span, 4)
+    for i in range(0 if units.in_order else units.parts):
+        units.expanded[i][0] = 0
+        for four in range(1, 16):
+            low = 0 if four & 1 else 1 if four & 2 else 2 if four & 4 else 3
+            word = elements[4 * i + low]
+            units.expanded[i][four] = units.expanded[i][four & (four - 1)] | word
+
+
+cdef bint set_units(Plan *plan, int first) noexcept nogil:
+    """Merge the dimensions from `first` on and set their units. Return False if it does not pay."""
+    cdef Units *units = &plan.units
+    cdef Dim merged = inner_dim(plan)[0]
+    cdef int bits[WORD]
+    cdef int i
+    for i in range(first, plan.ndim - 1):
+        merged.size *= plan.dims[i].size
+        merged.bit_stride = 0  # all places of a run have the bit of its first element
+    plan.row, plan.rows = merged.size, 1
+    if merged.size <= SHORT_ROW and first > 0:
+        plan.rows = plan.dims[first - 1].size
+    units.around = expand_dims(plan, first, bits, units) - 1
+    units.stride = plan.dims[units.around].bit_stride if units.around >= 0 else 0
+    units.group = WORD // units.size
+    if units.stride:
+        units.group = <int>min(
+            <int64_t>units.group, (WORD - units.span) // llabs(units.stride) + 1)
+    units.groups = 1
+    if units.stride > 0:
+        units.groups += <int>((WORD - units.span - (units.group - 1) * units.stride)
+                              // (units.group * units.stride))
+    if units.size < merged.size and (
+            plan.rows > 1 or units.group * units.size < FEW_AT_ONCE):
         return False
-    if plan.row <= SHORT_ROW:
-        return True
-    if not plan.rows_adjacent:
+    fill_table(units, bits)
+    units.period = 0
+    if plan.dims[first].bit_stride == 0:
+        units.period = merged.size // plan.dims[first].size
+        while units.period % 8:
+            units.period *= 2
+    for i in range(plan.ndim, first, -1):
+        plan.dims[i] = plan.dims[i - 1]
+    plan.dims[first] = merged
+    plan.ndim = first + 1
+    units.around += units.around >= first
+    plan.bit_layout = EXPANDED
+    return True
+
+
+cdef bint choose_units(Plan *plan) noexcept nogil:
+    """Choose units, unless the innermost dimension alone is a faster run."""
+    cdef const Dim *inner = inner_dim(plan)
+    cdef int first = merged_dim(plan)
+    cdef int64_t longest = SHORT_ROW
+    if first < plan.ndim - 1 and inner.bit_stride in (0, 1):
+        longest = LONG_ROW - 1
+    if plan.ndim == 1 or inner.size > longest:
         return False
-    if inner_dim(plan).bit_stride == 0:
-        return plan.row < LONG_SPREAD
-    return (
-        inner_dim(plan).bit_stride == 1 and outer_dim(plan).bit_stride == 0
-        and plan.row < LONG_ROW
-    )
+    if inner.bit_stride == 1 and outer_dim(plan).bit_stride == inner.size:
+        return False  # the bits of several rows are used in place
+    return set_units(plan, first) or (
+        inner.size <= SHORT_ROW and set_units(plan, plan.ndim - 1))
+
+
+cdef void choose_row(Plan *plan) noexcept nogil:
+    """Make the innermost dimension the run; several of its rows, if they are short."""
+    cdef const Dim *inner = inner_dim(plan)
+    plan.row, plan.rows = inner.size, 1
+    if inner.bit_stride == 1:
+        plan.bit_layout = CONTIGUOUS
+    elif inner.bit_stride == 0:
+        plan.bit_layout = ONE_BIT
+    else:
+        plan.bit_layout = REVERSED if inner.bit_stride == -1 else STRIDED
+    if plan.ndim > 1 and plan.row <= SHORT_ROW and (
+            plan.bit_layout == STRIDED
+            or plan.bit_layout == CONTIGUOUS and outer_dim(plan).bit_stride == plan.row):
+        plan.rows = outer_dim(plan).size
+
+
+cdef void size_pieces(Plan *plan) noexcept nogil:
+    """Choose the size of the pieces of a run."""
+    cdef int64_t even
+    cdef int64_t limit = PIECE if plan.contiguous and plan.rows_adjacent else GATHERED
+    plan.piece_rows, plan.piece_row = 1, PIECE
+    if plan.rows > 1:
+        plan.piece_rows, plan.piece_row = max(limit // plan.row, <int64_t>1), plan.row
+    elif plan.bit_layout == EXPANDED:
+        even = EVEN_UNITS * plan.units.size
+        plan.piece_row = PIECE // even * even
 
 
 cdef void choose_run(Plan *plan, bint aligned) noexcept nogil:
     """Choose the run, the layout of its bits and the size of its pieces."""
     cdef const Dim *inner = inner_dim(plan)
-    cdef const Dim *outer = outer_dim(plan)
-    cdef int unit = -1
-    cdef int64_t limit
+    cdef int unit
     plan.contiguous = (
         aligned and inner.strides[TO] == plan.itemsize and inner.strides[FROM] == plan.itemsize
         and (not plan.on.advance or inner.strides[RESIDUAL] == plan.itemsize)
     )
-    plan.rows_adjacent = plan.ndim > 1 and elements_continue(outer, inner)
-    plan.row = inner.size
-    plan.rows = plan.folds = plan.piece_folds = 1
-    if inner.bit_stride not in (-1, 0, 1):
+    plan.folds = plan.piece_folds = 1
+    if not choose_units(plan):
         unit = unit_dim(plan)
-    if unit >= 0:
-        choose_transposed(plan, unit)
-    elif several_rows(plan):
-        plan.rows = outer.size
-        if inner.bit_stride == 0:
-            plan.bit_layout = ROWS_WIDENED
-        elif inner.bit_stride != 1:
-            plan.bit_layout = STRIDED
-        elif outer.bit_stride == 0:
-            plan.bit_layout = ROWS_REPEATED
+        if unit >= 0:
+            choose_transposed(plan, unit)
         else:
-            plan.bit_layout = CONTIGUOUS if outer.bit_stride == plan.row else ROWS_JOINED
-        limit = PIECE if plan.contiguous and plan.rows_adjacent else GATHERED
-        plan.piece_rows = max(limit // plan.row, <int64_t>1)
-        plan.piece_row = plan.row
-    else:
-        if inner.bit_stride == 1:
-            plan.bit_layout = CONTIGUOUS
-        elif inner.bit_stride == 0:
-            plan.bit_layout = ONE_BIT
-        else:
-            plan.bit_layout = REVERSED if inner.bit_stride == -1 else STRIDED
-        plan.piece_rows = 1
-        plan.piece_row = PIECE
+            choose_row(plan)
+    if plan.bit_layout != TRANSPOSED:
+        plan.rows_adjacent = plan.ndim > 1 and elements_continue(outer_dim(plan), inner_dim(plan))
+        size_pieces(plan)
+    inner = inner_dim(plan)
     plan.bias_in_order = plan.columns == 1 or (
         (inner.column_stride - 1) % plan.columns == 0
         and (plan.rows == 1 or columns_continue(plan, outer_dim(plan), inner))

@@ -205,11 +205,10 @@ def test_out_may_be_x_and_residual_and_hold_the_bias(isa):
 
 @pytest.mark.parametrize("noise_shape", NOISE_SHAPES, ids=str)
 def test_large_noise_shapes_on_any_number_of_threads(isa, noise_shape):
-    shape = (65, 66, 129)
-    x, residual = finite(np.float32, shape, 1), finite(np.float32, shape, 2)
-    kept = keep(shape, 0.4, 9, noise_shape)
-    expected = reference.bias_dropout_add(x, None, residual, kept, 1 / 0.6)
-    for threads in (1, 3):
+    for shape, threads in itertools.product([(65, 66, 129), (70_000, 2, 3)], (1, 3)):
+        x, residual = finite(np.float32, shape, 1), finite(np.float32, shape, 2)
+        kept = keep(shape, 0.4, 9, noise_shape)
+        expected = reference.bias_dropout_add(x, None, residual, kept, 1 / 0.6)
         with fastdrop.num_threads(threads):
             y, mask = fastdrop.bias_dropout_add(
                 x, None, residual, 0.4, seed=9, noise_shape=noise_shape
@@ -547,7 +546,17 @@ def random_view(content, rng):
 
 @pairs_of(
     "shape threads",
-    [(71, 33), (600, 700), (9, 128, 200), (70, 8, 9, 65), (5, 30_000), (40_000, 7), (9000, 2)],
+    [
+        (71, 33),
+        (600, 700),
+        (9, 128, 200),
+        (70, 8, 9, 65),
+        (5, 30_000),
+        (40_000, 7),
+        (9000, 2),
+        (5000, 2, 3),
+        (1500, 2, 2, 3),
+    ],
     [1, 2],
 )
 def test_any_strides(isa, shape, threads):

@@ -300,6 +300,32 @@ def test_every_pattern_of_noise_shape(isa, shape, dtype):
             check(way, content, 0.4, x_layout={}, out_layout={}, noise_shape=noise_shape)
 
 
+# Many pieces, of rows that are shorter and longer than a word of bits.
+SHORT_ROWS = [
+    (9000, 2, 2),
+    (2100, 3, 3),
+    (17_000, 2),
+    (16, 1025),
+    (190, 100),
+    (700, 2, 3, 4),
+    (257, 5, 7, 2),
+    (33, 9, 70),
+    (700, 1, 5, 5, 1),
+    (2, 2, 4100),
+]
+
+
+@pairs_of("shape layout", SHORT_ROWS, LAYOUTS)
+def test_noise_shapes_on_short_rows(isa, shape, layout):
+    dtypes = itertools.cycle(DTYPES)
+    ways = itertools.cycle(WAYS)
+    swapped = {"order": (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)}
+    for pattern in itertools.product([1, None], repeat=len(shape)):
+        content = values(next(dtypes), shape, seed=5)
+        for x_layout in (LAYOUTS[layout](len(shape)), swapped):
+            check(next(ways), content, 0.4, x_layout=x_layout, out_layout={}, noise_shape=pattern)
+
+
 @pairs_of("way layout", WAYS, LAYOUTS)
 def test_noise_shapes_on_every_layout(isa, way, layout):
     dtypes = itertools.cycle(DTYPES)
