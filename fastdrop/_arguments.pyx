@@ -81,20 +81,32 @@ cdef object short_repr(object value):
 
 # ---- Numbers ----
 
+cdef object number_of(object value):
+    """The number of an array of real numbers without dimensions; any other value as it is."""
+    cdef np.ndarray array
+    if isinstance(value, np.ndarray):
+        array = base_view(value)
+        if np.PyArray_NDIM(array) == 0 and array.dtype.kind in "fiu":
+            return (<object>array)[()]
+    return value
+
+
 cdef double rate_of(object rate) except -1:
     """The probability of dropping, in [0, 1]."""
+    cdef object number
     cdef double value
     cdef bint inside
     if type(rate) is float:
         value = rate
         inside = 0.0 <= value <= 1.0  # not NaN
     else:
-        if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
+        number = number_of(rate)
+        if isinstance(number, bool) or not isinstance(number, numbers.Real):
             raise TypeError(f"`rate` must be a number in [0, 1], got {short_repr(rate)}")
         try:
             # Before the conversion, which may round into the interval.
-            inside = 0 <= rate <= 1
-            value = rate if inside else 2.0
+            inside = 0 <= number <= 1
+            value = number if inside else 2.0
         except Exception as error:
             raise TypeError(f"`rate` must be a number in [0, 1], got {short_repr(rate)}") from error
     # A user's class may compare as it likes.
@@ -222,8 +234,8 @@ cdef tuple noise_entries_of(object noise_shape):
                         f"{short_repr(noise_shape)}")
     for entry in noise_shape:
         if len(entries) == MAX_DIMS:
-            raise ValueError(f"`noise_shape` must have an entry for each dimension, at most "
-                             f"{MAX_DIMS}, got {short_repr(noise_shape)}")
+            raise ValueError(f"`noise_shape` must have at most {MAX_DIMS} entries, got "
+                             f"{short_repr(noise_shape)}")
         try:
             if entry is not None and not is_integer(entry):
                 raise TypeError
@@ -240,21 +252,21 @@ cdef tuple noise_shape_of(tuple entries, tuple shape):
     cdef int64_t wanted[MAX_DIMS]
     cdef int64_t fitted[MAX_DIMS]
     cdef int ndim = len(shape)
-    cdef bint fits = False
+    cdef int count, i
     cdef tuple noise_shape
-    cdef int i
     if entries is None:
         return shape
-    if len(entries) == ndim:
-        for i in range(ndim):
-            sizes[i] = shape[i]
-            # -2 fits no size: the entry is negative or needs more than 63 bits.
-            entry = entries[i]
-            wanted[i] = -1 if entry is None else entry if 0 <= entry <= LARGEST_SIZE else -2
-        fits = fastdrop_fit_noise_shape(ndim, sizes, ndim, wanted, fitted) == FASTDROP_OK
-    if not fits:
+    count = len(entries)
+    for i in range(ndim):
+        sizes[i] = shape[i]
+    for i in range(count):
+        # -2 fits no size: the entry is negative or needs more than 63 bits.
+        entry = entries[i]
+        wanted[i] = -1 if entry is None else entry if 0 <= entry <= LARGEST_SIZE else -2
+    if fastdrop_fit_noise_shape(ndim, sizes, count, wanted, fitted) != FASTDROP_OK:
         raise ValueError(
-            "`noise_shape` must have an entry for each dimension, each 1, None or the size there, "
+            "`noise_shape` must have an entry for each dimension, each 1, None or the size there; "
+            "entries without None may be fewer, for the last dimensions; "
             f"for shape {shape}, got {short_repr(entries)}"
         )
     noise_shape = tuple([fitted[i] for i in range(ndim)])

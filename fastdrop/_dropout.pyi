@@ -4,13 +4,13 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastdrop._arguments import _Real
+from fastdrop._arguments import _Rate, _Real
 from fastdrop._mask import Mask
 from fastdrop._stream import Stream
 
 def dropout(
     x: ArrayLike,
-    rate: _Real,
+    rate: _Rate,
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,
@@ -20,7 +20,7 @@ def dropout(
 ) -> tuple[NDArray[Any], Mask]: ...
 def dropout_(
     x: NDArray[Any],
-    rate: _Real,
+    rate: _Rate,
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,

@@ -28,15 +28,17 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
         An array of any shape and strides, of dtype float16, float32, float64 or bfloat16
         (ml_dtypes).
     rate : float
-        The probability of dropping an element, in [0, 1]; exact to 2**-48.
+        The probability of dropping an element, in [0, 1]; exact to 2**-48. It may be a NumPy scalar
+        or an array without dimensions.
     seed : int, numpy.random.SeedSequence, Stream or None, optional
         An int in [0, 2**128) or a SeedSequence gives the same mask at each call. A `Stream` gives a
         new mask at each call: the call takes its next step. None takes the next step of the
         process's own stream, which the operating system seeds.
     noise_shape : tuple of int and None, optional
         The shape of the mask, as in Keras. For each dimension, None or the size of x gives each
-        index its own decision; 1 shares one decision along the dimension. By default each element
-        has its own.
+        index its own decision; 1 shares one decision along the dimension. A shorter tuple, without
+        None, has the last dimensions, and 1 for the others. By default each element has its own
+        decision.
     scale : float, optional
         The factor of kept elements, rounded to x's dtype. float16 and bfloat16 are computed in
         float32 and rounded to nearest even. The default ``1 / (1 - rate)`` preserves the

@@ -4,13 +4,13 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastdrop._arguments import _Real
+from fastdrop._arguments import _Rate, _Real
 from fastdrop._mask import Mask
 from fastdrop._stream import Stream
 
 def relu_dropout(
     x: ArrayLike,
-    rate: _Real,
+    rate: _Rate,
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,
@@ -24,7 +24,7 @@ def bias_dropout_add(
     x: ArrayLike,
     bias: ArrayLike | None,
     residual: ArrayLike | None,
-    rate: _Real,
+    rate: _Rate,
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,

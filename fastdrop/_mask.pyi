@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Never
 
-from fastdrop._arguments import _Real
+from fastdrop._arguments import _Rate, _Real
 from fastdrop._stream import Stream
 
 _Array = TypeVar("_Array", bound=NDArray[Any])
@@ -34,7 +34,7 @@ class Mask:
     @property
     def nbytes(self) -> int: ...
     @classmethod
-    def pack(cls, kept: ArrayLike, *, rate: _Real | None = None, scale: _Real = 1.0) -> Mask: ...
+    def pack(cls, kept: ArrayLike, *, rate: _Rate | None = None, scale: _Real = 1.0) -> Mask: ...
     def count(self) -> int: ...
     def unpack(self) -> NDArray[np.bool_]: ...
     def apply(self, x: ArrayLike, out: NDArray[Any] | None = None) -> NDArray[Any]: ...
@@ -45,7 +45,7 @@ class Mask:
 
 def draw_mask(
     shape: SupportsIndex | Sequence[SupportsIndex],
-    rate: _Real,
+    rate: _Rate,
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,

@@ -68,6 +68,11 @@ cdef class Mask:
     noise shapes, rates, scales and bits are equal, whatever their seeds. Masks can be pickled and
     copied; a mask without stored bits stays without.
 
+    A mask applies to arrays of its `shape` alone, even if its noise shape would broadcast to
+    others: a mask of shape (8, 3) and noise shape (1, 3) raises ValueError on a batch of four rows.
+    For these rows the seed draws the same bits again: ``draw_mask((4, 3), mask.rate,
+    seed=mask.seed, noise_shape=(3,))`` if the mask's step is 0.
+
     Examples
     --------
     >>> import numpy as np, fastdrop
@@ -632,7 +637,8 @@ def dropout_grad(dy, mask, *, out=None):
         The gradient with respect to the output. It has the mask's shape, any strides, and the dtype
         float16, float32, float64 or bfloat16 (ml_dtypes).
     mask : Mask
-        The mask that `dropout` returned.
+        The mask that `dropout` returned. Its `shape` is dy's, even if its noise shape would
+        broadcast to dy.
     out : numpy.ndarray, optional
         The array for dx, of dy's shape and dtype: dy itself, or an array that shares no memory with
         it. Other threads must not read or change it during the call.

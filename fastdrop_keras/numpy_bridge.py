@@ -79,8 +79,6 @@ def _drop(x: np.ndarray, saved: np.ndarray, noise_shape: NoiseShape | None) -> n
     rate = float(np.int64(rate_bits).view(np.float64))
     # In a graph, TensorFlow passes arrays without dimensions as NumPy scalars.
     x = np.asarray(x)
-    if noise_shape is not None and None not in noise_shape:
-        noise_shape = (1,) * (x.ndim - len(noise_shape)) + noise_shape
     try:
         return fastdrop.dropout(x, rate, seed=stream, noise_shape=noise_shape, store_mask=False)[0]
     except MemoryError as error:

@@ -225,9 +225,14 @@ def default_scale(rate):
 
 
 def resolve_noise_shape(shape, noise_shape):
-    """The noise shape with every None replaced by the array's own size."""
+    """The noise shape with every None replaced by the array's own size, and of the array's rank.
+
+    As in Keras, a shorter one is for the last dimensions, and has no None.
+    """
     if noise_shape is None:
         return tuple(shape)
+    if None not in noise_shape:
+        noise_shape = (1,) * (len(shape) - len(noise_shape)) + tuple(noise_shape)
     return tuple(
         size if entry is None else entry for size, entry in zip(shape, noise_shape, strict=True)
     )

@@ -31,8 +31,9 @@ NAN, INF = float("nan"), float("inf")
 
 # Right values that are easily taken for wrong ones, and the other way round.
 RATES = [0, 1, 0.0, -0.0, 0.5, 1.0, 2**-49, 1 - 2**-53, np.float16(0.25), np.int8(1), np.uint64(0)]
+RATES += [np.array(0.5), np.array(0.25, np.float16), np.array(1, np.int8)]
 WRONG_RATES = [-1, 2, 1 + 2**-52, -5e-324, NAN, INF, 10**400, True, None, "0.5", b"1", 0.5j]
-WRONG_RATES += [[0.5], np.array(0.5), np.float64(1.5), object, {}]
+WRONG_RATES += [[0.5], np.array([0.5]), np.array(1.5), np.array(False), np.float64(1.5), object, {}]
 SCALES = [None, 1, 0.0, -2.5, 1e300, 5e-324, np.float32(3), np.int64(7)]
 WRONG_SCALES = [NAN, INF, -INF, 10**400, True, "2", b"2", 2j, [1.0], np.ones(1), object]
 WRONG_SEEDS = [-1, 2**128, 10**5000, 1.0, NAN, "1", b"1", True, [1], np.ones(1, int), object]
@@ -135,9 +136,13 @@ class Scene:
         wrong = [(*shape, 1), "1", 3, (0.5,) * max(1, len(shape)), (-1,) * max(1, len(shape))]
         wrong += [(2**70,) * max(1, len(shape))]
         if shape:
-            wrong += [tuple(n + 2 for n in shape), shape[1:]]
+            wrong += [tuple(n + 2 for n in shape), tuple(n + 2 for n in shape[-1:])]
+        if len(shape) > 1:
+            wrong.append((1,) * (len(shape) - 2) + (None,))
         entries = st.tuples(*(st.sampled_from([None, 1, n]) for n in shape))
-        return self.choose("noise_shape", st.none() | entries, wrong)
+        last = shape[self.data.draw(st.integers(0, len(shape)), "left out") :]
+        fewer = st.tuples(*(st.sampled_from([1, n]) for n in last))
+        return self.choose("noise_shape", st.none() | entries | fewer, wrong)
 
     def drawing(self, shape, store_mask=True):
         """The arguments that all that draw have."""

@@ -97,6 +97,67 @@ def test_none_in_a_noise_shape_is_the_arrays_own_size():
     assert mask.nbytes == 3
 
 
+FEWER_ENTRIES = [((4, 2), (2,)), ((4, 2), (1,)), ((4, 2), ()), ((3, 5, 7), (1, 7)), ((1, 7), (7,))]
+
+
+@pytest.mark.parametrize(("shape", "noise_shape"), FEWER_ENTRIES, ids=str)
+def test_a_shorter_noise_shape_belongs_to_the_last_dimensions(shape, noise_shape):
+    """As in any broadcast."""
+    kept = reference.keep_mask(1, 0, 0.4, math.prod(noise_shape)).reshape(noise_shape)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    expected = reference.dropout(x, kept, 1 / 0.6)
+    options = {"rate": 0.4, "seed": 1, "noise_shape": noise_shape}
+    y, mask = fastdrop.dropout(x, **options)
+    assert_same_bits(y, expected)
+    assert mask.noise_shape == (1,) * (len(shape) - len(noise_shape)) + noise_shape
+    assert fastdrop.draw_mask(shape, **options) == mask
+    assert_same_bits(fastdrop.dropout_grad(x, mask), expected)
+    assert_same_bits(fastdrop.bias_dropout_add(x, None, None, **options)[0], expected)
+    positive = np.abs(x)
+    y, _ = fastdrop.relu_dropout(positive, **options)
+    assert_same_bits(y, reference.dropout(positive, kept, 1 / 0.6))
+    y = x.copy()
+    assert fastdrop.dropout_(y, **options) == mask
+    assert_same_bits(y, expected)
+
+
+def test_a_mask_applies_to_its_own_shape_alone():
+    """Also where its bits would broadcast; the seed draws them for another number of rows."""
+    mask = fastdrop.draw_mask((8, 5), 0.4, seed=1, noise_shape=(1, None))
+    rows = np.ones((3, 5))
+    for use in (mask.apply, mask.apply_, lambda x: fastdrop.dropout_grad(x, mask)):
+        with pytest.raises(ValueError, match=r"`mask` must have the shape of .*\(3, 5\)"):
+            use(rows)
+    fewer = fastdrop.draw_mask(rows.shape, mask.rate, seed=mask.seed, noise_shape=mask.noise_shape)
+    np.testing.assert_array_equal(fewer.bits, mask.bits)
+    np.testing.assert_array_equal(fewer.unpack(), mask.unpack()[:3])
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        np.float64(0.25),
+        np.float32(0.25),
+        np.float16(0.25),
+        np.longdouble(0.25),
+        np.array(0.25),
+        np.array(0.25, np.float16),
+        np.array(0.25, ">f8"),
+        np.ones(3)[1:2].reshape(()) / 4,
+        np.int8(1),
+        np.array(0),
+        np.array(1, np.uint8),
+    ],
+    ids=repr,
+)
+def test_a_rate_may_be_an_array_without_dimensions(rate):
+    for mask in (fastdrop.draw_mask(100, rate, seed=1), fastdrop.dropout_(np.ones(100), rate)):
+        assert type(mask.rate) is float
+        assert mask.rate == float(rate)
+    assert fastdrop.draw_mask(100, rate, seed=1) == fastdrop.draw_mask(100, float(rate), seed=1)
+    assert fastdrop.Mask.pack(np.ones(3, bool), rate=rate).rate == float(rate)
+
+
 @pytest.mark.parametrize(
     ("shape", "store_mask"),
     # The second is larger than memory, and so is only ever replayed.
