@@ -10,6 +10,7 @@ cdef bint flag_of(object value, str name) except -1
 cdef object integer_of(object value, str name, object low, object high, str bounds)
 cdef tuple noise_entries_of(object noise_shape)
 cdef tuple noise_shape_of(tuple entries, tuple shape)
+cdef bint is_integer(object value)
 cdef tuple shape_of(object shape)
 cdef uint64_t size_of(tuple shape)
 cdef object short_repr(object value)

@@ -333,6 +333,11 @@ cdef np.ndarray input_of(object x, str name):
     """An array to read, from anything that NumPy converts."""
     if isinstance(x, np.ndarray):
         return base_view(x)
+    # Not at the top: that module imports this one.
+    from fastdrop._mask import Mask
+    if isinstance(x, Mask):
+        # Its bools may need more memory than there is.
+        raise TypeError(f"`{name}` must be an array of numbers, got {short_repr(x)}")
     try:
         return base_view(numpy.asarray(x))
     except (TypeError, ValueError) as error:

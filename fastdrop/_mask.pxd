@@ -21,6 +21,7 @@ cdef class Mask:
     cdef Buffer buffer              # None if the bits are drawn again at each use
     cdef size_t packed_size(self) noexcept nogil
     cdef Buffer stored_bits(self)
+    cdef object kept_bits(self, uint64_t first, uint64_t count)
     cdef size_t chunk_bytes(self) noexcept nogil
     cdef const uint8_t *chunk_bits(self, uint64_t first, uint64_t size,
                                    Buffer chunk) except NULL

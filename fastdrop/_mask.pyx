@@ -1,4 +1,7 @@
 """Makes masks (packed bits, or the seed that draws them again) and applies them to arrays."""
+import numbers
+import operator
+
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
@@ -8,8 +11,8 @@ from libc.string cimport memcmp, memcpy
 cimport numpy as np
 
 from fastdrop._arguments cimport (
-    flag_of, own_view, inplace_of, input_of, integer_of, kind_of, noise_entries_of, noise_shape_of,
-    output_of, rate_of, scale_of, shape_of, short_repr, size_of,
+    flag_of, own_view, inplace_of, input_of, integer_of, is_integer, kind_of, noise_entries_of,
+    noise_shape_of, output_of, rate_of, scale_of, shape_of, short_repr, size_of,
 )
 from fastdrop._apply cimport Work, set_up, use_on_arrays
 from fastdrop._draw cimport derive_key, draw_bits
@@ -64,9 +67,17 @@ cdef class Mask:
 
     Notes
     -----
-    A mask never changes, and any number of threads may use one. Masks are equal if their shapes,
-    noise shapes, rates, scales and bits are equal, whatever their seeds. Masks can be pickled and
-    copied; a mask without stored bits stays without.
+    A mask never changes, and any number of threads may use one. Masks can be pickled and copied; a
+    mask without stored bits stays without.
+
+    For NumPy, a mask is an array of bools of its `shape`, True where an element is kept:
+    ``np.asarray(mask)``, ``np.where(mask, x, 0)`` and ``x[mask]`` work, and so do `len`, iteration
+    and indices. Integers, slices and ``...`` read the bits that they select; other indices unpack
+    the whole mask. The functions of fastdrop do not take a mask for the array that they drop from.
+
+    Two masks are equal, which is a single bool, if their shapes, noise shapes, rates, scales and
+    bits are equal, whatever their seeds. With arrays, numbers, lists and tuples, ``==`` and ``!=``
+    compare each element, as NumPy does. A mask equals no other object.
 
     A mask applies to arrays of its `shape` alone, even if its noise shape would broadcast to
     others: a mask of shape (8, 3) and noise shape (1, 3) raises ValueError on a batch of four rows.
@@ -81,6 +92,12 @@ cdef class Mask:
     array([13], dtype=uint8)
     >>> mask.apply(np.array([1.0, np.nan, 3.0, 4.0]))
     array([2., 0., 6., 8.])
+    >>> np.where(mask, [1, 2, 3, 4], 0)
+    array([1, 0, 3, 4])
+    >>> mask[:2]
+    array([ True, False])
+    >>> mask == np.array([True, True, True, True])
+    array([ True, False,  True,  True])
     """
 
     def __init__(self):
@@ -92,7 +109,7 @@ cdef class Mask:
 
         Parameters
         ----------
-        kept : array_like of bool
+        kept : array_like of bool, or Mask
             True where an element is kept. Its shape becomes the mask's shape.
         rate : float or None, optional
             The probability of dropping, in [0, 1]: the mask's `rate`, without other effect.
@@ -119,7 +136,7 @@ cdef class Mask:
         3
         """
         cdef Mask mask = Mask.__new__(Mask)
-        cdef object kept_array = input_of(kept, "kept")
+        cdef object kept_array = kept.unpack() if isinstance(kept, Mask) else input_of(kept, "kept")
         cdef np.ndarray packed
         if kept_array.dtype != numpy.bool_:
             raise TypeError(f"`kept` must be an array of bools, got {short_repr(kept_array)}")
@@ -291,14 +308,116 @@ cdef class Mask:
         array([[ True,  True,  True],
                [False, False, False]])
         """
-        cdef Buffer buffer = self.stored_bits()
-        cdef np.npy_intp count = self.packed_size()
-        bits = array_over(buffer, UINT8, 1, &count, False)
-        kept = numpy.unpackbits(bits, count=self.size_, bitorder="little").view(numpy.bool_)
-        kept = kept.reshape(self.noise_shape_)
+        kept = self.kept_bits(0, self.size_).reshape(self.noise_shape_)
         if self.noise_shape_ == self.shape_:
             return kept
         return numpy.broadcast_to(kept, self.shape_).copy()
+
+    cdef object kept_bits(self, uint64_t first, uint64_t count):
+        """Some bits of the flattened noise shape, as a new array of bools."""
+        cdef stream_key key
+        cdef Buffer buffer = self.buffer
+        cdef uint64_t above = 0
+        cdef np.npy_intp size
+        if buffer is None:
+            buffer = new_buffer((count + 7) // 8)
+            derive_key(&key, &self.draw, self.rate_)
+            with nogil:
+                draw_bits(&key, self.offset + first, count, buffer.data)
+        else:
+            above = first
+        size = (above + count + 7) // 8
+        bits = array_over(buffer, UINT8, 1, &size, False)[above // 8:]
+        kept = numpy.unpackbits(bits, count=above % 8 + count, bitorder="little")
+        return kept[above % 8:].view(numpy.bool_)
+
+    def __array__(self, dtype=None, copy=None):
+        """Expand the mask to an array, for NumPy.
+
+        Parameters
+        ----------
+        dtype : data-type, optional
+            The dtype of the array. By default it is bool.
+        copy : bool or None, optional
+            None or True. The array never shares the mask's memory.
+
+        Returns
+        -------
+        numpy.ndarray
+            As `unpack`.
+
+        Raises
+        ------
+        ValueError
+            If copy is False.
+        MemoryError
+            If there is no memory for the array.
+
+        Examples
+        --------
+        >>> import numpy as np, fastdrop
+        >>> np.asarray(fastdrop.draw_mask((2, 3), 0.5, seed=0, noise_shape=(2, 1)), dtype=int)
+        array([[1, 1, 1],
+               [0, 0, 0]])
+        """
+        if copy is not None and not copy:
+            raise ValueError("`copy` must be None or True, since the bools of a mask are computed "
+                             f"from its bits, got {short_repr(copy)}")
+        kept = self.unpack()
+        return kept if dtype is None else kept.astype(dtype, copy=False)
+
+    def __len__(self):
+        if not self.shape_:
+            raise TypeError("a mask without dimensions has no len()")
+        return self.shape_[0]
+
+    def __iter__(self):
+        if not self.shape_:
+            raise TypeError("a mask without dimensions cannot be iterated over")
+        return map(self.__getitem__, range(len(self)))
+
+    def __contains__(self, value):
+        return value in self.unpack()
+
+    def __getitem__(self, key):
+        cdef tuple entries = key if type(key) is tuple else (key,)
+        cdef uint64_t first = 0
+        cdef tuple noise = self.noise_shape_
+        cdef tuple shape = self.shape_
+        for entry in entries:
+            if not (entry is None or entry is Ellipsis or type(entry) is slice
+                    or is_integer(entry)):
+                return self.unpack()[key]
+        # Leave the dimensions that integers select from, as far as they come first.
+        while entries and shape and is_integer(entries[0]):
+            index = operator.index(entries[0])
+            if not -shape[0] <= index < shape[0]:
+                raise IndexError(f"index {short_repr(index)} is out of bounds for axis "
+                                 f"{len(self.shape_) - len(shape)} with size {shape[0]}")
+            if noise[0] > 1:
+                first += index % shape[0] * size_of(noise[1:])
+            entries, shape, noise = entries[1:], shape[1:], noise[1:]
+        if entries and shape and type(entries[0]) is slice:
+            # Leave the rows that the slice does not reach.
+            rows = range(*entries[0].indices(shape[0]))
+            reached = range(0)
+            if rows:
+                last = rows[len(rows) - 1]
+                reached = range(min(rows[0], last), max(rows[0], last) + 1)
+            entries = (slice(None, None, rows.step), *entries[1:])
+            shape = (len(reached), *shape[1:])
+            if noise[0] > 1:
+                first += reached.start * size_of(noise[1:])
+                noise = (len(reached), *noise[1:])
+        kept = self.kept_bits(first, size_of(noise)).reshape(noise)
+        kept = numpy.broadcast_to(kept, shape)[entries]
+        return kept.copy() if isinstance(kept, np.ndarray) else kept
+
+    def __bool__(self):
+        if size_of(self.shape_) != 1:
+            raise ValueError("the truth value of a mask is ambiguous unless it has one element; "
+                             "`count` counts the elements that are kept")
+        return bool(self.unpack().item())
 
     def apply(self, x, out=None):
         """Return x with dropped elements set to zero and kept elements scaled.
@@ -366,7 +485,8 @@ cdef class Mask:
         cdef Buffer a_chunk, b_chunk
         cdef uint64_t some, first = 0
         if not isinstance(other, Mask):
-            return NotImplemented
+            # Arrays compare themselves with the mask's bools.
+            return self.unpack() == other if is_compared(other) else NotImplemented
         b = other
         if (a.shape_, a.noise_shape_) != (b.shape_, b.noise_shape_):
             return False
@@ -390,6 +510,11 @@ cdef class Mask:
             first += some
         return True
 
+    def __ne__(self, other):
+        if isinstance(other, Mask):
+            return not self == other
+        return self.unpack() != other if is_compared(other) else NotImplemented
+
     __hash__ = None
 
     def __copy__(self):
@@ -412,6 +537,11 @@ cdef class Mask:
         origin = f", seed={self.seed}, step={self.step}" if self.drawn else ""
         return (f"<fastdrop.Mask shape={self.shape_}{noise}, rate={self.rate_}, "
                 f"scale={self.scale_:g}{origin}, {self.nbytes} bytes>")
+
+
+cdef bint is_compared(object value):
+    """Whether a mask's elements, not the mask, are compared with a value that is no array."""
+    return isinstance(value, (list, tuple, numbers.Number))
 
 
 cdef uint64_t count_ones(const uint8_t *bits, uint64_t count) noexcept nogil:

@@ -1,6 +1,7 @@
 """The Mask object: what it says of itself, its bits, using it, packing, comparing, keeping it."""
 
 import copy
+import itertools
 import math
 import operator
 import pickle
@@ -356,6 +357,164 @@ def test_apply_takes_no_step_and_draws_nothing_new(stream_at):
     assert stream.step == step
 
 
+# As an array of bools.
+
+
+def boolean_masks():
+    """Masks of all kinds, each with the bools that it stands for."""
+    shapes = [((), None), ((1,), None), ((1, 1), (1, 1)), ((0,), None), ((3, 0), (1, None))]
+    shapes += [((37,), None), ((5, 11), None), ((5, 11), (1, None)), ((5, 11), (None, 1))]
+    shapes += [((4, 3, 7), (None, 1, None)), ((4, 3, 7), (3, 1)), ((2, 9, 5), (1, 1, 1))]
+    for (shape, noise_shape), store_mask, offset in itertools.product(
+        shapes, [True, False], [0, 4093]
+    ):
+        noise = reference.resolve_noise_shape(shape, noise_shape)
+        kept = reference.keep_mask(11, 0, 0.4, math.prod(noise), offset).reshape(noise)
+        mask = fastdrop.draw_mask(
+            shape, 0.4, seed=11, noise_shape=noise_shape, store_mask=store_mask, offset=offset
+        )
+        yield mask, np.broadcast_to(kept, shape).copy()
+
+
+def assert_same_bools(actual, expected):
+    assert type(actual) is type(expected)
+    assert (actual.dtype, actual.shape) == (np.dtype(bool), expected.shape)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_mask_is_an_array_of_bools_to_numpy(isa, tmp_path):
+    for mask, kept in boolean_masks():
+        x = np.random.default_rng(1).normal(size=kept.shape)
+        assert_same_bools(np.asarray(mask), kept)
+        assert_same_bools(np.array(mask, copy=True), kept)
+        np.testing.assert_array_equal(np.where(mask, x, 0), np.where(kept, x, 0), strict=True)
+        if kept.size or kept.ndim == 1:  # NumPy takes other empty indices for integers, as []
+            np.testing.assert_array_equal(np.asarray(x)[mask], np.asarray(x)[kept], strict=True)
+        np.testing.assert_array_equal(x * mask, x * kept)
+        np.testing.assert_array_equal(np.asarray(mask, np.float32), kept.astype(np.float32))
+        assert np.asarray(mask, "i1").dtype == np.int8
+        assert np.count_nonzero(mask) == kept.sum()
+        np.save(tmp_path / "mask.npy", mask)
+        assert_same_bools(np.load(tmp_path / "mask.npy"), kept)
+        made = np.asarray(mask)
+        made[...] = False
+        assert_same_bools(np.asarray(mask), kept)
+
+
+def test_the_array_of_a_mask_is_always_a_copy():
+    with pytest.raises(ValueError, match="`copy`"):
+        draw().__array__(copy=False)
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        with pytest.raises(ValueError, match="`copy`"):
+            np.asarray(draw(), copy=False)
+    for copy_ in (None, True):
+        assert_same_bools(draw().__array__(copy=copy_), draw().unpack())
+        assert draw().__array__(np.float64, copy=copy_).dtype == np.float64
+
+
+INDICES = [
+    (), ..., None, 0, 1, -1, 3, -5, np.int64(2), np.uint8(1), np.array(1), slice(None), slice(1, 3),
+    slice(None, None, -1), slice(4, 0, -2), slice(-2, None), slice(3, 1), slice(99, 100),
+    (0, 1), (-1, -1), (1, slice(1, 9, 3)), (slice(None), 2), (slice(1, 3), 0), (..., 0), (0, ...),
+    (0, None), (None, 0), (slice(1, None), ..., slice(None, None, 2)), (0, 2, 3),
+    (0, 0, slice(1, 4)),
+    (slice(0, 0), 1), (0, slice(None), [1, 2]), [0, 1], [], np.array([[0], [1]]), (0, [1, 0]),
+    ([1, 0], slice(1, 3)), (slice(1, 3), [1, 0]), True, False, np.True_, ([0, 1], [1, 2]),
+    (0, True), (0, 0, 0, 0),
+]  # fmt: skip
+
+
+def test_indices_select_as_from_an_array(isa):
+    for mask, kept in boolean_masks():
+        for index in [*INDICES, kept, kept[..., :1] if kept.ndim else kept]:
+            try:
+                expected = kept[index]
+            except IndexError:
+                with pytest.raises(IndexError):
+                    mask[index]
+            else:
+                selected = mask[index]
+                assert_same_bools(selected, expected)
+                if isinstance(selected, np.ndarray):
+                    selected[...] = False
+                    assert_same_bools(np.asarray(mask), kept)
+
+
+def test_indices_that_are_none():
+    for index in ("x", 1.5, object(), [1.5], (0, "x"), {}):
+        with pytest.raises(IndexError):
+            draw()[index]
+    with pytest.raises(IndexError, match="index 40 is out of bounds for axis 1 with size 40"):
+        draw()[3, 40]
+    with pytest.raises(TypeError, match="item assignment"):
+        draw()[0] = True
+
+
+def test_indices_read_what_they_select():
+    """From a mask that is far larger than memory."""
+    mask = fastdrop.draw_mask((2**25, 2**25), 0.4, seed=11, store_mask=False)
+    first = 2**25 * 2**24 + 2**20
+    kept = reference.keep_mask(11, 0, 0.4, 40, first)
+    assert [mask[2**24, 2**20 + i] for i in range(40)] == list(kept)
+    assert_same_bools(mask[2**24, 2**20 : 2**20 + 40], kept)
+    row = fastdrop.draw_mask((2**50, 2), 0.4, seed=11, store_mask=False)
+    assert_same_bools(row[first // 2 : first // 2 + 20, ::-1], kept.reshape(20, 2)[:, ::-1])
+    shared = fastdrop.draw_mask((2**40, 3), 0.4, seed=11, noise_shape=(1, None), store_mask=False)
+    assert_same_bools(shared[2**39], reference.keep_mask(11, 0, 0.4, 3))
+
+
+def test_len_and_iteration_agree_with_indices():
+    for mask, kept in boolean_masks():
+        if kept.ndim == 0:
+            for function in (len, iter):
+                with pytest.raises(TypeError, match="without dimensions"):
+                    function(mask)
+            continue
+        assert len(mask) == len(kept)
+        rows = list(mask)
+        assert len(rows) == len(kept)
+        for row, expected in zip(rows, kept, strict=True):
+            assert_same_bools(row, expected)
+        assert (True in mask, False in mask) == (True in kept, False in kept)
+
+
+def test_the_truth_of_a_mask_is_that_of_its_only_element():
+    for mask, kept in boolean_masks():
+        if kept.size == 1:
+            assert bool(mask) == bool(kept)
+        else:
+            with pytest.raises(ValueError, match="ambiguous"):
+                bool(mask)
+
+
+def test_a_mask_is_no_input():
+    huge = fastdrop.draw_mask((2**30, 2**30), 0.4, seed=11, store_mask=False)
+    x = np.ones((30, 40))
+    for name, call in [
+        ("x", lambda mask: fastdrop.dropout(mask, 0.5)),
+        ("x", lambda mask: fastdrop.dropout_(mask, 0.5)),
+        ("x", lambda mask: fastdrop.relu_dropout(mask, 0.5)),
+        ("x", lambda mask: fastdrop.bias_dropout_add(mask, None, None, 0.5)),
+        ("bias", lambda mask: fastdrop.bias_dropout_add(x, mask, None, 0.5)),
+        ("residual", lambda mask: fastdrop.bias_dropout_add(x, None, mask, 0.5)),
+        ("out", lambda mask: fastdrop.dropout(x, 0.5, out=mask)),
+        ("dy", lambda mask: fastdrop.dropout_grad(mask, mask)),
+        ("dy", lambda mask: fastdrop.relu_dropout_grad(mask, mask)),
+        ("dy", lambda mask: fastdrop.bias_dropout_add_grad(mask, mask)),
+        ("x", lambda mask: mask.apply(mask)),
+        ("rate", lambda mask: fastdrop.dropout(x, mask)),
+        ("scale", lambda mask: fastdrop.dropout(x, 0.5, scale=mask)),
+        ("seed", lambda mask: fastdrop.dropout(x, 0.5, seed=mask)),
+        ("noise_shape", lambda mask: fastdrop.dropout(x, 0.5, noise_shape=mask)),
+        ("store_mask", lambda mask: fastdrop.dropout(x, 0.5, store_mask=mask)),
+        ("shape", lambda mask: fastdrop.draw_mask(mask, 0.5)),
+        ("offset", lambda mask: fastdrop.draw_mask(3, 0.5, offset=mask)),
+    ]:
+        for mask in (draw(), huge):
+            with pytest.raises(TypeError, match=rf"`{name}`.*got <fastdrop\.Mask"):
+                call(mask)
+
+
 # Packing a mask of one's own.
 
 
@@ -393,6 +552,14 @@ def test_pack_follows_the_order_of_the_indices(view):
     mask = fastdrop.Mask.pack(kept)
     assert mask.shape == kept.shape
     np.testing.assert_array_equal(mask.bits, reference.pack_bits(kept))
+
+
+def test_a_mask_can_be_packed_again():
+    """With another scale, and a bit for each element."""
+    mask = draw(noise_shape=(None, 1))
+    packed = fastdrop.Mask.pack(mask, scale=3.0)
+    assert (packed.noise_shape, packed.scale) == (mask.shape, 3.0)
+    np.testing.assert_array_equal(packed.unpack(), mask.unpack())
 
 
 def test_pack_copies():
@@ -471,9 +638,27 @@ def test_masks_of_one_bit_apart_differ():
 
 def test_a_mask_equals_nothing_else():
     mask = draw()
-    for other in (None, 3, "mask", mask.bits.tobytes(), (30, 40), object()):
+    for other in (None, "mask", mask.bits.tobytes(), {}, object(), draw):
         assert mask != other
         assert not operator.eq(mask, other)
+        assert other != mask
+    assert mask in [None, mask]
+
+
+def test_elements_are_compared_with_arrays_numbers_and_sequences():
+    for mask, kept in boolean_masks():
+        others = [kept, ~kept, np.zeros(kept.shape, int), kept.tolist(), True, 0, 1.0]
+        others += [np.True_, np.float32(1), np.array(False), kept[..., :1] if kept.ndim else kept]
+        if kept.ndim == 1:
+            others.append(tuple(kept))
+        for other in others:
+            for compare in (operator.eq, operator.ne):
+                expected = compare(kept, other)
+                for result in (compare(mask, other), compare(other, mask)):
+                    assert type(result) in (np.ndarray, np.bool_)
+                    np.testing.assert_array_equal(result, expected)
+    with pytest.raises(ValueError, match="broadcast"):
+        operator.eq(draw(), np.ones(7))
 
 
 def test_masks_have_no_hash():
