@@ -445,7 +445,7 @@ def test_what_a_model_may_call_and_stays_is_listed():
     _, report = convert(model, verbose=False, return_report=True)
     assert [layer.path for layer in report.changed] == ["hiding/found"]
     assert {(layer.path, layer.note) for layer in report.unchanged} == {
-        ("hiding/found", "the attribute 'method' holds its method 'call' of before"),
+        ("hiding/found", "the attribute 'method' refers to its former method 'call'"),
         ("hiding/in_a_partial", "Keras does not find it in the attribute 'partial'"),
         ("hiding/in_a_model", "Keras does not find it in the attribute 'plain'"),
         ("hiding/in_slots", "Keras does not find it in the attribute 'slots'"),
@@ -453,7 +453,7 @@ def test_what_a_model_may_call_and_stays_is_listed():
         ("hiding/in_a_closure", "Keras does not find it in the attribute 'traced'"),
     }
     # The other one was never called.
-    assert report.notes == ("hiding: the `tf.function` 'call' stays as traced",)
+    assert report.notes == ("hiding: the `tf.function` 'call' keeps its trace",)
 
 
 def test_a_layer_that_is_changed_stays_the_same_object_and_no_other_is_left():
@@ -856,8 +856,8 @@ def test_the_printed_list(verbose, capsys):
     _, report = convert(model, verbose=verbose, return_report=True)
     lines = [
         "encoder (a new model): 3 layers changed",
-        "  attention/a: keras Dropout -> fastdrop_keras Dropout (MultiHeadAttention makes one as "
-        "before when a file is loaded)",
+        "  attention/a: keras Dropout -> fastdrop_keras Dropout (MultiHeadAttention creates its own "
+        "again when a file is loaded)",
         "  b: keras Dropout -> fastdrop_keras Dropout",
         "  feed_forward/c: keras Dropout -> fastdrop_keras Dropout",
     ]
@@ -966,7 +966,7 @@ def test_a_copy_that_would_share_a_layer_or_lose_an_input_is_refused():
             return {**super().get_config(), "inner": self.inner}
 
     sharing = Sharing(layers.Dropout(0.5))
-    with pytest.raises(ValueError, match=r"cannot be copied: made again, <Dropout.* is <Dropout"):
+    with pytest.raises(ValueError, match=r"cannot be copied: the copy of <Dropout.* is <Dropout"):
         convert(keras.Sequential([keras.Input((3,)), sharing]), verbose=False)
     assert type(sharing.inner) is layers.Dropout
     x = keras.Input((3,), sparse=True)

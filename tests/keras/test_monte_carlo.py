@@ -508,7 +508,7 @@ def test_a_layer_that_keras_does_not_find():
             return hidden(x)
 
     model = keras.Model(x, Hides()(Dropout(0.5)(x)))
-    with pytest.raises(ValueError, match=r"'hidden' is not among those that Keras finds"):
+    with pytest.raises(ValueError, match="Keras does not find the layer 'hidden'"):
         quiet(model)
 
 
