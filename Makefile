@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find fastdrop fastdrop_keras -name '*.py[x]' -o -name '*.c' -o -name '*.px[di]' -o -name '*.h' -o -name '_isas.py')
+C_SOURCES := $(shell git ls-files '*.c' '*.h' 2>/dev/null)
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow test-asan test-debug faults matrix fuzz bench bench-quick \
@@ -90,12 +91,14 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint fastdrop
+	$(VENV)/bin/clang-format --dry-run --Werror $(C_SOURCES)
 	$(VENV)/bin/mypy fastdrop fastdrop_keras
 	$(RUN) -m mypy.stubtest fastdrop --ignore-missing-stub
 
 format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(C_SOURCES)
 
 clean:
 	rm -rf build dist *.egg-info $(VENV)/installed-*

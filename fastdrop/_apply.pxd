@@ -22,7 +22,7 @@ cdef struct Work:
     uint8_t *relu_bits              # receives ReLU's bits unless `contiguous`; zeros at first
 
 cdef void set_up(Work *work, int kind, int use, ndarray to, ndarray from_, tuple noise_shape,
-                  double scale)
+                 double scale)
 cdef void set_up_residual(Work *work, ndarray residual)
 cdef bint is_contiguous(ndarray array)
 cdef int scaling_kind(int kind, double scale) noexcept nogil

@@ -414,7 +414,7 @@ cdef void use_on(Work *work, const stream_key *key) noexcept nogil:
 
 
 cdef void set_up(Work *work, int kind, int use, np.ndarray to, np.ndarray from_,
-                  tuple noise_shape, double scale):
+                 tuple noise_shape, double scale):
     """Describe two arrays and a mask. The noise shape is None where it equals their shape."""
     cdef int i
     memset(work, 0, sizeof(Work))

@@ -1,12 +1,4 @@
-"""Turns Keras's dropout layers in a model or its copy into those of this package, and back.
-
-What this file and `layer_search.py` use of Keras beside its public interface:
-
-- `Layer._flatten_layers`: there is no public walk through layers that are not models.
-- `Layer._inbound_nodes`, `Layer._outbound_nodes`: the calls of a layer in functional models.
-- `Model._compile_config`: what `compile` got. The public form of it holds no functions.
-- `Lambda._output_shape`: the argument, which may be a function.
-"""
+"""Turns Keras's dropout layers in a model or its copy into those of this package, and back."""
 
 from __future__ import annotations
 

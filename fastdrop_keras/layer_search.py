@@ -15,7 +15,7 @@ from fastdrop_keras.layers import BaseDropout
 
 def every_layer(model: keras.Layer) -> list[keras.Layer]:
     """Return `model` and every layer in it, each once: in models, wrappers, lists, dicts."""
-    return model._flatten_layers()
+    return list(model._flatten_layers())
 
 
 def with_paths(model: keras.Layer) -> Iterator[tuple[str, list[keras.Layer]]]:
@@ -65,7 +65,7 @@ def _attributes(layer: keras.Layer) -> dict[str, Any]:
         for name, value in vars(base).items()
         if isinstance(value, tf.types.experimental.PolymorphicFunction)
     ]
-    return {name: getattr(layer, name) for name in functions} | vars(layer)
+    return {**{name: getattr(layer, name) for name in functions}, **vars(layer)}
 
 
 def _parts(value: Any) -> list[Any]:

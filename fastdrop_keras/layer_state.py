@@ -175,7 +175,7 @@ class Tracked(tf.train.Checkpoint):
         self._rate = rate
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
-        children = super()._trackable_children(save_type, **kwargs)
+        children: dict[str, Any] = super()._trackable_children(save_type, **kwargs)
         if save_type != "checkpoint":
             # Operations carry the number of their stream.
             children.pop("stream", None)

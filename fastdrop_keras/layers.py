@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend import in_stateless_scope
 
 from fastdrop_keras import bridge, checkpointing, layer_state
 from fastdrop_keras.native_bridge import NoiseShape
@@ -121,10 +122,10 @@ class BaseDropout(keras.layers.Layer):
         with _taking_a_seed if alone else contextlib.nullcontext():
             seed = tf.convert_to_tensor(state)
             step = tf.constant([0, 1], seed.dtype)
-            if isinstance(state.value, tf.Variable):
+            if in_stateless_scope():
+                state.assign(seed + step)  # which the scope keeps for its caller
+            else:
                 state.value.assign_add(step, read_value=False)
-            else:  # in `keras.StatelessScope`
-                state.assign(seed + step)
         # Replicas and iterations of a vectorized loop have the same generator state, and must not
         # draw the same masks.
         numbers = [] if tf.executing_eagerly() else layer_state.vectorized_loops()[::-1]
@@ -439,7 +440,7 @@ def _checked_noise_shape(noise_shape: Any) -> NoiseShape | None:
 def _checked_data_format(data_format: str | None) -> str:
     """Return `data_format`, or the one that Keras is configured to."""
     if data_format is None:
-        return keras.config.image_data_format()
+        return str(keras.config.image_data_format())
     if data_format not in ("channels_first", "channels_last"):
         formats = "'channels_first', 'channels_last' or None"
         raise wrong_value("data_format", formats, repr(data_format))

@@ -130,7 +130,7 @@ def _passes_of(model: keras.Model, shared_masks: bool) -> _Passes:
     layers = layer_search.dropout_layers(model, "mc_predict")
     made_for = (shared_masks, model.run_eagerly, get_bridge(), *map(id, layers))
     # Not by `setattr`: Keras and TensorFlow would look at the value.
-    kept = vars(model).setdefault("_fastdrop_passes", {})
+    kept: dict[bool, _Passes] = vars(model).setdefault("_fastdrop_passes", {})
     if shared_masks not in kept or kept[shared_masks].made_for != made_for:
         kept[shared_masks] = _Passes(model, layers, shared_masks, made_for)
     return kept[shared_masks]

@@ -33,8 +33,18 @@ typedef struct TF_OpKernelContext TF_OpKernelContext;
 typedef int TF_DataType;
 typedef int TF_Code;
 
-enum { TF_FLOAT = 1, TF_DOUBLE = 2, TF_UINT8 = 4, TF_BFLOAT16 = 14, TF_HALF = 19 };
-enum { TF_OK = 0, TF_INVALID_ARGUMENT = 3, TF_FAILED_PRECONDITION = 9 };
+enum {
+    TF_FLOAT = 1,
+    TF_DOUBLE = 2,
+    TF_UINT8 = 4,
+    TF_BFLOAT16 = 14,
+    TF_HALF = 19
+};
+enum {
+    TF_OK = 0,
+    TF_INVALID_ARGUMENT = 3,
+    TF_FAILED_PRECONDITION = 9
+};
 
 TF_Status *TF_NewStatus(void);
 void TF_DeleteStatus(TF_Status *);
@@ -52,8 +62,9 @@ TF_OpDefinitionBuilder *TF_NewOpDefinitionBuilder(const char *name);
 void TF_OpDefinitionBuilderAddAttr(TF_OpDefinitionBuilder *, const char *);
 void TF_OpDefinitionBuilderAddInput(TF_OpDefinitionBuilder *, const char *);
 void TF_OpDefinitionBuilderAddOutput(TF_OpDefinitionBuilder *, const char *);
-void TF_OpDefinitionBuilderSetShapeInferenceFunction(
-    TF_OpDefinitionBuilder *, void (*)(TF_ShapeInferenceContext *, TF_Status *));
+void TF_OpDefinitionBuilderSetShapeInferenceFunction(TF_OpDefinitionBuilder *,
+                                                     void (*)(TF_ShapeInferenceContext *,
+                                                              TF_Status *));
 void TF_RegisterOpDefinition(TF_OpDefinitionBuilder *, TF_Status *);
 
 TF_ShapeHandle *TF_NewShapeHandle(void);
@@ -109,7 +120,7 @@ EXPORTED int fastdrop_use(const fastdrop_api *api) {
 typedef struct {
     int kind;
     TF_DataType dtype;
-    int64_t rank;        /* of the noise shape, -1 without one */
+    int64_t rank;                           /* of the noise shape, -1 without one */
     int64_t noise_shape[FASTDROP_MAX_DIMS]; /* -1 for the input's size */
 } operation;
 
@@ -122,14 +133,13 @@ static void invalid(TF_Status *status, const char *format, ...) {
     TF_SetStatus(status, TF_INVALID_ARGUMENT, message);
 }
 
-static bool failed(const TF_Status *status) {
-    return TF_GetCode(status) != TF_OK;
-}
+static bool failed(const TF_Status *status) { return TF_GetCode(status) != TF_OK; }
 
 static int kind_of(TF_DataType dtype) {
-    return dtype == TF_HALF ? FASTDROP_FLOAT16
-        : dtype == TF_BFLOAT16 ? FASTDROP_BFLOAT16
-        : dtype == TF_FLOAT ? FASTDROP_FLOAT32 : FASTDROP_FLOAT64;
+    return dtype == TF_HALF       ? FASTDROP_FLOAT16
+           : dtype == TF_BFLOAT16 ? FASTDROP_BFLOAT16
+           : dtype == TF_FLOAT    ? FASTDROP_FLOAT32
+                                  : FASTDROP_FLOAT64;
 }
 
 static const fastdrop_api *fastdrop_or_failure(TF_Status *status) {
@@ -151,7 +161,8 @@ static void check_stream(TF_OpKernelConstruction *construction, TF_Status *statu
     TF_OpKernelConstruction_GetAttrInt64(construction, "stream", &stream, status);
     if (failed(status) || stream == (int64_t)api->stream)
         return;
-    snprintf(message, sizeof message, "This graph was made with random stream %" PRId64
+    snprintf(message, sizeof message,
+             "This graph was made with random stream %" PRId64
              ", and the installed fastdrop draws stream %" PRIu32 ", whose masks are others",
              stream, api->stream);
     TF_SetStatus(status, TF_FAILED_PRECONDITION, message);
@@ -171,8 +182,10 @@ static void read_attributes(operation *op, TF_OpKernelConstruction *construction
     if (failed(status))
         return;
     if (count > FASTDROP_MAX_DIMS || (op->rank != -1 && op->rank != count)) {
-        invalid(status, "`noise_shape` must have `noise_rank` entries, at most %d. Received: %d "
-                "entries and noise_rank=%" PRId64, FASTDROP_MAX_DIMS, count, op->rank);
+        invalid(status,
+                "`noise_shape` must have `noise_rank` entries, at most %d. Received: %d "
+                "entries and noise_rank=%" PRId64,
+                FASTDROP_MAX_DIMS, count, op->rank);
         return;
     }
     if (count)
@@ -204,9 +217,7 @@ static void *create_backward(TF_OpKernelConstruction *construction) {
     return create(construction, false);
 }
 
-static void destroy(void *op) {
-    free(op);
-}
+static void destroy(void *op) { free(op); }
 
 /* A tensor's shape and that of the mask for it. */
 typedef struct {
@@ -222,8 +233,8 @@ static void text_of_shape(char *text, size_t room, const int64_t *shape, int64_t
         if (shape[i] < 0)
             used += (size_t)snprintf(text + used, room - used, "%sNone", i ? ", " : "");
         else
-            used += (size_t)snprintf(text + used, room - used, "%s%" PRId64, i ? ", " : "",
-                                     shape[i]);
+            used +=
+                (size_t)snprintf(text + used, room - used, "%s%" PRId64, i ? ", " : "", shape[i]);
     }
     if (used < room)
         snprintf(text + used, room - used, count == 1 ? ",)" : ")");
@@ -244,21 +255,24 @@ static bool read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of
     memcpy(of->noise_shape, of->shape, sizeof of->shape);
     if (op->rank >= 0
         && fastdrop_fit_noise_shape(of->ndim, of->shape, (int)op->rank, op->noise_shape,
-                                    of->noise_shape) != FASTDROP_OK) {
+                                    of->noise_shape)
+               != FASTDROP_OK) {
         char noise[200], shape[200];
         text_of_shape(noise, sizeof noise, op->noise_shape, op->rank);
         text_of_shape(shape, sizeof shape, of->shape, of->ndim);
         invalid(status,
                 "Invalid value received for argument `noise_shape`. Expected as many entries as "
                 "the input has dimensions, each None, 1 or the input's size there. Received: "
-                "noise_shape=%s for an input of shape %s", noise, shape);
+                "noise_shape=%s for an input of shape %s",
+                noise, shape);
         return false;
     }
     bytes = fastdrop_mask_bytes(of->ndim, of->noise_shape);
     if (bytes < 0) {
         char shape[200];
         text_of_shape(shape, sizeof shape, of->noise_shape, of->ndim);
-        invalid(status, "`noise_shape` must have a product below 2^63. Received: a mask of shape %s",
+        invalid(status,
+                "`noise_shape` must have a product below 2^63. Received: a mask of shape %s",
                 shape);
         return false;
     }
@@ -296,8 +310,10 @@ static bool read_seed(const TF_Tensor *tensor, fastdrop_seed *seed, TF_Status *s
     size_t count = TF_TensorByteSize(tensor) / sizeof(int64_t);
     int64_t words[3] = {0, 0, 0};
     if (TF_NumDims(tensor) != 1 || (count != 2 && count != 3)) {
-        invalid(status, "`seed` must hold 2 or 3 integers: the low word, the step and, if there, "
-                "the high word. Received: %zu of rank %d", count, TF_NumDims(tensor));
+        invalid(status,
+                "`seed` must hold 2 or 3 integers: the low word, the step and, if there, "
+                "the high word. Received: %zu of rank %d",
+                count, TF_NumDims(tensor));
         return;
     }
     memcpy(words, TF_TensorData(tensor), count * sizeof(int64_t));
@@ -321,9 +337,12 @@ static bool read_rate(const TF_Tensor *tensor, double *rate, TF_Status *status) 
 
 /* By its rate, and not by a scale that was computed here: the caller may round otherwise. */
 static fastdrop_dropout dropout_of(const operation *op, const shapes *of, double rate) {
-    fastdrop_dropout dropout = {
-        .kind = op->kind, .ndim = of->ndim, .shape = of->shape, .noise_shape = of->noise_shape,
-        .rate = rate, .scale = FASTDROP_INVERTED};
+    fastdrop_dropout dropout = {.kind = op->kind,
+                                .ndim = of->ndim,
+                                .shape = of->shape,
+                                .noise_shape = of->noise_shape,
+                                .rate = rate,
+                                .scale = FASTDROP_INVERTED};
     return dropout;
 }
 
@@ -348,8 +367,8 @@ static void forward(const operation *op, TF_OpKernelContext *context, TF_Tensor 
     tensors[3] = output_over(context, &tensors[0], &of, status);
     if (failed(status))
         return;
-    tensors[4] = TF_AllocateOutput(context, 1, TF_UINT8, &of.saved_bytes, 1,
-                                   (size_t)of.saved_bytes, status);
+    tensors[4] =
+        TF_AllocateOutput(context, 1, TF_UINT8, &of.saved_bytes, 1, (size_t)of.saved_bytes, status);
     if (failed(status))
         return;
     dropout = dropout_of(op, &of, rate);
@@ -372,9 +391,10 @@ static void backward(const operation *op, TF_OpKernelContext *context, TF_Tensor
     if (TF_NumDims(tensors[1]) != 1 || TF_Dim(tensors[1], 0) != of.saved_bytes) {
         char shape[200];
         text_of_shape(shape, sizeof shape, of.shape, of.ndim);
-        invalid(status, "`saved` must be %" PRId64 " bytes for `dy` of shape %s. Received: %zu "
-                "of rank %d", of.saved_bytes, shape, TF_TensorByteSize(tensors[1]),
-                TF_NumDims(tensors[1]));
+        invalid(status,
+                "`saved` must be %" PRId64 " bytes for `dy` of shape %s. Received: %zu "
+                "of rank %d",
+                of.saved_bytes, shape, TF_TensorByteSize(tensors[1]), TF_NumDims(tensors[1]));
         return;
     }
     tensors[2] = output_over(context, &tensors[0], &of, status);
@@ -430,8 +450,7 @@ static void infer_shapes(TF_ShapeInferenceContext *context, TF_Status *status) {
 
 static void report(const char *name, const TF_Status *status) {
     if (failed(status))
-        fprintf(stderr, "fastdrop: TensorFlow did not register %s: %s\n", name,
-                TF_Message(status));
+        fprintf(stderr, "fastdrop: TensorFlow did not register %s: %s\n", name, TF_Message(status));
 }
 
 static void register_operation(const char *name, const char *const *inputs,
@@ -468,7 +487,8 @@ static void register_kernels(const char *name, void *(*make)(TF_OpKernelConstruc
 #define NOISE_SHAPE "noise_shape: list(int) = []", "noise_rank: int = -1"
 
 __attribute__((constructor)) static void register_all(void) {
-    register_operation("FastdropForward", (const char *[]){"x: T", "seed: int64", "rate: double", NULL},
+    register_operation("FastdropForward",
+                       (const char *[]){"x: T", "seed: int64", "rate: double", NULL},
                        (const char *[]){"y: T", "saved: uint8", NULL},
                        (const char *[]){TYPES, NOISE_SHAPE, "stream: int", NULL});
     register_operation("FastdropBackward", (const char *[]){"dy: T", "saved: uint8", NULL},

@@ -611,3 +611,26 @@ def test_a_fit_under_a_strategy_is_repeated_exactly(two_replicas):
     first = trained()
     assert all(np.isfinite(weights).all() for weights in first.get_weights())
     assert_same(first, trained())
+
+
+def test_a_stateless_call_leaves_the_state_of_the_seed(expected):
+    layer = Dropout(0.5, seed=1)
+    model = keras.Sequential([keras.Input((33,)), layer])
+    x = tf.ones((5, 33))
+
+    def call(state):
+        y, others = model.stateless_call([], state, x, training=True)
+        return y, others
+
+    state = [layer.seed_generator.state.value.numpy()]
+    (y, first), (again, _) = call(state), call(state)
+    np.testing.assert_array_equal(y, expected.factors((5, 33), 0.5, 1))
+    np.testing.assert_array_equal(again, y)
+    np.testing.assert_array_equal(first[0], [1, 1])
+    y, _ = call(first)
+    np.testing.assert_array_equal(y, expected.factors((5, 33), 0.5, 1, 1))
+    with keras.StatelessScope() as scope:
+        layer(x, training=True)
+        layer(x, training=True)
+    assert scope.get_current_value(layer.seed_generator.state).numpy().tolist() == [1, 2]
+    assert layer.seed_generator.state.numpy().tolist() == [1, 0]

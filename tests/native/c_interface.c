@@ -22,34 +22,22 @@ int draw(const fastdrop_api *api, const uint64_t *seed, double rate, uint64_t fi
     return api->draw(&drawn_from, rate, first, size, bits);
 }
 
-int get_num_threads(const fastdrop_api *api) {
-    return api->get_num_threads();
-}
+int get_num_threads(const fastdrop_api *api) { return api->get_num_threads(); }
 
-int set_num_threads(const fastdrop_api *api, int count) {
-    return api->set_num_threads(count);
-}
+int set_num_threads(const fastdrop_api *api, int count) { return api->set_num_threads(count); }
 
-int serves(const fastdrop_api *api) {
-    return fastdrop_serves(api);
-}
+int serves(const fastdrop_api *api) { return fastdrop_serves(api); }
 
 int64_t mask_bytes(int ndim, const int64_t *noise_shape) {
     return fastdrop_mask_bytes(ndim, noise_shape);
 }
 
-double inverted(void) {
-    return FASTDROP_INVERTED;
-}
+double inverted(void) { return FASTDROP_INVERTED; }
 
 /* What the header was compiled as: its version, and the size of its struct. */
-int version(void) {
-    return FASTDROP_API_VERSION;
-}
+int version(void) { return FASTDROP_API_VERSION; }
 
-int size(void) {
-    return (int)sizeof(fastdrop_api);
-}
+int size(void) { return (int)sizeof(fastdrop_api); }
 
 #ifdef __cplusplus
 }

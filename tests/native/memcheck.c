@@ -6,10 +6,6 @@ long first_bad(const char *bytes, unsigned long size) {
     unsigned long bad = VALGRIND_CHECK_MEM_IS_DEFINED(bytes, size);
     return bad ? (long)(bad - (unsigned long)bytes) : -1;
 }
-void forbid(void *bytes, unsigned long size) {
-    (void)VALGRIND_MAKE_MEM_NOACCESS(bytes, size);
-}
-void forget(void *bytes, unsigned long size) {
-    (void)VALGRIND_MAKE_MEM_UNDEFINED(bytes, size);
-}
+void forbid(void *bytes, unsigned long size) { (void)VALGRIND_MAKE_MEM_NOACCESS(bytes, size); }
+void forget(void *bytes, unsigned long size) { (void)VALGRIND_MAKE_MEM_UNDEFINED(bytes, size); }
 void allow(void *bytes, unsigned long size) { (void)VALGRIND_MAKE_MEM_DEFINED(bytes, size); }

@@ -10,8 +10,15 @@
 
 #include "poison.h"
 
-enum { DRAW, USE };
-enum { APART, TO_IS_FROM, TO_IS_RESIDUAL };
+enum {
+    DRAW,
+    USE
+};
+enum {
+    APART,
+    TO_IS_FROM,
+    TO_IS_RESIDUAL
+};
 
 /* What begins each call; the bytes of `from`, the bits, the bias, the residual and the sums follow.
    Counts of zero bytes stand for NULL. */
@@ -24,7 +31,10 @@ typedef struct {
     stream_key key;
 } call;
 
-enum { GUARD = 64, PATTERN = 0xA5 };
+enum {
+    GUARD = 64,
+    PATTERN = 0xA5
+};
 
 /* Memory between two guards, so many bytes behind an address that 64 divides. A guard shows what was
    written to it; under AddressSanitizer, while a kernel runs, also what was read. */
@@ -96,12 +106,23 @@ int main(void) {
         memory to = reserve(c.from_bytes, c.to_alignment);
         const stream_key *key = c.has_key ? &c.key : NULL;
         const operands on = {
-            .kind = (int)c.kind, .use = (int)c.use, .size = c.size,
-            .to = c.place == TO_IS_FROM ? from.at : c.place == TO_IS_RESIDUAL ? residual.at : to.at,
-            .from = from.at, .bits = pointer(bits), .bit = c.bit, .scale = c.scale,
-            .bias = pointer(bias), .period = c.period, .column = c.column,
-            .residual = pointer(residual), .advance = (int)c.advance,
-            .sums = pointer(sums), .streaming = (int)c.streaming,
+            .kind = (int)c.kind,
+            .use = (int)c.use,
+            .size = c.size,
+            .to = c.place == TO_IS_FROM       ? from.at
+                  : c.place == TO_IS_RESIDUAL ? residual.at
+                                              : to.at,
+            .from = from.at,
+            .bits = pointer(bits),
+            .bit = c.bit,
+            .scale = c.scale,
+            .bias = pointer(bias),
+            .period = c.period,
+            .column = c.column,
+            .residual = pointer(residual),
+            .advance = (int)c.advance,
+            .sums = pointer(sums),
+            .streaming = (int)c.streaming,
         };
         float_modes before = modes(), wanted = c.odd_float_modes ? ODD_FLOAT_MODES : before;
         int64_t kept_modes;
