@@ -81,7 +81,7 @@ def test_one_wrong_element_is_refused(kept):
     y = numpy_buffered(SIZE, RATE).forward()
     check_dropout(y, RATE, "some peer")
     y[np.flatnonzero(y)[0]] = kept
-    with pytest.raises(InvalidDropoutError, match=r"of a kept 1, and not the scale 1\.25"):
+    with pytest.raises(InvalidDropoutError, match=r"for a kept 1, not the scale 1\.25"):
         check_dropout(y, RATE, "some peer")
 
 
@@ -248,7 +248,7 @@ def test_compare_says_what_differs(tmp_path, capsys):
     new = store(tmp_path / "new.json", more, machine=MACHINE | {"numpy": "3"})
     assert command.main(["compare", str(old), str(new)]) == 1
     out = capsys.readouterr().out
-    assert "not the same: numpy: 1.0 -> 3" in out
+    assert "different: numpy: 1.0 -> 3" in out
     assert re.search(r"memory · peak +\| keras.layers.Dropout +\| 2.000 +\| slower", out)
     assert "1 cases in both runs, of 2 and 1; 1 slower by more than 10 %" in out
 
