@@ -202,7 +202,7 @@ def test_scale(drawing, scale):
 
 @pytest.mark.parametrize("drawing", ["dropout", "dropout_", "draw_mask", "bias_dropout_add"])
 @pytest.mark.parametrize("store_mask", [np.ones(2), np.ones((2, 3)) > 0], ids=named)
-def test_store_mask_that_is_neither_true_nor_false(drawing, store_mask):
+def test_store_mask_must_be_a_bool(drawing, store_mask):
     refuse(lambda s: DRAWING[drawing](s, store_mask=store_mask), "store_mask", *short(store_mask))
 
 
@@ -337,7 +337,7 @@ def test_dtype(call, dtype):
 
 @pytest.mark.parametrize("call", ON_AN_ARRAY)
 @pytest.mark.parametrize("x", ["text", None, [1, 2], object(), {1.0}], ids=named)
-def test_what_is_no_array_of_floats(call, x):
+def test_inputs_that_are_not_arrays_of_floats(call, x):
     argument, function = ON_AN_ARRAY[call]
     refuse(lambda s: function(s, x), argument, error=TypeError)
 
@@ -415,7 +415,7 @@ def test_out_overlaps_x_partly(call, pair):
     refuse(run, "out")
 
 
-def test_memory_that_is_shared_by_part_of_an_element():
+def test_out_shares_part_of_an_element():
     memory = np.zeros(100, np.uint8)
     x, out = memory[0:40].view(F4), memory[38:78].view(F4)
     with pytest.raises(ValueError, match="`out`"):
@@ -479,7 +479,7 @@ def test_mask_applied_to_another_shape(method, shape):
     [None, 0.5, "mask", np.ones((3, 4), bool), np.ones(2, np.uint8), b"\xff\xff", object()],
     ids=named,
 )
-def test_what_is_no_mask(call, mask):
+def test_arguments_that_are_not_masks(call, mask):
     refuse(lambda s: MASK_USES[call](s, s.x, mask), "mask", error=TypeError)
 
 
@@ -521,7 +521,7 @@ def test_a_call_without_a_seed_that_raises_takes_no_step(call):
         lambda s: fastdrop.Mask.pack(np.ones(5, bool), 0.5),
     ],
 )
-def test_options_are_given_by_name_only(call):
+def test_options_are_keyword_only(call):
     scene = Scene()
     with pytest.raises(TypeError):
         call(scene)

@@ -37,7 +37,7 @@ def use(size, to, from_, bits):
 """
 
 
-def test_the_build_that_is_tested_is_the_one_asked_for():
+def test_the_requested_build_is_tested():
     assert os.environ.get("FASTDROP_BUILD", "release") == _isa.BUILD
 
 
@@ -119,7 +119,7 @@ TOO_SHORT = {
 
 @needs_asan
 @pytest.mark.parametrize("what", TOO_SHORT)
-def test_address_sanitizer_sees_a_byte_too_many(run_python, what):
+def test_address_sanitizer_detects_a_byte_too_many(run_python, what):
     call, how = TOO_SHORT[what]
     code = CALL_A_KERNEL + call
     assert run_python(code.replace("SIZE", "800")).returncode == 0
@@ -130,7 +130,7 @@ def test_address_sanitizer_sees_a_byte_too_many(run_python, what):
 
 
 @needs_asan
-def test_address_sanitizer_knows_the_end_of_a_mask(run_python):
+def test_address_sanitizer_detects_an_access_beyond_a_mask(run_python):
     """Beyond which there are bytes, up to the next line of 64."""
     code = """
 import ctypes, fastdrop
@@ -144,7 +144,7 @@ ctypes.string_at(bits.ctypes.data, SIZE)
 
 
 @needs_asan
-def test_undefined_behaviour_sanitizer_sees_a_word_out_of_place(run_python):
+def test_undefined_behaviour_sanitizer_detects_a_misaligned_word(run_python):
     code = CALL_A_KERNEL + "draw(32, libc.malloc(4), SHIFT)"
     assert run_python(code.replace("SHIFT", "0")).returncode == 0
     done = run_python(code.replace("SHIFT", "1"))

@@ -229,7 +229,7 @@ def test_without_strides_arrays_are_in_c_order(interface):
             reference.assert_same_bits(y, want)
 
 
-def test_an_input_may_be_the_same_along_a_dimension(interface):
+def test_an_input_may_have_a_stride_of_zero(interface):
     x = np.broadcast_to(given(np.dtype(np.float64), (6, 1, 34)), SHAPE)
     y = np.empty(SHAPE)
     assert interface.call(y, x, seed=SEED, step=STEP, rate=0.2) == OK
@@ -251,7 +251,7 @@ def test_a_scale(interface, scale):
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
-def test_nothing_and_everything_dropped(interface, rate):
+def test_rates_zero_and_one(interface, rate):
     x = given(np.dtype(np.float16))
     want, want_bits = expected(x, None, rate)
     y, bits = np.empty_like(x), np.empty_like(want_bits)
@@ -335,7 +335,7 @@ def test_the_count_of_threads(interface):
 
 
 @guarded.survives
-def test_no_byte_beside_an_array_or_its_mask(interface):
+def test_no_byte_outside_an_array_or_its_mask_is_accessed(interface):
     memory, masks = guarded.Guarded(8 * 600), guarded.Guarded(100)
     for size, dtype, place in itertools.product([0, 1, 7, 33, 513, 600], DTYPES, ["start", "end"]):
         guarded.at(size, dtype, place)
@@ -407,7 +407,7 @@ def test_an_error_changes_nothing(interface, bad):
     ],
     ids=str,
 )
-def test_a_draw_that_is_refused_changes_nothing(interface, options, status):
+def test_a_refused_draw_changes_nothing(interface, options, status):
     bits = np.full(2, 0xA5, np.uint8)
     assert interface.draw(bits, **{"size": 8, **options}) == status
     assert (bits == 0xA5).all()
@@ -435,7 +435,7 @@ def test_bytes_of_a_mask(interface):
 # The capsule, and versions.
 
 
-def test_what_the_struct_begins_with(interface):
+def test_the_first_fields_of_the_struct(interface):
     version, size, stream = (ctypes.c_uint32 * 3).from_address(interface.api.value)
     assert (version, size) == (interface.library.version(), interface.library.size())
     assert stream == STREAM_VERSION

@@ -118,6 +118,6 @@ def test_every_test_catches_one_block():
     assert broken_in(results) == list(TESTS), results
 
 
-def test_those_that_look_at_neighbours_catch_a_dead_half():
+def test_the_tests_of_neighbours_catch_a_dead_half():
     results = battery(dead_half, NEIGHBOURS)
     assert broken_in(results) == list(NEIGHBOURS), results

@@ -22,7 +22,7 @@ def run(name, *arguments):
     return done.stdout
 
 
-def test_all_are_run_here():
+def test_every_example_has_a_test():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "digits.py",
         "drop_connect.py",

@@ -44,14 +44,14 @@ def case_of(row):
     )
 
 
-def test_the_results_are_what_their_program_makes():
+def test_the_program_reproduces_the_results():
     program = subprocess.run(
         [sys.executable, DATA / "make_results.py"], capture_output=True, text=True, check=True
     )
     assert program.stdout == (DATA / "results.csv").read_text()
 
 
-def test_the_results_cover_what_they_are_a_function_of():
+def test_the_results_cover_every_argument():
     assert [case_of(row) for row in ROWS] == list(cases())
     for name in COLUMNS:
         assert len({row[name] for row in ROWS}) >= 4, name

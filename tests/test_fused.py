@@ -191,7 +191,7 @@ def test_scale_and_rate_with_and_without_stored_bits(isa, rate, scale, store_mas
     assert_same_bits(dx, reference.dropout(x, kept, used))
 
 
-def test_out_may_be_x_and_residual_and_hold_the_bias(isa):
+def test_out_may_be_x_and_residual_and_contain_the_bias(isa):
     x, other = finite(np.float32, (130, 70), 1), finite(np.float32, (70,), 3)
     kept = keep(x.shape, 0.3, 4)
     expected = reference.bias_dropout_add(x, other, x, kept, 1 / 0.7)
@@ -335,7 +335,7 @@ def test_sums_of_many_groups_of_rows(isa, shape):
 
 @each_dtype
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_sums_of_what_is_not_finite(isa, dtype, value):
+def test_sums_of_non_finite_values(isa, dtype, value):
     dy = finite(dtype, (300, 40), 1)
     dy[7, 3] = dy[8, 5] = value
     mask = fastdrop.draw_mask(dy.shape, 0.0, seed=3)
@@ -481,7 +481,7 @@ def test_bias_and_residual_are_checked(name, value):
 
 @pytest.mark.parametrize("value", ["text", object(), {1.0}])
 @pytest.mark.parametrize("name", ["bias", "residual"])
-def test_companions_are_arrays(name, value):
+def test_bias_and_residual_are_arrays(name, value):
     arguments = {"bias": None, "residual": None} | {name: value}
     with pytest.raises((TypeError, ValueError), match=f"`{name}`"):
         fastdrop.bias_dropout_add(np.ones((3, 5)), **arguments, rate=0.5)
@@ -522,7 +522,7 @@ def test_out_apart_from_the_residual():
     )
 
 
-def test_gradient_not_into_dy():
+def test_the_gradient_cannot_overwrite_dy():
     dy = np.ones((3, 5))
     mask = fastdrop.draw_mask((3, 5), 0.5)
     for out in (dy, dy[...]):
@@ -575,7 +575,7 @@ def test_any_strides(isa, shape, threads):
             assert_same_bits(dbias, fastdrop.bias_dropout_add_grad(content, mask)[1])
 
 
-def test_a_bias_of_two_backwards(isa):
+def test_a_reversed_bias_of_two_elements(isa):
     """Of two columns, the one before is the one after too."""
     y = np.zeros((20_000, 2))[::-1, ::-1]
     fastdrop.bias_dropout_add(y, np.array([100.0, -1000.0]), None, 0.0, seed=1, out=y)

@@ -504,6 +504,6 @@ GARBAGE_TAKERS = {
 
 @pytest.mark.parametrize("taker", GARBAGE_TAKERS)
 @given(st.tuples(*[RANDOM_GARBAGE | st.floats(0, 1) | st.integers(0, 9)] * 4))
-def test_garbage_is_taken_or_refused(taker, garbage):
+def test_random_bytes_are_accepted_or_refused(taker, garbage):
     with contextlib.suppress(TypeError, ValueError):
         GARBAGE_TAKERS[taker](*garbage)

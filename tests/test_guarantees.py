@@ -25,7 +25,7 @@ def marks_of(tree, name):
     return " ".join(map(ast.unparse, marks))
 
 
-def test_every_test_that_the_page_names_is_there_and_is_run():
+def test_every_test_on_the_page_exists_and_runs():
     """No mark switches it off. What a machine lacks may skip it there: that is a condition."""
     named = named_tests()
     assert len(named) > 40
@@ -46,7 +46,7 @@ def test_every_promise_in_a_table_names_a_test():
     assert all("::" in row.rsplit("|", 2)[1] for row in promises)
 
 
-def test_every_test_of_the_page_has_a_fault_that_it_sees():
+def test_every_test_on_the_page_detects_a_fault():
     """`make faults` plants them. Faults that fit no source any more are for it to find, too."""
     named = {f"{file}::{name}" for file, name in named_tests()}
     planted = {test.partition("[")[0] for fault in FAULTS for test in fault.tests}

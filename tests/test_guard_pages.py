@@ -86,7 +86,7 @@ def test_every_size(isa, dtype, from_, to):
 @each_dtype
 @pytest.mark.parametrize("rate", [0, 1])
 @survives
-def test_every_size_where_all_is_kept_or_dropped(isa, dtype, rate):
+def test_every_size_at_rates_zero_and_one(isa, dtype, rate):
     memory = Guarded(LARGEST * dtype.itemsize)
     content = values(dtype, (LARGEST,), seed=1)
     for size, place, scale in itertools.product(SIZES, PLACES, (None, 2.0)):
@@ -280,7 +280,7 @@ def c_backward(dx, dy, bits, noise_shape):
 
 @pairs_of("noise_shape order", NOISE_SHAPES, ["C", *ORDERS])
 @survives
-def test_bits_beside_a_guard(isa, noise_shape, order):
+def test_bits_next_to_a_guard_page(isa, noise_shape, order):
     """The C interface takes bits from wherever a framework has them."""
     bits_memory = Guarded(LARGEST_SHAPE // 8 + 16)
     content = values(np.dtype(np.float32), (LARGEST_SHAPE,), seed=6)
@@ -533,7 +533,7 @@ def test_kernel_sum(kernels, dtype, place):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_byte_beside_the_memory_is_found(place):
+def test_an_access_outside_the_memory_is_detected(place):
     memory = Guarded(100)
     beside = -1 if place == "start" else 1
 
@@ -548,7 +548,7 @@ def test_a_byte_beside_the_memory_is_found(place):
         touch(beside)
 
 
-def test_a_failure_in_a_child_is_told():
+def test_a_failure_in_a_child_is_reported():
     @survives
     def fail():
         at("here")

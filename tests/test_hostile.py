@@ -20,7 +20,7 @@ from test_values import each_dtype
 import fastdrop
 
 
-def test_a_dtype_without_a_number_is_no_bfloat16(run_python):
+def test_a_dtype_without_a_number_is_not_bfloat16(run_python):
     """Dtypes of NumPy's newer interface have the number -1, and bfloat16 none until it is there."""
     done = run_python(
         "import numpy as np, fastdrop\n"
@@ -32,7 +32,7 @@ def test_a_dtype_without_a_number_is_no_bfloat16(run_python):
     assert "`x`" in done.stdout, done.stderr
 
 
-def test_a_blocked_ml_dtypes_is_not_asked(run_python):
+def test_a_blocked_ml_dtypes_is_not_imported(run_python):
     done = run_python(
         "import sys; sys.modules['ml_dtypes'] = None\n"
         "import fastdrop\n"
@@ -69,7 +69,7 @@ class Fickle:
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_store_mask_is_asked_once(first):
+def test_store_mask_is_evaluated_once(first):
     mask = fastdrop.draw_mask(100_000, 0.5, seed=1, store_mask=Fickle(first, not first))
     assert mask == fastdrop.draw_mask(100_000, 0.5, seed=1)
     assert (mask.bits is not None) == first
@@ -100,7 +100,7 @@ class NoIndex:
 
 
 @pytest.mark.parametrize("shape", [(int,), (NoIndex(),), NoIndex()], ids=["type", "in", "alone"])
-def test_what_only_looks_like_an_int(shape):
+def test_objects_that_look_like_ints(shape):
     with pytest.raises(TypeError):
         fastdrop.draw_mask(shape, 0.5)
 
@@ -146,12 +146,12 @@ ODD_VIEWS = {
 
 # Made in the test: pytest would look at each element of an argument that it shows.
 @pytest.mark.parametrize("view", ODD_VIEWS)
-def test_a_view_that_overlaps_itself_is_refused_without_looking_at_each_element(view):
+def test_an_overlapping_view_is_refused_without_visiting_each_element(view):
     with pytest.raises(ValueError, match="overlap"):
         fastdrop.dropout_(ODD_VIEWS[view](), 0.5)
 
 
-def test_an_odd_view_without_overlap_is_taken():
+def test_an_odd_view_without_overlap_is_accepted():
     places = np.zeros(20, np.float32)
     x = as_strided(places, (2, 3), (12, 8))  # places 0 2 4 and 3 5 7
     x[...] = 1
@@ -197,7 +197,7 @@ MODES = 0xFFC0  # all of the register but the flags that operations leave
 )
 @each_dtype
 @pytest.mark.parametrize("modes", [FLUSH, 0x2000, 0x4000, 0x6000], ids=hex)
-def test_the_callers_modes_do_not_matter_and_are_left(isa, dtype, modes):
+def test_the_callers_modes_do_not_matter_and_are_restored(isa, dtype, modes):
     """Flushing as TensorFlow's threads do, or rounding down, up or to zero."""
     # Subnormal, and just above.
     x = np.arange(2**12, dtype=f"u{dtype.itemsize}").view(dtype).reshape(64, 64)
@@ -443,7 +443,7 @@ class Unprintable:
     [Unprintable(), [Unprintable()], np.array([Unprintable()], object), type("array", (), {})()],
     ids=["alone", "in a list", "in an array", "of a name that Python's reprlib knows"],
 )
-def test_a_wrong_value_that_cannot_be_shown_is_refused_by_name_too(argument, value):
+def test_a_wrong_value_without_a_repr_is_refused_by_name(argument, value):
     arguments = {"rate": 0.5} | {argument: value}
     with pytest.raises(TypeError, match=f"`{argument}`"):
         fastdrop.draw_mask(3, **arguments)
@@ -462,7 +462,7 @@ def test_the_memory_of_bits_cannot_be_copied_as_an_object(function):
             function(of)
 
 
-def test_nothing_is_restored_but_masks_and_streams():
+def test_pickles_restore_only_masks_and_streams():
     """Cython makes a function for each class in C, which sets pointers to what a pickle says."""
     modules = [module for name, module in sys.modules.items() if name.startswith("fastdrop")]
     names = [name for module in modules for name in vars(module)]
@@ -480,7 +480,7 @@ class Long(bytes):
         return 0
 
 
-def test_bits_that_lie_about_their_length():
+def test_bits_that_report_a_wrong_length():
     shape = (2_400_000_000,)
     with pytest.raises(ValueError, match="`bits`"):
         crafted(shape=shape, noise_shape=shape, bits=Long(b"abc"))
@@ -493,7 +493,7 @@ class Endless(tuple):
 
 
 @pytest.mark.parametrize("argument", ["shape", "noise_shape"])
-def test_a_shape_that_never_ends(argument):
+def test_an_endless_shape(argument):
     arguments = {"shape": 3, argument: Endless((1,))}
     with pytest.raises(ValueError, match=f"`{argument}`.*64"):
         fastdrop.draw_mask(arguments.pop("shape"), 0.5, **arguments)
@@ -508,7 +508,7 @@ class Faceless(np.ndarray):
 
 
 @pytest.mark.parametrize("argument", ["rate", "seed", "scale", "noise_shape"])
-def test_an_array_that_tells_no_shape_is_refused_by_name(argument):
+def test_an_array_without_a_shape_is_refused_by_name(argument):
     arguments = {"rate": 0.5} | {argument: np.ones(3).view(Faceless)}
     with pytest.raises(TypeError, match=f"`{argument}` .*an array of shape"):
         fastdrop.draw_mask(3, **arguments)
@@ -573,7 +573,7 @@ class NoNumber:
     [("store_mask", NoAnswer()), ("rate", NoNumber()), ("scale", NoNumber())],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_converted_is_refused_by_name(argument, value):
+def test_values_that_cannot_be_converted_are_refused_by_name(argument, value):
     with pytest.raises(TypeError, match=f"`{argument}`"):
         fastdrop.draw_mask(3, **{"rate": 0.5, argument: value})
 
@@ -588,7 +588,7 @@ def test_a_rate_that_would_be_rounded_into_the_interval(rate):
         fastdrop.draw_mask(3, rate)
 
 
-def test_something_else_in_the_place_of_ml_dtypes(import_in):
+def test_another_module_named_ml_dtypes(import_in):
     stand_ins = ["MagicMock()", "types.SimpleNamespace(bfloat16=object)", "types.ModuleType('m')"]
     printed = import_in(
         [{"STAND_IN": stand_in} for stand_in in stand_ins],
@@ -602,7 +602,7 @@ def test_something_else_in_the_place_of_ml_dtypes(import_in):
     assert printed == ["True\nTrue\n"] * 3
 
 
-def test_a_gradient_of_more_columns_than_memory_has_room_for():
+def test_a_gradient_with_too_many_columns_for_memory():
     mask = fastdrop.draw_mask((0, 2**60), 0.5)
     with pytest.raises(MemoryError):
         fastdrop.bias_dropout_add_grad(np.empty((0, 2**60), np.float32), mask)

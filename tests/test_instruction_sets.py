@@ -72,7 +72,7 @@ def encodings(name):
     return collections.Counter(encoding for _, encoding, _ in instructions(BUILT[name]))
 
 
-def test_all_that_is_built_is_read():
+def test_every_built_module_is_checked():
     assert "fastdrop/_kernels/portable" in BASELINE
     assert {"fastdrop/_mask", "fastdrop/_isa", "fastdrop/_api"} <= set(BASELINE)
     assert "fastdrop_keras/_native_op" in BASELINE
@@ -81,7 +81,7 @@ def test_all_that_is_built_is_read():
 
 
 @pytest.mark.parametrize("name", BASELINE)
-def test_a_baseline_module_has_only_what_every_x86_64_has(name):
+def test_a_baseline_module_has_only_instructions_of_every_x86_64(name):
     found = collections.Counter(
         (mnemonic, encoding)
         for mnemonic, encoding, _ in instructions(BUILT[name])
@@ -90,7 +90,7 @@ def test_a_baseline_module_has_only_what_every_x86_64_has(name):
     assert not found
 
 
-def test_the_avx2_module_has_nothing_of_avx512():
+def test_the_avx2_module_has_no_avx512_instructions():
     found = collections.Counter()
     for mnemonic, encoding, operands in instructions(BUILT["fastdrop/_kernels/avx2"]):
         # Instructions on mask registers are VEX-encoded.
@@ -99,7 +99,7 @@ def test_the_avx2_module_has_nothing_of_avx512():
     assert not found
 
 
-def test_wide_modules_have_what_the_others_may_not():
+def test_wide_modules_have_wide_instructions():
     """That is, this way of reading sees it: in the newest encodings and in the registers' names."""
     assert encodings("fastdrop/_kernels/avx2")["VEX"] > 1000
     if "fastdrop/_kernels/avx512" in BUILT:
@@ -110,13 +110,13 @@ def test_wide_modules_have_what_the_others_may_not():
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_no_module_rounds_once_where_others_round_twice(name):
+def test_no_module_has_fused_multiply_adds(name):
     fused = [m for m, _, _ in instructions(BUILT[name]) if re.match(r"vfn?m(add|sub)", m)]
     assert not fused
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_no_module_chooses_code_by_itself(name):
+def test_no_module_dispatches_by_itself(name):
     """A function in several versions would be chosen by the loader, past `FASTDROP_ISA`."""
     symbols = subprocess.run(
         ["readelf", "-sW", BUILT[name]], capture_output=True, text=True, check=True

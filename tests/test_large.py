@@ -31,14 +31,14 @@ def test_keep_rate_of_2_to_36_elements(rate):
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.005, 0.01, 0.99])
-def test_a_threshold_of_16_bits_would_show(rate):
+def test_a_threshold_of_16_bits_would_be_detected(rate):
     """Rounded as well as can be: what it keeps is drawn here by a rate that needs no more bits."""
     short = 1 - round((1 - rate) * 2**16) / 2**16
     assert keep_rate_score(short, rate) > 5
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_a_rate_off_by_two_in_100_000_would_show(rate):
+def test_a_rate_off_by_two_in_100_000_would_be_detected(rate):
     assert keep_rate_score(rate + 2e-5, rate) > 5
 
 

@@ -48,7 +48,7 @@ def test_attributes(shape, store_mask):
     }
 
 
-def test_attributes_are_plain_python_objects():
+def test_attributes_are_python_objects():
     mask = fastdrop.draw_mask((3, 5), np.float64(0.25), seed=1, noise_shape=[None, 1])
     assert type(mask.shape) is tuple
     assert type(mask.noise_shape) is tuple
@@ -74,14 +74,14 @@ def test_attributes_cannot_be_set(attribute):
         setattr(mask, attribute, getattr(mask, attribute))
 
 
-def test_scale_and_step_are_those_of_the_call(stream_at):
+def test_scale_and_step_are_as_in_the_call(stream_at):
     mask = fastdrop.draw_mask(10, 0.2, seed=stream_at(5, 2**63 + 1), scale=1.0)
     assert mask.scale == 1.0
     assert mask.seed == 5
     assert mask.step == 2**63 + 1
 
 
-def test_every_call_gives_the_mask_that_draw_mask_gives():
+def test_every_call_draws_the_mask_of_draw_mask():
     drawn = fastdrop.draw_mask((30, 40), 0.2, seed=7, noise_shape=(None, 1), scale=3.0)
     x = np.ones((30, 40), np.float32)
     options = {"seed": 7, "noise_shape": (None, 1), "scale": 3.0}
@@ -231,14 +231,14 @@ def test_unpack_broadcasts_a_noise_shape(isa, noise_shape, store_mask):
 
 
 @STORED_OR_NOT
-def test_what_was_unpacked_may_be_written_to(store_mask):
+def test_an_unpacked_mask_is_writeable(store_mask):
     mask = draw(store_mask=store_mask)
     before, unpacked = mask.unpack(), mask.unpack()
     unpacked[...] = False
     np.testing.assert_array_equal(mask.unpack(), before)
 
 
-def test_unpack_gives_an_array_of_its_own():
+def test_unpack_returns_a_new_array():
     mask = fastdrop.draw_mask((3, 40), 0.3, seed=11, noise_shape=(1, None))
     unpacked = mask.unpack()
     unpacked[...] = False
@@ -373,7 +373,7 @@ def test_a_drawn_mask_equals_the_reference_packed(store_mask, offset):
 
 
 @STORED_OR_NOT
-def test_a_mask_of_other_bits_than_its_seed_draws_is_another(store_mask):
+def test_a_mask_with_other_bits_than_its_seed_draws_is_different(store_mask):
     """As a pickle may say; what is stored is looked at."""
     restored, (state,) = draw().__reduce__()
     other = restored(state | {"bits": bytes(150)})
@@ -402,7 +402,7 @@ def test_different_masks(changes, store_mask):
     assert not operator.eq(one, other)
 
 
-def test_masks_of_one_bit_apart_differ():
+def test_masks_that_differ_in_one_bit_are_different():
     kept = np.ones((30, 40), bool)
     kept[29, 39] = False
     assert fastdrop.Mask.pack(kept) != fastdrop.Mask.pack(np.ones((30, 40), bool))
@@ -482,7 +482,7 @@ print(mask.count(), mask.unpack().tobytes().hex())
 
 
 @pytest.mark.alone
-def test_masks_and_results_give_their_memory_back(run_python):
+def test_masks_and_results_free_their_memory(run_python):
     program = run_python("""
 import pickle
 import resource

@@ -63,7 +63,7 @@ def run_tests(cpu, *arguments):
 
 
 @pytest.mark.parametrize("cpu", CHOICES)
-def test_the_best_that_the_cpu_has_is_chosen(cpu):
+def test_the_best_instruction_set_of_the_cpu_is_chosen(cpu):
     code = "import fastdrop; print(*fastdrop.available_isas(), fastdrop._isa.active_isa())"
     done = run_on(cpu, "-c", code)
     names = CHOICES[cpu]
@@ -71,7 +71,7 @@ def test_the_best_that_the_cpu_has_is_chosen(cpu):
 
 
 @pytest.mark.parametrize("cpu", [cpu for cpu, names in CHOICES.items() if "avx2" not in names])
-def test_what_the_cpu_lacks_is_refused(cpu):
+def test_an_instruction_set_that_the_cpu_lacks_is_refused(cpu):
     done = run_on(cpu, "-c", "import fastdrop", FASTDROP_ISA="avx2")
     assert done.returncode == 1
     error = done.stderr.strip().splitlines()[-1]

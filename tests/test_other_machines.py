@@ -158,7 +158,7 @@ def test_every_kernel_against_the_reference(run_kernels, calls_and_results):
     assert not wrong
 
 
-def test_the_calls_reach_every_path(calls_and_results):
+def test_the_calls_cover_every_path(calls_and_results):
     """What is compared above would not be worth much if the calls were all alike."""
     calls, _, results = calls_and_results
     combinations = {(call["entry"], call["use"], call["kind"]) for call in calls}

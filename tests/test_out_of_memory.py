@@ -161,7 +161,7 @@ def test_a_call_without_memory_changes_nothing(outcomes, call):
         assert outcome == {"error": "MemoryError", "arrays are the same": True, "steps taken": 0}
 
 
-def test_without_memory_for_threads_fewer_do_the_work(run_python):
+def test_without_memory_for_threads_fewer_threads_run(run_python):
     done = run_python(
         """
 import resource

@@ -5,7 +5,7 @@ import itertools
 from pairwise import pairwise
 
 
-def test_every_two_values_meet_in_few_rows():
+def test_few_rows_have_every_pair_of_values():
     choices = [range(17), "abcdefghijk", [None, 1.0, "x", (2,)], [True, False], ["alone"]]
     rows = pairwise(*choices)
     for i, j in itertools.combinations(range(len(choices)), 2):

@@ -95,7 +95,7 @@ def test_a_stream_takes_the_next_step_at_each_call():
     assert (stream.seed, stream.step) == (42, len(calls))
 
 
-def test_every_call_takes_one_step_however_much_or_little_it_draws():
+def test_every_call_of_any_size_takes_one_step():
     stream = fastdrop.Stream(42)
     sizes = [0, 1, 4097, 10**6]
     for size in sizes:
@@ -106,7 +106,7 @@ def test_every_call_takes_one_step_however_much_or_little_it_draws():
     assert stream.step == 2 * len(sizes) + 2
 
 
-def test_gradients_and_looking_into_a_mask_take_no_step():
+def test_gradients_and_attributes_of_a_mask_take_no_step():
     stream = fastdrop.Stream(42)
     mask = fastdrop.draw_mask(SIZE, 0.5, seed=stream, store_mask=False)
     fastdrop.dropout_grad(np.ones(SIZE), mask)
@@ -124,7 +124,7 @@ def test_successive_masks_of_a_stream_differ():
     assert len(drawn) == 50
 
 
-def test_a_stream_reproduces_what_its_masks_say(stream_at):
+def test_a_stream_at_a_masks_position_draws_the_mask_again(stream_at):
     stream = fastdrop.Stream()
     for _ in range(3):
         mask = fastdrop.draw_mask(SIZE, 0.5, seed=stream)
@@ -154,7 +154,7 @@ def test_state():
     np.testing.assert_array_equal(first.bits, again.bits)
 
 
-def test_setting_a_state_does_not_tie_the_stream_to_the_dict():
+def test_a_stream_copies_the_state_that_is_set():
     state = {"seed": 3, "step": 4}
     stream = fastdrop.Stream(0)
     stream.state = state
@@ -193,7 +193,7 @@ def test_a_stream_ends_after_its_last_step(stream_at):
     ],
     ids=["dropout", "dropout_", "relu_dropout", "bias_dropout_add", "draw_mask"],
 )
-def test_without_a_step_left_nothing_changes(stream_at, call):
+def test_a_call_without_a_step_left_changes_nothing(stream_at, call):
     x, stream = -np.ones((3, 4)), stream_at(1, 2**64)
     with pytest.raises(OverflowError, match="`seed`"):
         call(x, stream)
@@ -251,7 +251,7 @@ def test_spawned_streams_draw_different_masks():
     assert len(drawn) == 11
 
 
-def test_spawned_seeds_are_those_of_seed_sequences():
+def test_spawned_seeds_match_seed_sequences():
     stream = fastdrop.Stream(2**100 + 7)
     fastdrop.draw_mask(1, 0.5, seed=stream)
     for step, child in enumerate(stream.spawn(3), 1):
@@ -261,7 +261,7 @@ def test_spawned_seeds_are_those_of_seed_sequences():
 
 
 @pytest.mark.parametrize(("step", "n"), [(2**64 - 2, 3), (2**64 - 1, 2), (2**64, 1)])
-def test_spawning_more_than_the_steps_that_are_left(stream_at, step, n):
+def test_spawning_more_children_than_steps_are_left(stream_at, step, n):
     stream = stream_at(5, step)
     with pytest.raises(OverflowError, match="`n`"):
         stream.spawn(n)
@@ -343,7 +343,7 @@ def test_a_bad_number_of_children_is_refused(n):
 @pytest.mark.parametrize(
     "n", [2**48, 2**62, 2**63, 2**64], ids=lambda n: f"2**{n.bit_length() - 1}"
 )
-def test_more_children_than_memory_has_room_for_take_no_step(n):
+def test_too_many_children_for_memory_take_no_step(n):
     stream = fastdrop.Stream(42)
     with pytest.raises(MemoryError, match=f"`n`.*{n}"):
         stream.spawn(n)
@@ -409,7 +409,7 @@ COPIES = {f"pickle {n}": n for n in range(2, pickle.HIGHEST_PROTOCOL + 1)} | {
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_copies_go_on_from_the_same_place(how):
+def test_copies_continue_at_the_same_position(how):
     stream = fastdrop.Stream(2**128 - 1)
     stream.state = {"seed": 2**128 - 1, "step": 2**63 + 5}
     copied = COPIES[how]
@@ -492,7 +492,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork here
 
 
 @needs_fork
-def test_a_forked_child_has_a_process_wide_stream_of_its_own(run_python):
+def test_a_forked_child_has_its_own_process_wide_stream(run_python):
     """Before the first draw and after it; a child's child too."""
     program = run_python(
         FORK
@@ -512,7 +512,7 @@ print("done")
 
 
 @needs_fork
-def test_a_child_that_no_python_forked_reseeds_too(run_python):
+def test_a_child_forked_outside_python_reseeds(run_python):
     """Functions that Python runs after its own forks are not run after those of other languages."""
     done = run_python("""
 import ctypes, os, fastdrop
@@ -531,7 +531,7 @@ print("done")
     assert done.stdout == "done\n", done.stderr
 
 
-def test_a_forked_child_keeps_the_seeds_that_were_chosen(run_python):
+def test_a_forked_child_keeps_given_seeds(run_python):
     program = run_python(
         FORK
         + """

@@ -122,13 +122,13 @@ def test_both_references_are_the_same_beyond_its_batches():
         assert kept[i] == reference.kept_bit(3, 9, 0.4, 77 + i)
 
 
-def test_reference_key_words_that_coincide_are_told_apart(monkeypatch):
+def test_reference_replaces_a_second_key_word_that_equals_the_first(monkeypatch):
     monkeypatch.setattr(reference, "mix64", lambda z: 5)
     assert reference.key(0, 0) == (5, 5 ^ (2**64 - 1), 5, 5)
 
 
 @given(rates)
-def test_reference_digits_are_those_of_the_threshold(rate):
+def test_reference_uses_the_digits_of_the_threshold(rate):
     t = reference.threshold(rate)
     digits = [reference.digit(t, d) for d in range(1, 49)]
     last = reference.last_digit(t)
@@ -205,14 +205,14 @@ def test_frozen_vectors_of_the_reference():
     assert not wrong
 
 
-def test_frozen_vectors_are_what_their_program_makes():
+def test_the_program_reproduces_the_frozen_vectors():
     program = subprocess.run(
         [sys.executable, DATA / "make_vectors.py"], capture_output=True, text=True, check=True
     )
     assert program.stdout == (DATA / "vectors.csv").read_text()
 
 
-def test_frozen_vectors_take_every_number_of_planes_and_begin_anywhere():
+def test_frozen_vectors_cover_every_number_of_planes_and_start_anywhere():
     planes, places = set(), set()
     for seed, step, rate, size, offset, _, _ in VECTORS:
         keys, t = reference.key(seed, step), reference.threshold(rate)
@@ -286,7 +286,7 @@ def unmixed64(z):
 
 
 @pytest.mark.parametrize("word", [1, 2**63 + 12345])
-def test_library_tells_key_words_apart_that_coincide(isa, stream_at, word):
+def test_library_replaces_a_second_key_word_that_equals_the_first(isa, stream_at, word):
     """Mixing can be undone: here are a seed and a step whose k0 and k1 would both be `word`."""
     golden, mask64 = reference.G, reference.WORD
     h0 = (unmixed64(word) - word - 4 * golden) & mask64
@@ -323,7 +323,7 @@ def test_library_draws_the_reference_at_every_small_offset(isa, stream_at, rate)
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.999])
-def test_a_mask_is_the_beginning_of_a_longer_one(isa, rate):
+def test_a_mask_is_the_start_of_a_longer_mask(isa, rate):
     # At this size one vector in eight goes on after twelve planes, wherever the array ends in it.
     for seed in range(24):
         whole = reference.keep_mask(seed, 0, rate, 1024)
@@ -368,14 +368,14 @@ def pieces_that_differ(draw):
     return different
 
 
-def test_pieces_that_begin_inside_of_a_vector(isa, stream_at):
+def test_pieces_that_start_inside_a_vector(isa, stream_at):
     def draw(seed, step, rate, size, offset=0):
         return fastdrop.draw_mask(size, rate, seed=stream_at(seed, step), offset=offset).bits
 
     assert pieces_that_differ(draw) == 0
 
 
-def test_pieces_that_begin_inside_of_a_vector_catch_what_is_left_out_of_the_count():
+def test_pieces_that_start_inside_a_vector_catch_an_uncounted_part():
     assert pieces_that_differ(broken_streams.outside_is_not_counted) > 0
 
 
@@ -394,7 +394,7 @@ def test_mask_follows_the_flattened_noise_shape(isa):
     np.testing.assert_array_equal(shaped.unpack(), flat.unpack().reshape(2, 3, 4, 50))
 
 
-def test_mask_does_not_depend_on_what_was_drawn_before(isa):
+def test_mask_does_not_depend_on_earlier_draws(isa):
     first = fastdrop.draw_mask(5000, 0.3, seed=3).bits
     fastdrop.draw_mask(333, 0.7, seed=4)
     fastdrop.draw_mask(333, 0.7)
@@ -436,7 +436,7 @@ def test_available_isas():
     assert available[-1] == "portable"
 
 
-def test_the_isa_that_is_asked_for_runs_and_the_best_without_a_wish(import_in):
+def test_the_requested_isa_runs_and_the_best_by_default(import_in):
     code = """
 import fastdrop
 fastdrop.show_config()

@@ -37,7 +37,7 @@ def test_set_and_get(n):
     assert type(fastdrop.get_num_threads()) is int
 
 
-def test_the_first_count(import_in):
+def test_the_initial_count(import_in):
     cpus = len(os.sched_getaffinity(0))
     counts = [
         ({"OMP_NUM_THREADS": "3"}, 3),
@@ -52,13 +52,13 @@ def test_the_first_count(import_in):
     assert [int(count) for count in printed] == [count for _, count in counts]
 
 
-def test_the_first_count_is_that_of_the_cpus_it_may_run_on(run_python):
+def test_the_initial_count_is_the_number_of_allowed_cpus(run_python):
     one_cpu = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     code = "import fastdrop; print(fastdrop.get_num_threads())"
     assert run_python(one_cpu + code, OMP_NUM_THREADS="").stdout == "1\n"
 
 
-def test_the_count_is_that_of_the_whole_process():
+def test_the_count_is_process_wide():
     found = []
 
     def other():
@@ -150,7 +150,7 @@ LONG_CALLS = {
 
 @pytest.mark.alone
 @pytest.mark.parametrize("call", LONG_CALLS)
-def test_the_interpreter_runs_on_while_a_kernel_does(call):
+def test_other_threads_run_python_during_a_kernel(call):
     with fastdrop._isa.using("portable"), fastdrop.num_threads(1):
         start = time.perf_counter()
         LONG_CALLS[call]()
@@ -436,7 +436,7 @@ needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no
 
 @pytest.mark.alone
 @needs_proc
-def test_no_more_threads_than_asked_for(run_python):
+def test_no_more_threads_than_requested(run_python):
     program = run_python(COUNT)
     assert program.stdout.split() == ["0", "1", "2", "3"], program.stderr
 
@@ -455,7 +455,7 @@ def test_no_more_than_256_threads(run_python):
 
 
 @pytest.mark.alone
-def test_any_number_of_threads_may_be_asked_for(import_in):
+def test_any_number_of_threads_may_be_requested(import_in):
     """By a call, which has the environment's number already."""
     code = """
 import numpy as np, fastdrop
@@ -664,13 +664,13 @@ ANY_CALL = (
 
 @pytest.mark.alone
 @pytest.mark.parametrize("call", ANY_CALL)
-def test_an_interrupted_call_has_changed_nothing_or_is_done(run_python, call):
+def test_an_interrupted_call_is_complete_or_changes_nothing(run_python, call):
     program = run_python(INTERRUPT_ANY.format(call=call))
     assert program.stdout.startswith("done "), program.stderr
 
 
 @pytest.mark.alone
-def test_counting_what_is_not_stored_can_be_interrupted(run_python):
+def test_counting_a_mask_without_stored_bits_can_be_interrupted(run_python):
     """A mask without bits may be as large as a number can say."""
     program = run_python(
         """
@@ -690,7 +690,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.alone
 @needs_proc
-def test_workers_leave_signals_to_the_program(run_python):
+def test_workers_block_signals(run_python):
     program = run_python("""
 import os, signal, threading
 import numpy as np, fastdrop
@@ -751,7 +751,7 @@ def test_calls_from_the_threads_of_openmp(parallel_callbacks, isa):
         assert_same_bits(y, expected[i % 4])
 
 
-def test_beside_the_threads_of_scikit_learn(run_python):
+def test_calls_with_the_threads_of_scikit_learn(run_python):
     """Its OpenMP and BLAS's threads work at the same time, and keep their limits."""
     pytest.importorskip("sklearn")
     program = run_python("""

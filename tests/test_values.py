@@ -426,7 +426,7 @@ def test_offsets_and_strides_longer_than_32_bits(isa, step):
 
 
 @each_dtype
-def test_rate_zero_gives_the_same_bits(isa, dtype):
+def test_rate_zero_returns_the_input_bit_for_bit(isa, dtype):
     content = values(dtype, (5000,), seed=1)
     for way in WAYS:
         y = way(content.copy(), np.zeros_like(content), 0, seed=1)
@@ -442,7 +442,7 @@ def test_rate_one_gives_positive_zeros(isa, dtype):
 
 
 @each_dtype
-def test_dropped_is_positive_zero_whatever_it_was(isa, dtype):
+def test_every_dropped_value_becomes_positive_zero(isa, dtype):
     content = np.resize(np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, -1.0], dtype), 5000)
     for way in WAYS:
         y = way(content.copy(), content.copy(), 0.5, seed=1, scale=-3.0)
@@ -460,7 +460,7 @@ def test_nan_and_inf_pass_through_where_kept(isa, dtype):
 
 
 @each_dtype
-def test_classic_dropout_leaves_what_it_keeps(isa, dtype):
+def test_classic_dropout_does_not_scale_kept_elements(isa, dtype):
     content = values(dtype, (5000,), seed=2)
     for way in WAYS:
         y = way(content.copy(), content.copy(), 0.3, seed=5, scale=1.0)
@@ -494,7 +494,7 @@ SIGNALLING = {
 
 
 @pairs_of("dtype layout noise_shape", DTYPES, LAYOUTS, [None, (None, 1), (1, None)])
-def test_a_nan_is_kept_bit_for_bit_by_a_scale_of_one_and_made_quiet_by_others(
+def test_a_scale_of_one_copies_a_nan_and_other_scales_make_it_quiet(
     isa, dtype, layout, noise_shape
 ):
     nan, quiet = SIGNALLING[dtype.name]
@@ -602,7 +602,7 @@ def test_input_may_overlap_itself(isa, dtype):
         assert_same_bits(fastdrop.dropout_grad(x, mask), expected)
 
 
-def test_out_may_be_the_input_seen_through_another_view(isa):
+def test_out_may_be_another_view_of_the_input(isa):
     content = values(np.dtype(np.float32), (70, 69), seed=2)
     for view in (lambda x: x[:], lambda x: x.T, lambda x: x[::-2, ::3]):
         x = view(content.copy())
@@ -621,7 +621,7 @@ def test_out_may_lie_between_the_inputs_elements(isa):
     assert_same_bits(out, expected_result(content, 0.5, 3))
 
 
-def test_new_results_are_writeable_and_their_own():
+def test_new_results_are_writeable_and_own_their_memory():
     x = values(np.dtype(np.float32), (70, 69), seed=2)
     y, mask = fastdrop.dropout(x, 0.5, seed=3)
     results = [y, fastdrop.dropout_grad(x, mask), mask.apply(x)]

@@ -108,12 +108,12 @@ def under_sanitizer(tmp_path_factory):
     return under_sanitizer
 
 
-def test_no_byte_beside_a_tensor(under_sanitizer, bridge):
+def test_no_byte_outside_a_tensor_is_accessed(under_sanitizer, bridge):
     done = under_sanitizer(EVERYTHING, bridge)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-4000:]
 
 
-def test_the_end_of_a_tensor_is_known(under_sanitizer, bridge):
+def test_an_access_beyond_a_tensor_is_detected(under_sanitizer, bridge):
     done = under_sanitizer(BEYOND_THE_END.replace("SIZE", "33"), bridge)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-4000:]
     done = under_sanitizer(BEYOND_THE_END.replace("SIZE", "34"), bridge)

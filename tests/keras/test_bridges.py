@@ -33,7 +33,7 @@ def drop(x, rate=0.5, noise_shape=None, seed=SEED):
 # The choice.
 
 
-def test_the_first_choice(run_python):
+def test_the_default_bridge(run_python):
     done = run_python("import fastdrop_keras; print(fastdrop_keras.get_bridge())")
     first = "native" if sys.platform == "linux" else "numpy_function"
     assert done.stdout == f"{first}\n", done.stderr
@@ -54,7 +54,7 @@ def test_unknown_bridge(name):
     assert get_bridge() == before
 
 
-def test_choice_is_for_functions_traced_later(bridge):
+def test_a_new_bridge_applies_to_functions_traced_later(bridge):
     layer = Dropout(0.5, seed=1)
     graph = tf.function(lambda x: layer(x, training=True))
     before = graph.get_concrete_function(tf.ones(SHAPE))
@@ -72,7 +72,7 @@ def test_environment_variable(run_python, name):
     assert done.stdout.split() == [name], done.stderr
 
 
-def test_environment_variable_that_names_no_bridge(run_python):
+def test_environment_variable_with_an_unknown_bridge(run_python):
     done = run_python("import fastdrop_keras", FASTDROP_KERAS_BRIDGE="fast")
     assert done.returncode != 0
     assert "ImportError" in done.stderr
@@ -109,7 +109,7 @@ except ValueError as error:
     assert "The native bridge cannot be used: it was not built" in done.stdout
 
 
-def test_the_environment_cannot_choose_what_is_not_there(run_python):
+def test_the_environment_cannot_choose_an_unavailable_bridge(run_python):
     done = run_python(WITHOUT_LIBRARY, FASTDROP_KERAS_BRIDGE="native")
     assert done.returncode != 0
     assert "ImportError" in done.stderr
@@ -182,7 +182,7 @@ def test_a_saved_mask_is_used_by_the_bridge_that_saved_it(bridge, expected):
         np.testing.assert_array_equal(dropout_again(tf.ones(SHAPE), saved), y)
 
 
-def test_what_the_native_bridge_saves():
+def test_the_native_bridge_saves_the_bits_and_the_rate():
     """One bit an element, and the rate."""
     set_bridge("native")
     y, (_, saved) = drop(tf.ones(SHAPE), 0.2)
@@ -215,7 +215,7 @@ def test_bad_rate(operations, rate):
         forward(operations, tf.ones(SHAPE), rate=rate)
 
 
-def test_a_rate_that_is_no_scalar(operations, run):
+def test_a_rate_that_is_not_a_scalar(operations, run):
     with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=r"scalar|rank"):
         run(lambda x: forward(operations, x, rate=[0.5]))(tf.ones(SHAPE))
 
@@ -236,7 +236,7 @@ def test_bad_noise_shape(operations, noise_shape):
         operations.fastdrop_backward(dy=tf.ones(SHAPE), saved=saved, **options)
 
 
-def test_noise_rank_that_is_not_its_rank(operations):
+def test_noise_rank_that_differs_from_the_rank(operations):
     with pytest.raises(tf.errors.InvalidArgumentError, match="noise_rank=1"):
         forward(operations, tf.ones(SHAPE), noise_shape=[1, 1], noise_rank=1)
 
@@ -259,7 +259,7 @@ def test_shapes_are_inferred(operations):
     assert shapes.found[1].rank is None
 
 
-def test_an_input_that_nobody_else_uses_is_written_over(operations):
+def test_an_input_without_other_users_is_overwritten(operations):
     """A chain on a large tensor needs one buffer, and not one for each link."""
 
     @tf.function
@@ -299,7 +299,7 @@ print(module.drop(tf.ones((5, 33))).numpy().tolist())
 """
 
 
-def test_a_graph_that_drops_runs_where_the_operations_are(bridge, expected, tmp_path, run_python):
+def test_a_graph_with_dropout_needs_the_operations(bridge, expected, tmp_path, run_python):
     if bridge != "native":
         pytest.skip("Python functions cannot be saved")
     layer = Dropout(0.5, seed=4)
@@ -355,7 +355,7 @@ def test_an_operation_of_another_stream_is_refused(operations, run):
 
 
 @pytest.mark.parametrize("sizes", [(0, 2**32, 2**31), (0, 2**31, 2**33 + 1)], ids=str)
-def test_a_mask_of_more_bits_than_a_size_can_count(run, bridge, sizes):
+def test_a_mask_of_2_to_63_bits_is_refused(run, bridge, sizes):
     """Of an array without elements, with one bit along the dimension of none."""
     x = tf.reshape(tf.zeros(0), tf.constant(sizes, tf.int64))
     shared = Dropout(0.5, noise_shape=(1, None, None))

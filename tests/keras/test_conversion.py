@@ -243,7 +243,7 @@ def test_a_model_is_copied_and_the_copy_converted(make):
 
 
 @each_copied
-def test_there_and_back(make):
+def test_to_keras_inverts_convert(make):
     count, x = COPIED[make]
     with custom_objects():
         model = make()
@@ -338,7 +338,7 @@ def test_checkpoints_and_weights_of_a_subclassed_model(tmp_path):
     assert first[:-1] == others[1][:-1]
 
 
-def test_in_place_where_a_copy_would_do():
+def test_in_place_for_a_model_that_could_be_copied():
     model = graph()
     x = COPIED[graph][1]
     before, weights = outputs(model, x), model.weights
@@ -427,7 +427,7 @@ class Hiding(layers.Layer):
         return self.drop(x, training=training)
 
 
-def test_what_a_model_may_call_and_stays_is_listed():
+def test_layers_that_keras_does_not_find_are_listed():
     class Model(keras.Model):
         def __init__(self):
             super().__init__()
@@ -452,7 +452,7 @@ def test_what_a_model_may_call_and_stays_is_listed():
     assert report.notes == ("hiding: the `tf.function` 'call' keeps its trace",)
 
 
-def test_a_layer_that_is_changed_stays_the_same_object_and_no_other_is_left():
+def test_a_changed_layer_stays_the_same_object():
     model = sequential()
     inside, spec = dropouts(model), [layer.output for layer in dropouts(model)]
     alive = weakref.WeakSet(o for o in gc.get_objects() if type(o) in (*KERAS, *OURS))
@@ -498,7 +498,7 @@ def test_arguments(index, arguments, in_place):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_the_state_of_the_seed_goes_on(expected, in_place):
+def test_the_seeds_state_is_copied(expected, in_place):
     model = keras.Sequential([keras.Input((33,)), layers.Dropout(0.5, seed=7)])
     x = np.ones((5, 33), np.float32)
     for _ in range(3):
@@ -634,7 +634,7 @@ def train(model, epochs=1):
 
 
 @pytest.mark.parametrize("make", [sequential, Small])
-def test_training_goes_on_as_if_nothing_had_happened(make):
+def test_training_continues_as_without_conversion(make):
     """With rates of 0, where the masks of both are the same."""
 
     def without_dropout():
@@ -663,7 +663,7 @@ def test_training_goes_on_as_if_nothing_had_happened(make):
         np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
 
 
-def test_the_copy_has_an_optimizer_and_metrics_of_its_own():
+def test_the_copy_has_its_own_optimizer_and_metrics():
     class Metric(keras.metrics.MeanAbsoluteError):
         pass
 
@@ -728,7 +728,7 @@ def test_an_uncompiled_model_stays_uncompiled():
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_xla_is_off_for_our_layers_and_on_again_for_those_of_keras(in_place):
+def test_xla_is_off_for_our_layers_and_on_again_for_keras_layers(in_place):
     model = compiled(jit_compile=True)
     with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
         converted = convert(model, verbose=False, in_place=in_place)
@@ -763,7 +763,7 @@ def test_compiled_functions_are_traced_again(expected):
     )
 
 
-def test_a_model_that_compiles_its_own_way_is_not_compiled_and_says_so():
+def test_a_model_with_its_own_compile_is_not_compiled():
     class Own(keras.Model):
         def compile(self, extra, **kwargs):
             super().compile(**kwargs)
@@ -806,7 +806,7 @@ class Theirs(layers.Dropout):
     pass
 
 
-def test_what_is_not_converted_is_listed_with_the_reason():
+def test_unconverted_layers_are_listed_with_the_reason():
     x = keras.Input(X.shape[1:])
     h = x
     for layer in (
@@ -842,7 +842,7 @@ def test_what_is_not_converted_is_listed_with_the_reason():
 
 
 @pytest.mark.parametrize("verbose", [True, False])
-def test_the_printed_list(verbose, capsys):
+def test_the_printed_report(verbose, capsys):
     model = encoder()
     model.name = "encoder"
     attention = model.layers[1]
@@ -852,8 +852,8 @@ def test_the_printed_list(verbose, capsys):
     _, report = convert(model, verbose=verbose, return_report=True)
     lines = [
         "encoder (a new model): 3 layers changed",
-        "  attention/a: keras Dropout -> fastdrop_keras Dropout (MultiHeadAttention creates its own "
-        "again when a file is loaded)",
+        "  attention/a: keras Dropout -> fastdrop_keras Dropout (MultiHeadAttention creates its "
+        "own again when a file is loaded)",
         "  b: keras Dropout -> fastdrop_keras Dropout",
         "  feed_forward/c: keras Dropout -> fastdrop_keras Dropout",
     ]
@@ -890,7 +890,7 @@ def test_bad_model(function, model):
         function(model)
 
 
-def test_a_file_of_a_layer_that_makes_its_own_dropout_is_converted_again(tmp_path):
+def test_a_loaded_layer_that_creates_its_own_dropout_is_converted_again(tmp_path):
     def dropouts(model):
         return [type(layer) for layer in model._flatten_layers() if "Drop" in type(layer).__name__]
 
@@ -907,7 +907,7 @@ def test_a_file_of_a_layer_that_makes_its_own_dropout_is_converted_again(tmp_pat
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_model_that_cannot_be_changed_whole_stays_as_it_was(in_place, monkeypatch):
+def test_a_model_that_cannot_be_converted_completely_is_not_changed(in_place, monkeypatch):
     model = compiled()
     inside = dropouts(model)
     before = [dict(vars(layer)) for layer in inside]
@@ -979,7 +979,7 @@ IMAGES = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
     ("name", "count"), [("EfficientNetB0", 10), ("ConvNeXtTiny", 0), ("VGG16", 0)]
 )
 @pytest.mark.slow
-def test_an_architecture_of_keras(name, count, tmp_path):
+def test_a_keras_application(name, count, tmp_path):
     make = getattr(keras.applications, name)
     model = make(weights=None, input_shape=IMAGES.shape[1:], classes=3)
     converted, report = convert(model, verbose=False, return_report=True)

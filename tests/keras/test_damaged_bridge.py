@@ -56,7 +56,7 @@ def use(tmp_path):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_pythons_bridge_takes_over(bridge, use, damage):
+def test_the_numpy_function_bridge_replaces_a_damaged_bridge(bridge, use, damage):
     done = use(damage)
     assert done.returncode == 0, done.stderr
     assert "numpy_function (native not loaded: " in done.stdout
@@ -81,7 +81,7 @@ def test_an_older_interface_is_refused(bridge, run_python):
     ) in done.stdout
 
 
-def test_a_damaged_bridge_that_was_asked_for(bridge, use):
+def test_a_damaged_bridge_that_was_requested(bridge, use):
     done = use("cut short", FASTDROP_KERAS_BRIDGE="native")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

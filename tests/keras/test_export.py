@@ -88,7 +88,7 @@ def assert_no_python(directory):
     assert not [name for name in found if "Py" in name or "Fastdrop" in name]
 
 
-def test_python_in_a_graph_is_found(bridge, tmp_path):
+def test_python_functions_in_a_graph_are_detected(bridge, tmp_path):
     """What the other tests look for: the layer in training is such a function, or operation."""
     module = tf.Module()
     layer = Dropout(0.5)
@@ -101,7 +101,7 @@ def test_python_in_a_graph_is_found(bridge, tmp_path):
     assert operation in operations(tmp_path / "dropping")
 
 
-def test_export_serves_where_the_library_never_was(tmp_path, run_python):
+def test_an_export_runs_without_fastdrop(tmp_path, run_python):
     want = {}
     for make in MODELS:
         model = trained(make)
@@ -169,7 +169,7 @@ def test_tflite():
     )
 
 
-def test_a_graph_that_drops_is_exported_with_the_layers_of_keras(tmp_path):
+def test_a_graph_with_dropout_is_exported_with_keras_layers(tmp_path):
     """Where dropout is to be in the exported graph, it cannot be ours."""
     x = keras.Input((64,))
     model = keras.Model(x, layers.Dense(3)(Dropout(0.5)(x, training=True)))

@@ -66,7 +66,7 @@ def test_the_gradient_has_the_masks_of_the_forward_pass(expected, run, checkpoin
 )
 @pytest.mark.parametrize("noise_shape", [None, (None, 1)], ids=str)
 @pytest.mark.usefixtures("bridge")
-def test_what_is_computed_again_is_the_same_bits(expected, run, dtype, noise_shape):
+def test_the_recomputation_gives_the_same_bits(expected, run, dtype, noise_shape):
     layer = Dropout(0.3, noise_shape, seed=3, dtype=np.dtype(dtype).name)
     outputs = []
 
@@ -91,7 +91,7 @@ def test_what_is_computed_again_is_the_same_bits(expected, run, dtype, noise_sha
 
 
 @each_checkpoint
-def test_a_block_that_is_called_again_and_again(expected, run, checkpoint):
+def test_a_block_that_is_called_repeatedly(expected, run, checkpoint):
     block = checkpoint(square_between(Dropout(0.5, seed=3)))
     f = run(lambda x: output_and_gradient(lambda x: block(block(block(x))), x))
     want = Chain(expected)(numbers(), [(0, 1), (2, 3), (4, 5)])
@@ -330,7 +330,7 @@ def test_threads():
         np.testing.assert_allclose(dx, 2 * y / numbers(), rtol=1e-5)
 
 
-def test_masks_are_forgotten_with_the_gradient():
+def test_masks_are_freed_with_the_gradient():
     def blocks():
         gc.collect()
         return sum(isinstance(o, checkpointing.Block) for o in gc.get_objects())
@@ -427,7 +427,7 @@ def in_a_vectorized_loop(layer):
         in_a_vectorized_loop,
     ],
 )
-def test_refused_where_the_mask_is_out_of_reach(run, out_of_reach):
+def test_refused_if_the_mask_is_out_of_reach(run, out_of_reach):
     block = tf.recompute_grad(out_of_reach(Dropout(0.5)))
     with pytest.raises(NotImplementedError, match="Checkpoint a function inside of the"):
         run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
@@ -448,14 +448,14 @@ def in_a_loop(layer):
 
 
 @pytest.mark.parametrize("out_of_reach", [in_a_branch, with_training_as_a_tensor, in_a_loop])
-def test_refused_where_the_mask_is_out_of_reach_in_a_graph(out_of_reach):
+def test_refused_if_the_mask_is_out_of_reach_in_a_graph(out_of_reach):
     block = tf.recompute_grad(out_of_reach(Dropout(0.5)))
     f = tf.function(lambda x: output_and_gradient(block, x))
     with pytest.raises(NotImplementedError, match="Checkpoint a function inside of the"):
         f(tf.constant(numbers()))
 
 
-def test_refused_where_a_loop_is_eager_at_first_and_then_in_a_graph():
+def test_refused_if_a_loop_is_eager_at_first_and_then_in_a_graph():
     block = tf.recompute_grad(in_a_loop(Dropout(0.5)))
     x = tf.constant(numbers())
     with tf.GradientTape() as tape:
@@ -473,7 +473,7 @@ def test_inference_is_not_refused(run):
     np.testing.assert_array_equal(dx, np.ones(SHAPE))
 
 
-def test_refused_where_the_recomputation_calls_more_often(run):
+def test_refused_if_the_recomputation_calls_more_often(run):
     layer = Dropout(0.5)
     calls = []
 
@@ -488,7 +488,7 @@ def test_refused_where_the_recomputation_calls_more_often(run):
         run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
 
 
-def test_refused_where_the_recomputation_calls_another_layer(run):
+def test_refused_if_the_recomputation_calls_another_layer(run):
     block = tf.recompute_grad(lambda x: Dropout(0.5, seed=3)(x, training=True))
     with pytest.raises(RuntimeError, match="with the same layers"):
         run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
@@ -517,7 +517,7 @@ def test_another_name_inside_of_a_checkpointed_function(expected, run):
         run(lambda x: output_and_gradient(outer, x))(tf.constant(numbers()))
 
 
-def test_restored(run):
+def test_restore(run):
     checkpointing.restore()
     try:
         assert tf.recompute_grad is custom_gradient.recompute_grad
@@ -528,7 +528,7 @@ def test_restored(run):
         checkpointing.replace()
 
 
-def test_a_checkpointed_function_is_still_known_by_its_name():
+def test_a_checkpointed_function_keeps_its_name():
     def block(x):
         """What it does."""
         return x

@@ -76,7 +76,7 @@ class TestKerasChecks(testing.TestCase):
 
 
 @each_layer
-def test_arguments_have_the_names_and_places_of_keras(layer_class):
+def test_arguments_have_the_names_and_order_of_keras(layer_class):
     keras_class = getattr(keras.layers, layer_class.__name__)
     ours = inspect.signature(layer_class).parameters
     theirs = inspect.signature(keras_class).parameters
@@ -111,7 +111,7 @@ class Fickle(float):
         return 5.0
 
 
-def test_a_rate_that_is_not_what_it_seems():
+def test_a_rate_that_compares_as_another_number():
     layer = fastdrop_keras.Dropout(0.25)
     with pytest.raises(ValueError, match="argument `rate`"):
         layer.rate = Fickle(0.5)
@@ -185,7 +185,7 @@ def test_noise_shape_that_does_not_fit(noise_shape, run):
 
 
 @pytest.mark.usefixtures("bridge")
-def test_noise_shape_that_only_the_run_can_refuse():
+def test_noise_shape_that_is_refused_at_run_time():
     layer = fastdrop_keras.Dropout(0.5, (2, 1))
     f = tf.function(
         lambda x: layer(x, training=True), input_signature=[tf.TensorSpec((None, None))]
@@ -228,7 +228,7 @@ def test_rank_of_the_input(layer_class):
 
 @pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("dtype", [tf.int32, tf.bool, tf.complex64, tf.uint8], ids=lambda d: d.name)
-def test_dtypes_that_cannot_be_dropped(dtype, run):
+def test_unsupported_dtypes(dtype, run):
     layer = fastdrop_keras.Dropout(0.5)
     x = tf.cast(tf.ones((2, 3)), dtype)
     with pytest.raises(TypeError, match=f"float32 or float64.*dtype {dtype.name}"):
@@ -257,7 +257,7 @@ def test_ragged_and_sparse_inputs_are_refused():
         lambda: fastdrop_keras.SpatialDropout3D(0.25, "channels_first", 7, "a", "mixed_float16"),
     ],
 )
-def test_config_makes_the_layer_again(layer):
+def test_config_reproduces_the_layer(layer):
     layer = layer()
     config = layer.get_config()
     keras_class = getattr(keras.layers, type(layer).__name__)
@@ -273,7 +273,7 @@ def test_registered_name(layer_class):
     assert keras.saving.get_registered_name(layer_class) == f"fastdrop>{layer_class.__name__}"
 
 
-def test_config_has_the_rate_of_now():
+def test_config_has_the_current_rate():
     layer = fastdrop_keras.Dropout(0.25)
     layer.rate = 0.5
     assert layer.get_config()["rate"] == 0.5

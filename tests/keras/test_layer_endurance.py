@@ -17,7 +17,7 @@ STEPS = 100_000
 @pytest.mark.parametrize(
     ("mode", "rate"), [("graph", "fixed"), ("eager", "fixed"), ("graph", "new"), ("eager", "new")]
 )
-def test_steps_keep_nothing(run_python, bridge, mode, rate):
+def test_steps_leak_nothing(run_python, bridge, mode, rate):
     done = run_python(
         f"""{resident.SAMPLER}
 import itertools

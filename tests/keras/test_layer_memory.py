@@ -66,14 +66,14 @@ def kept_for_the_gradient(forward):
     return [(t.dtype, t.shape.num_elements()) for t in kept.values() if t.shape.rank]
 
 
-def test_a_graph_keeps_one_bit_an_element_and_the_rate():
+def test_a_graph_saves_one_bit_per_element_and_the_rate():
     assert kept_for_the_gradient(chain(Dropout)) == [(tf.uint8, SAVED_BYTES)] * DEPTH
     # Keras's layer keeps a byte, which shows that the measure sees what is kept.
     theirs = kept_for_the_gradient(chain(keras.layers.Dropout))
     assert sum(dtype.size * size for dtype, size in theirs) >= DEPTH * SIZE
 
 
-def test_an_eager_tape_keeps_neither_inputs_nor_outputs(no_collector):
+def test_an_eager_tape_saves_neither_inputs_nor_outputs(no_collector):
     layer = Dropout(0.5)
     x = tf.ones(SHAPE)
     with tf.GradientTape(persistent=True) as tape:
@@ -138,7 +138,7 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-def test_memory_that_can_be_seen_is_not_used_again(expected, run, view):
+def test_memory_with_other_handles_is_not_reused(expected, run, view):
     layer = Dropout(0.5, seed=3)
     f = run(lambda x: layer(x, training=True))
     x = tf.ones(SHAPE)

@@ -132,7 +132,7 @@ def test_eager_and_graph_training_end_in_the_same_weights():
         np.testing.assert_allclose(eager, graph, rtol=1e-5, atol=1e-6)
 
 
-def test_the_mask_of_an_embedding_reaches_the_layers_behind():
+def test_the_mask_of_an_embedding_reaches_later_layers():
     tokens = keras.Input((None,), dtype="int32")
     h = keras.layers.Embedding(9, 6, mask_zero=True)(tokens)
     h = fastdrop_keras.SpatialDropout1D(0.2)(h)

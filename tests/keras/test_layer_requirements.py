@@ -23,7 +23,7 @@ def test_missing_package(run_python, module, name):
     assert 'pip install "fastdrop[keras]"' in error
 
 
-def test_a_fault_inside_tensorflow_is_shown_as_it_is(run_python):
+def test_an_import_error_inside_tensorflow_is_not_changed(run_python):
     break_it = """
 import sys
 class Breaker:
@@ -65,7 +65,7 @@ for sys.modules["keras"] in others:
 """
 
 
-def test_a_keras_that_loads_and_does_not_serve(run_python):
+def test_an_installed_keras_that_cannot_be_used(run_python):
     process = run_python(STAND_INS)
     assert process.returncode == 0, process.stderr
     of_another_backend, older = process.stdout.splitlines()

@@ -69,7 +69,7 @@ def gradient():
 
 @pytest.mark.usefixtures("through_python")
 @each_fault
-def test_an_error_is_itself_in_eager_mode(broken, gradient, fault, in_a_graph):
+def test_an_error_in_an_eager_call_is_not_changed(broken, gradient, fault, in_a_graph):
     broken(fault)
     with pytest.raises(type(fault), match=str(fault)):
         gradient(tf.constant(ONES))
@@ -77,7 +77,9 @@ def test_an_error_is_itself_in_eager_mode(broken, gradient, fault, in_a_graph):
 
 @pytest.mark.usefixtures("through_python")
 @each_fault
-def test_an_error_in_a_graph_is_told_with_its_type_and_place(broken, gradient, fault, in_a_graph):
+def test_an_error_in_a_graph_is_reported_with_its_type_and_place(
+    broken, gradient, fault, in_a_graph
+):
     broken(fault)
     f = tf.function(gradient)
     with pytest.raises(in_a_graph) as caught:
@@ -167,7 +169,7 @@ print("done")
 
 
 @needs_fork
-def test_a_forked_pool_beside_a_layer_in_use(run_python, bridge):
+def test_a_forked_pool_while_a_layer_is_in_use(run_python, bridge):
     """In both directions: the workers use the layer, then the parent, eagerly and in its graph."""
     done = run_python(WORKER + FORKED_POOL, FASTDROP_KERAS_BRIDGE=bridge)
     assert done.stdout == "done\n", done.stderr
@@ -198,7 +200,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_spawned_pool_beside_a_layer_in_use(run_python, bridge, tmp_path):
+def test_a_spawned_pool_while_a_layer_is_in_use(run_python, bridge, tmp_path):
     path = tmp_path / "spawned.py"
     path.write_text(WORKER + SPAWNED_POOL)
     done = run_python(
@@ -384,7 +386,7 @@ print(calls)
 
 
 @pytest.mark.alone
-def test_a_new_rate_at_each_eager_step_leaves_nothing_behind(run_python):
+def test_a_new_rate_at_each_eager_step_leaks_nothing(run_python):
     """As a schedule by the step sets it. TensorFlow keeps a kernel for each new attribute."""
     done = run_python(
         """

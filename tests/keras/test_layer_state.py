@@ -118,7 +118,7 @@ def test_a_run_on_a_dataset_is_repeated_exactly(by):
         np.testing.assert_array_equal(first, second)
 
 
-def test_a_layer_in_a_parallel_map_is_repeated_exactly_where_tensorflow_is_told_to(
+def test_a_layer_in_a_deterministic_parallel_map_is_repeated_exactly(
     run_python,
 ):
     done = run_python(
@@ -221,7 +221,7 @@ class InListsAndDicts(keras.Model):
         return self.dense[0](x)
 
 
-def test_a_keras_file_has_what_is_in_lists_and_dicts_and_a_checkpoint_has_not(tmp_path):
+def test_keras_files_save_layers_in_lists_and_dicts_but_checkpoints_do_not(tmp_path):
     used, x = InListsAndDicts(), tf.ones((4, 33))
     for _ in range(2):
         used(x, training=True)
@@ -329,7 +329,7 @@ def test_weights_without_state_load_and_leave_the_state(tmp_path):
     assert states(fresh) == [[7, 1], [7, 1]]
 
 
-def test_weights_load_into_a_model_with_the_layers_of_keras(used, tmp_path):
+def test_weights_load_into_a_model_with_keras_layers(used, tmp_path):
     used.save_weights(tmp_path / "model.weights.h5")
     fresh = model(keras.layers.Dropout)
     fresh.load_weights(tmp_path / "model.weights.h5")
@@ -518,7 +518,7 @@ def test_a_keras_file_with_fewer_entries_and_without_state(used, tmp_path):
     assert np.isfinite(loaded(ONES, training=True)).all()
 
 
-def test_a_keras_file_with_the_layers_of_keras_loads_beside_ours(tmp_path):
+def test_a_keras_file_with_keras_layers_loads_next_to_ours(tmp_path):
     theirs = model(keras.layers.Dropout, seed=7)
     theirs.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -593,7 +593,7 @@ def test_replicas_draw_different_masks_reproducibly(expected, two_replicas):
             np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, seed, step))
 
 
-def test_one_replica_draws_what_no_strategy_draws(expected):
+def test_one_replica_draws_the_same_as_without_a_strategy(expected):
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
     with strategy.scope():
         layer = Dropout(0.5, seed=7)
@@ -613,7 +613,7 @@ def test_a_fit_under_a_strategy_is_repeated_exactly(two_replicas):
     assert_same(first, trained())
 
 
-def test_a_stateless_call_leaves_the_state_of_the_seed(expected):
+def test_a_stateless_call_does_not_change_the_seeds_state(expected):
     layer = Dropout(0.5, seed=1)
     model = keras.Sequential([keras.Input((33,)), layer])
     x = tf.ones((5, 33))

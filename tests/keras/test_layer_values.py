@@ -43,7 +43,7 @@ def test_bits(expected, run, dtype, shape, rate):
 
 
 @pytest.mark.usefixtures("bridge")
-def test_the_function_on_arrays_drops_the_same(run):
+def test_the_array_function_draws_the_same_mask(run):
     layer = Dropout(0.3, seed=42)
     stream = fastdrop.Stream(42)
     f = run(training_call(layer))
@@ -109,7 +109,7 @@ def test_spatial_layers_drop_whole_feature_maps(expected, run, layer, shape, noi
     np.testing.assert_array_equal(maps.all(axis=axes), maps.any(axis=axes))
 
 
-def test_kept_units_are_scaled_so_that_the_mean_stays(run):
+def test_kept_units_are_scaled_to_preserve_the_mean(run):
     y = run(training_call(Dropout(0.5, seed=1337)))(tf.ones((200, 500))).numpy()
     assert set(np.unique(y)) == {0.0, 2.0}
     # Five standard deviations.
@@ -129,7 +129,7 @@ def test_the_rate_is_exact_in_every_precision(policy):
 
 @pytest.mark.usefixtures("bridge")
 @each_dtype
-def test_dropped_units_are_zero_whatever_they_were(expected, run, dtype):
+def test_every_dropped_unit_becomes_zero(expected, run, dtype):
     special = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, -1.5], dtype)
     x = np.resize(special, (11, 13))
     y = np.asarray(run(training_call(Dropout(0.5, seed=5, dtype=dtype.name)))(tf.constant(x)))
@@ -174,7 +174,7 @@ def test_empty_inputs(run, shape):
 @pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("static", [(None, 6), (None, None), (4, None), None], ids=str)
 @pytest.mark.parametrize("noise_shape", [None, (None, 1), (1, 6)], ids=str)
-def test_shapes_known_only_at_the_run(expected, static, noise_shape):
+def test_shapes_known_only_at_run_time(expected, static, noise_shape):
     layer = Dropout(0.5, noise_shape=noise_shape, seed=3)
     f = tf.function(training_call(layer), input_signature=[tf.TensorSpec(static)])
     assert f.get_concrete_function().output_shapes == tf.TensorShape(static)
@@ -185,7 +185,7 @@ def test_shapes_known_only_at_the_run(expected, static, noise_shape):
 
 
 @pytest.mark.usefixtures("bridge")
-def test_time_dimension_known_only_at_the_run(expected):
+def test_time_dimension_known_only_at_run_time(expected):
     layer = fastdrop_keras.SpatialDropout1D(0.5, seed=3)
     spec = tf.TensorSpec((None, None, 6))
     f = tf.function(training_call(layer), input_signature=[spec])
@@ -242,7 +242,7 @@ def test_another_consumer_of_the_input_sees_it_unchanged(run, rate):
 
 @pytest.mark.usefixtures("bridge")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_view_lives_on_when_its_tensor_is_gone(expected, run, dtype):
+def test_a_view_outlives_its_tensor(expected, run, dtype):
     layer = Dropout(0.5, seed=3, dtype=dtype)
     f = run(training_call(layer))
     x = np.asarray(tf.cast(numbers((64, 64)), dtype))
@@ -287,7 +287,7 @@ def test_inference(run, training):
 
 
 @pytest.mark.usefixtures("bridge")
-def test_training_as_a_tensor_that_the_graph_is_given(expected):
+def test_training_as_an_input_of_the_graph(expected):
     layer = Dropout(0.5, seed=3)
 
     @tf.function
@@ -358,7 +358,7 @@ def test_every_instruction_set_and_number_of_threads(expected, run, isa, threads
 
 
 @pytest.mark.usefixtures("bridge")
-def test_as_many_dimensions_as_numpy_has(expected, run):
+def test_up_to_64_dimensions(expected, run):
     ones = (1,) * 62
     x = numbers((20, 33)).reshape(20, 33, *ones)
     y = run(training_call(Dropout(0.5, seed=3)))(tf.constant(x))
@@ -375,7 +375,7 @@ def test_spatial_layers_refuse_other_dtypes(run, spatial):
 
 
 @pytest.mark.parametrize("inputs", [None, {"a": 1}, "text"], ids=repr)
-def test_what_is_no_tensor(inputs):
+def test_inputs_that_are_not_tensors(inputs):
     with pytest.raises(TypeError, match=f"Received: {type(inputs).__name__}"):
         fastdrop_keras.bridge.dropout(inputs, tf.constant([1, 0]), tf.constant(0.5, tf.float64))
 

@@ -100,7 +100,7 @@ def test_a_layer_called_several_times_and_several_layers(expected):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_moments_that_are_known():
+def test_known_moments():
     """Of a sum of units that are dropped independently."""
     rate, n = 0.2, 2000
     x = np.arange(1, 21, dtype=np.float32)[None]
@@ -127,7 +127,7 @@ def test_large_values_lose_no_precision():
 # What is in training, and what is not.
 
 
-def test_nothing_else_is_in_training():
+def test_other_layers_are_in_inference():
     normalization = layers.BatchNormalization()
     model = keras.Sequential(
         [
@@ -148,7 +148,7 @@ def test_nothing_else_is_in_training():
         np.testing.assert_array_equal(a, b.numpy())
 
 
-def test_the_model_stays_as_it_is(expected):
+def test_the_model_is_not_changed(expected):
     model = linear()
     layer = model.layers[0]
     model.compile("sgd", "mse")
@@ -251,7 +251,7 @@ def test_shared_masks_do_not_depend_on_the_batches():
         np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_equal_inputs_are_told_apart_by_their_masks_alone():
+def test_equal_inputs_differ_only_by_their_masks():
     same = np.ones((6, 33), np.float32)
     _, own = quiet(linear(), same, batch_size=2)
     _, shared = quiet(linear(), same, batch_size=2, shared_masks=True)
@@ -265,7 +265,7 @@ def test_one_pass_has_no_deviation():
     np.testing.assert_array_equal(deviation, np.zeros((7, 3)))
 
 
-def test_the_rate_in_use_counts():
+def test_the_current_rate_is_used():
     model = linear(0.5)
     model.layers[0].rate = 0.0
     _, deviation = quiet(model)
@@ -404,7 +404,7 @@ def within_a_function():
     return Within()
 
 
-def test_a_function_of_the_model_is_refused_before_it_keeps_dropping():
+def test_a_tf_function_in_the_model_is_refused():
     model = within_a_function()
     model.built = True
     with pytest.raises(ValueError, match=r"'inner' is called in a `tf.function`"):
@@ -412,14 +412,14 @@ def test_a_function_of_the_model_is_refused_before_it_keeps_dropping():
     np.testing.assert_array_equal(model(X), X)
 
 
-def test_a_function_of_the_model_that_was_traced_before_is_warned_of():
+def test_a_traced_tf_function_in_the_model_gives_a_warning():
     model = within_a_function()
     model(X)
     with pytest.warns(UserWarning, match=r"does not call these dropout layers.*\['inner'\]"):
         quiet(model)
 
 
-def test_control_flow_is_no_function_of_the_model():
+def test_control_flow_is_not_a_tf_function():
     class Branches(keras.Model):
         def __init__(self):
             super().__init__()
@@ -456,7 +456,7 @@ def test_a_model_without_our_layers():
 
 
 @pytest.mark.parametrize("model", [None, Dropout(0.5), lambda x: x], ids=["None", "layer", "f"])
-def test_no_model(model):
+def test_bad_model(model):
     with pytest.raises(TypeError, match="`mc_predict` expects a Keras model"):
         quiet(model)
 
@@ -532,13 +532,13 @@ def test_shared_masks_need_a_rank():
 MANY = np.random.default_rng(1).normal(size=(40, 33)).astype(np.float32)
 
 
-def test_batches_are_of_32_by_default():
+def test_batches_have_32_inputs_by_default():
     model = linear()
     np.testing.assert_array_equal(quiet(model, MANY), quiet(model, MANY, batch_size=32))
     assert not np.array_equal(quiet(model, MANY), quiet(model, MANY, batch_size=40))
 
 
-def test_a_dataset_is_gone_through_once():
+def test_a_dataset_is_iterated_once():
     begun = []
 
     def batches():

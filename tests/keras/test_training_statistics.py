@@ -115,13 +115,13 @@ def told_apart(first, second):
     return min(each) < ALPHA / 2
 
 
-def test_our_layer_trains_as_well_as_that_of_keras(outcomes):
+def test_our_layer_trains_as_well_as_keras(outcomes):
     ours, theirs = outcomes(fastdrop_keras.Dropout), outcomes(keras.layers.Dropout)
     assert equivalent(ours, theirs), (ours, theirs)
     assert not told_apart(ours, theirs), (ours, theirs)
 
 
-def test_a_wrong_rate_is_found(outcomes):
+def test_a_wrong_rate_is_detected(outcomes):
     wrong, theirs = outcomes(WrongRate), outcomes(keras.layers.Dropout)
     assert not equivalent(wrong, theirs), (wrong, theirs)
     assert told_apart(wrong, theirs), (wrong, theirs)

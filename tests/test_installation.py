@@ -81,7 +81,7 @@ each_damage = pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: dama
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="damages files of Linux's format")
 
 
-def test_the_copy_is_what_is_used(installation):
+def test_the_copy_is_imported(installation):
     done = use(installation)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"instruction set in use: {BEST}" in done.stdout
@@ -89,7 +89,7 @@ def test_the_copy_is_what_is_used(installation):
 
 @each_damage
 @pytest.mark.parametrize("module", ["_mask", "_isa"])
-def test_a_damaged_module_is_named_with_what_to_do(installation, module, damage):
+def test_a_damaged_module_is_named_with_a_remedy(installation, module, damage):
     damage(installation / f"{module}{SUFFIX}")
     done = use(installation)
     assert done.returncode == 1, done.stderr
@@ -121,7 +121,7 @@ def test_without_the_best_kernels_the_next_are_used(installation, damage):
 
 @FULL_KERNELS
 @each_damage
-def test_damaged_kernels_that_were_asked_for(installation, damage):
+def test_damaged_kernels_that_were_requested(installation, damage):
     damage(installation / "_kernels" / f"{BEST}{SUFFIX}")
     done = use(installation, FASTDROP_ISA=BEST)
     assert done.returncode == 1
@@ -143,7 +143,7 @@ def test_without_any_kernels(installation, damage):
     assert "pip install" in last
 
 
-def test_numpy_is_all_that_is_needed(run_python):
+def test_only_numpy_is_needed(run_python):
     others = "tensorflow", "keras", "ml_dtypes", "typing_extensions", "scipy"
     done = run_python(
         "import sys\n"
@@ -155,7 +155,7 @@ def test_numpy_is_all_that_is_needed(run_python):
     assert done.returncode == 0, done.stderr
 
 
-def test_an_error_of_another_package_is_left_as_it_is(installation):
+def test_an_error_of_another_package_is_not_changed(installation):
     (installation.parent / "numpy.py").write_text("raise ImportError('numpy is broken')\n")
     done = use(installation)
     assert done.returncode == 1
@@ -165,7 +165,7 @@ def test_an_error_of_another_package_is_left_as_it_is(installation):
 @pytest.mark.parametrize(
     ("name", "value"), [("FASTDROP_ISA", "mmx"), ("FASTDROP_NUM_THREADS", "many")]
 )
-def test_a_wrong_setting_is_not_taken_for_damage(installation, name, value):
+def test_a_wrong_setting_is_not_reported_as_damage(installation, name, value):
     done = use(installation, **{name: value})
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"ImportError: {name}")
