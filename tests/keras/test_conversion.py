@@ -17,11 +17,7 @@ import fastdrop_keras
 from fastdrop_keras import convert, to_keras
 
 # Keras's own, whenever it writes a variable to a file with NumPy 2.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    # Conversion is the same with each bridge.
-    pytest.mark.parametrize("bridge", [fastdrop_keras.get_bridge()], indirect=True),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 KERAS = [layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D]
 OURS = [getattr(fastdrop_keras, theirs.__name__) for theirs in KERAS]
