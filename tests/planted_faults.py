@@ -1,8 +1,8 @@
-"""Reads the faults of tests/faults, which `make faults` plants, and says which tests see each.
+"""Reads the faults of tests/faults, which `make faults` applies, and the tests that detect each.
 
-Each is a patch of the kind that somebody could write. Before the patch stands `Test: FILE::NAME`
-for each test that has to fail, `Isa: NAME` where only a CPU with that instruction set runs the
-changed code, and `Build: NAME` where another of setup.py's builds sees the fault.
+Each fault is a patch with a plausible mistake. Its header has a line `Test: FILE::NAME` for each
+test that must fail, `Isa: NAME` if only a CPU with that instruction set runs the changed code, and
+`Build: NAME` if another of setup.py's builds detects the fault.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read(patch: Path) -> Fault:
 
 FAULTS = [read(patch) for patch in sorted((Path(__file__).parent / "faults").glob("*.patch"))]
 
-# Tests of the page that find fault with something wrong on purpose in another test, or themselves.
+# Tests on the page with a control test instead of a patch: another test, or the test itself.
 CONTROLS = {
     "test_stream.py::test_pieces_that_start_inside_a_vector": (
         "test_stream.py::test_pieces_that_start_inside_a_vector_catch_an_uncounted_part"
