@@ -1,7 +1,7 @@
 """Draws wrong streams in NumPy, as negative controls for the statistical tests.
 
-Each stream has the lanes, blocks, planes and keys of stream version 2 with one fault, which a faster
-or simpler implementation might have. Each is called like the library in ``test_statistics.py``:
+Each stream has the lanes, blocks, planes and keys of stream version 2 with one fault, which a
+simpler implementation might have. Each is called like the library in ``test_statistics.py``:
 ``draw(seed, step, rate, size, offset=0)`` returns the packed bits.
 """
 
@@ -210,7 +210,7 @@ def plane_of_two_vectors(seed, step, rate, size, offset=0):
 
 
 def outside_is_not_counted(seed, step, rate, size, offset=0):
-    """A vector ends when its elements in the piece are decided, whatever its other elements need."""
+    """A vector ends when its elements in the piece are decided, even if others are undecided."""
     first, end = offset // BLOCK, -(-(offset + size) // BLOCK)
     assert end - first <= AT_ONCE
     places = np.arange(first * BLOCK, end * BLOCK)

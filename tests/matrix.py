@@ -4,8 +4,8 @@
 environment for each cell, runs some of the tests there, and prints a table. It exits with 1 if a
 cell failed. Arguments choose cells by a part of their name.
 
-All cells of a Python use one wheel, so one build of the native operations runs with several versions
-of TensorFlow.
+All cells of a Python use one wheel, so one build of the native operations runs with several
+versions of TensorFlow.
 """
 
 from __future__ import annotations

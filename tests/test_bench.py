@@ -1,4 +1,4 @@
-"""Tests what the benchmarks are built on: valid peers, turns, the report, comparing two runs."""
+"""The parts of the benchmarks: checks of peers, turns, the report, the comparison of two runs."""
 
 import itertools
 import json
@@ -146,7 +146,7 @@ def store(path, *cases, machine=MACHINE):
 
 
 def arrays(exponent=10, nanoseconds=1.0, machine=1.0):
-    """A size on which ours takes this time an element, the peer 10 ns and NumPy 0.5 ns."""
+    """A case with this time per element for ours, 10 ns for the peer and 0.5 ns for NumPy."""
     second = machine * 2**exponent
     return {
         "table": "arrays",
@@ -175,7 +175,7 @@ def memory():
     ("nanoseconds", "cells"),
     [
         (1, ["10.0 (9.95-10.1)", "2.00 (1.99-2.01)", "1.00 (0.995-1.00)"]),
-        # Where the peer is faster, its cell is bold.
+        # The cell of a faster peer is bold.
         (20, ["**0.500 (0.498-0.503)**", "40.0 (39.8-40.2)", "20.0 (19.9-20.1)"]),
     ],
 )
@@ -284,6 +284,6 @@ def test_a_quick_run_from_end_to_end(tmp_path):
     run = runs.load(tmp_path / "run.json")
     tables = {"arrays", "kernels", "fused", "threads", "layers", "one layer", "training"}
     assert {case.table for case in run.cases} == tables
-    # Every case can be compared with the same of another run.
+    # Every case has a reference, so another run can be compared with it.
     assert len(runs.changes(run, run)) == len(run.cases)
     assert (tmp_path / "report.html").exists()

@@ -1,4 +1,4 @@
-"""Builds other than a release: that tests run the one they mean to, and that it finds faults."""
+"""Builds with sanitizers or checks: tests run the requested build, and it detects faults."""
 
 import os
 import platform
@@ -54,7 +54,7 @@ def test_an_unknown_build_is_refused():
 
 
 def build(folder, compiler):
-    """What `setup.py build` said, with a compiler that is a script of ours."""
+    """The output of `setup.py build` with our script as the compiler."""
     program = folder / "compiler"
     if compiler:
         program.write_text(f'#!/bin/sh\n{compiler}\nexec {shutil.which("gcc")} "$@" -O0 -w\n')
@@ -99,7 +99,7 @@ assert set(fastdrop.dropout(np.ones(1000), 0.5)[0]) == {0.0, 2.0}
     assert done.returncode == 0, done.stderr
 
 
-# Memory that is a byte, an element or a bit too short where the size is 801.
+# For size 801, memory that is one byte, element or bit too short.
 TOO_SHORT = {
     "a mask to write": ("draw(SIZE, libc.malloc(100))", "WRITE"),
     "an array to write": (
@@ -131,7 +131,7 @@ def test_address_sanitizer_detects_a_byte_too_many(run_python, what):
 
 @needs_asan
 def test_address_sanitizer_detects_an_access_beyond_a_mask(run_python):
-    """Beyond which there are bytes, up to the next line of 64."""
+    """The mask's buffer has more bytes, up to a multiple of 64."""
     code = """
 import ctypes, fastdrop
 bits = fastdrop.draw_mask(80, 0.5).bits

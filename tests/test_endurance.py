@@ -1,4 +1,4 @@
-"""A million small calls keep no memory, no descriptor and no thread; `make test-slow` runs it."""
+"""A million small calls leak no memory, descriptor or thread; `make test-slow` runs it."""
 
 import subprocess
 import sys
@@ -14,8 +14,7 @@ pytestmark = [
 ]
 
 CALLS = 1_000_000
-# Bytes a round of calls: the smallest thing that one of them could leave behind, a reference, would
-# be eight.
+# Bytes per round of calls: a leaked reference would be at least eight bytes.
 MOST = 4.0
 
 PREPARE = """

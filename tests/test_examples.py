@@ -1,4 +1,4 @@
-"""Runs each example as a user would, only shorter."""
+"""Each example runs as users run it, but with less work."""
 
 import subprocess
 import sys

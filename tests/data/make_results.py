@@ -78,7 +78,7 @@ def cases():
 
 
 def digest(array):
-    """SHA-256 of the elements in C order, little-endian, with all NaNs replaced by one quiet NaN."""
+    """SHA-256 of the elements in C order, little-endian, with all NaNs replaced by one NaN."""
     if array.dtype.kind == "u":
         return hashlib.sha256(array.tobytes()).hexdigest()
     patterns = reference.bit_patterns(array).copy()
