@@ -1,7 +1,7 @@
 """Bad input raises a TypeError or ValueError that names the argument, and changes nothing.
 
-Every call gets a Stream as its seed, which must not take a step. All memory that a call could change
-is compared before and after.
+Every call gets a Stream as its seed, which must not take a step. All memory that a call could
+change is compared before and after.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Dropout fused with ReLU, a bias and a residual equals the separate operations.
 
 Forward results are compared bit for bit with NumPy's operations around the reference's dropout; for
-float16 and bfloat16 these are in float32, as in the contract. Sums are compared with exact sums, and
-between instruction sets and numbers of threads.
+float16 and bfloat16 these are in float32, as in the contract. Sums are compared with exact sums,
+and between instruction sets and numbers of threads.
 """
 
 import itertools

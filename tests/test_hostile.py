@@ -1,4 +1,4 @@
-"""Arguments that lie, change while they are looked at, or are made to exhaust something."""
+"""Arguments that misreport themselves, change during checks, or try to exhaust memory or time."""
 
 import copy
 import ctypes
@@ -21,7 +21,7 @@ import fastdrop
 
 
 def test_a_dtype_without_a_number_is_not_bfloat16(run_python):
-    """Dtypes of NumPy's newer interface have the number -1, and bfloat16 none until it is there."""
+    """User dtypes of NumPy's newer interface have the number -1, as bfloat16 has before its import."""
     done = run_python(
         "import numpy as np, fastdrop\n"
         "odd = np._core._multiarray_umath._get_sfloat_dtype()\n"
@@ -43,7 +43,7 @@ def test_a_blocked_ml_dtypes_is_not_imported(run_python):
 
 
 class Shapeless(np.ndarray):
-    """Says that it has one element."""
+    """Reports that it has one element."""
 
     shape = property(lambda self: ())
     size = property(lambda self: 1)
@@ -59,7 +59,7 @@ def test_a_subclass_cannot_lie_about_its_shape():
 
 
 class Fickle:
-    """Another truth each time it is asked."""
+    """Returns another truth value each time."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -76,7 +76,7 @@ def test_store_mask_is_evaluated_once(first):
 
 
 class Changing:
-    """Changes an array while its size is read off."""
+    """Changes an array while another value is read."""
 
     def __init__(self, change):
         self.change = change
@@ -139,12 +139,12 @@ def test_out_over_the_same_memory_with_another_stride_of_one_element():
 ODD_VIEWS = {
     "windows": lambda: sliding_window_view(np.ones(200_000, np.float32), 200, writeable=True),
     "terabytes": lambda: as_strided(np.ones(4, np.float32), (2**40, 2**10), (4, 8)),
-    # Each element has a place of its own, of which there are too many to look at.
+    # No elements overlap, and there are too many to visit each.
     "interleaved": lambda: as_strided(np.ones(130_000, np.float32), (2, 60_000), (12, 8)),
 }
 
 
-# Made in the test: pytest would look at each element of an argument that it shows.
+# Created in the test: pytest visits each element of a parameter for its id.
 @pytest.mark.parametrize("view", ODD_VIEWS)
 def test_an_overlapping_view_is_refused_without_visiting_each_element(view):
     with pytest.raises(ValueError, match="overlap"):
@@ -188,8 +188,8 @@ class FloatingPointEnvironment(ctypes.Structure):
     _fields_ = (("x87", ctypes.c_uint32 * 7), ("mxcsr", ctypes.c_uint32))
 
 
-FLUSH = 0x8040  # subnormal results become zero, and subnormal operands count as zero
-MODES = 0xFFC0  # all of the register but the flags that operations leave
+FLUSH = 0x8040  # subnormal results and operands become zero
+MODES = 0xFFC0  # all bits of the register but the exception flags
 
 
 @pytest.mark.skipif(
@@ -198,8 +198,8 @@ MODES = 0xFFC0  # all of the register but the flags that operations leave
 @each_dtype
 @pytest.mark.parametrize("modes", [FLUSH, 0x2000, 0x4000, 0x6000], ids=hex)
 def test_the_callers_modes_do_not_matter_and_are_restored(isa, dtype, modes):
-    """Flushing as TensorFlow's threads do, or rounding down, up or to zero."""
-    # Subnormal, and just above.
+    """The caller flushes subnormals, as TensorFlow's threads do, or rounds down, up or to zero."""
+    # Subnormal numbers, and numbers just above them.
     x = np.arange(2**12, dtype=f"u{dtype.itemsize}").view(dtype).reshape(64, 64)
     kept = reference.keep_mask(1, 0, 0.3, x.size).reshape(x.shape)
     mask = fastdrop.Mask.pack(kept, scale=reference.default_scale(0.3))
@@ -230,12 +230,12 @@ def test_the_callers_modes_do_not_matter_and_are_restored(isa, dtype, modes):
     assert (flushed == 0) == (modes == FLUSH)
     assert found == expected
     assert after.mxcsr & MODES == odd.mxcsr & MODES
-    # A kernel leaves no exception's flag either.
+    # A kernel sets no exception flag either.
     assert after_call.mxcsr == before_call.mxcsr
 
 
 class Meddler:
-    """An array that does something else when it is asked for."""
+    """An array with a side effect when it is converted."""
 
     def __init__(self, array, action):
         self.array, self.action = array, action
@@ -265,7 +265,7 @@ def test_a_bias_whose_dtype_changes_while_the_residual_is_read():
 
     def other_dtype():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # newer NumPy advises against it
+            warnings.simplefilter("ignore")  # newer NumPy deprecates it
             bias.dtype = np.int8
 
     with pytest.raises(ValueError, match="`bias`"):
@@ -360,11 +360,11 @@ def test_a_crafted_pickle_of_a_huge_mask_takes_no_memory_until_it_is_used():
     assert (mask.size, mask.nbytes) == (2**60, 0)
     with pytest.raises(MemoryError):
         mask.unpack()
-    # Compared a window at a time, as far as the first difference.
+    # The comparison stops at the first window that differs.
     assert mask != crafted(shape=(2**60,), noise_shape=(2**60,), bits=None)
 
 
-# Sizes, strides and offsets at the ends of 64 bits.
+# Sizes, strides and offsets at the limits of 64 bits.
 
 
 @pytest.mark.parametrize("store_mask", [True, False])
@@ -412,7 +412,7 @@ HUGE_STRIDE = 2**62
     ids=str,
 )
 def test_huge_strides_that_lead_nowhere(isa, shape, strides):
-    """Where a dimension has one element or none, its stride may be any number."""
+    """A dimension with at most one element may have any stride."""
     memory = np.arange(1, 12, dtype=np.float32)
     x = as_strided(memory[5:], shape, strides)
     content = x.copy()
@@ -449,7 +449,7 @@ def test_a_wrong_value_without_a_repr_is_refused_by_name(argument, value):
         fastdrop.draw_mask(3, **arguments)
 
 
-# What only looks like what is wanted.
+# Objects that look like valid arguments.
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_the_memory_of_bits_cannot_be_copied_as_an_object(function):
 
 
 def test_pickles_restore_only_masks_and_streams():
-    """Cython makes a function for each class in C, which sets pointers to what a pickle says."""
+    """Cython creates unpickling functions for classes, which would set pointers from a pickle."""
     modules = [module for name, module in sys.modules.items() if name.startswith("fastdrop")]
     names = [name for module in modules for name in vars(module)]
     assert len(names) > 100
@@ -471,7 +471,7 @@ def test_pickles_restore_only_masks_and_streams():
 
 
 class Long(bytes):
-    """Says that it is longer than it is."""
+    """Reports a length that is too large."""
 
     def __len__(self):
         return 300_000_000
@@ -500,7 +500,7 @@ def test_an_endless_shape(argument):
 
 
 class Faceless(np.ndarray):
-    """Has no shape that it would tell."""
+    """Raises an error instead of returning its shape."""
 
     @property
     def shape(self):
@@ -515,7 +515,7 @@ def test_an_array_without_a_shape_is_refused_by_name(argument):
 
 
 class Proxy:
-    """Takes itself for another object, as wrapt's proxies and mocks do."""
+    """Pretends to be another class, as wrapt's proxies and mocks do."""
 
     def __init__(self, array):
         self._array = array

@@ -1,4 +1,4 @@
-"""A damaged or incomplete installation: what is missing is named, with what to do about it."""
+"""A damaged or incomplete installation gives an error with the missing file and a remedy."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ FULL_KERNELS = pytest.mark.skipif(BEST == "portable", reason="only the portable 
 
 @pytest.fixture
 def installation(tmp_path):
-    """A copy of the package that can be damaged."""
+    """A copy of the package, which tests damage."""
     copy = tmp_path / "fastdrop"
     ignore = shutil.ignore_patterns("*.pyx", "*.h", "__pycache__")
     shutil.copytree(PACKAGE, copy, ignore=ignore)
@@ -28,9 +28,9 @@ def installation(tmp_path):
 
 
 def use(installation, **environment):
-    """The copy used in a fresh interpreter, with warnings shown."""
+    """Run a program with the copy in a fresh interpreter that prints warnings."""
     program = (
-        # What finds an editable installation would find what is missing here in there.
+        # The finder of an editable installation would find the missing files there.
         "import sys\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         f"sys.path.insert(0, {str(installation.parent)!r})\n" + USE
@@ -63,7 +63,7 @@ def header_only(path):
 
 
 def first_pages(path):
-    # What the system's loader maps, and dies of a bus error when it reads it.
+    # The system's loader maps such a file, and gets a bus error when it reads the end.
     path.write_bytes(path.read_bytes()[:5000])
 
 
@@ -77,7 +77,7 @@ def of_another_python(path):
 
 DAMAGES = [remove, garbage, empty, header_only, first_pages, half, of_another_python]
 each_damage = pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-# A shared object of the tests' own platform: elsewhere the loader has its own words.
+# A shared object for this platform; the loader's messages differ on others.
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="damages files of Linux's format")
 
 
@@ -129,7 +129,7 @@ def test_damaged_kernels_that_were_requested(installation, damage):
     assert last.startswith(f"ImportError: FASTDROP_ISA='{BEST}'")
     assert last.endswith("portable")
     if damage not in (remove, of_another_python):
-        assert f"{BEST}{SUFFIX}" in last  # why it cannot be used
+        assert f"{BEST}{SUFFIX}" in last  # the reason
 
 
 @each_damage

@@ -1,4 +1,4 @@
-"""The Mask object: what it says of itself, its bits, using it, packing, comparing, keeping it."""
+"""The Mask object: its attributes and bits, use, packing, comparison, copies and pickles."""
 
 import copy
 import math
@@ -29,7 +29,7 @@ def attributes(mask):
     }
 
 
-# What it says of itself.
+# Attributes.
 
 
 @STORED_OR_NOT
@@ -99,7 +99,7 @@ def test_none_in_a_noise_shape_is_the_arrays_own_size():
 
 @pytest.mark.parametrize(
     ("shape", "store_mask"),
-    # The second is larger than memory, and so is only ever replayed.
+    # The second is larger than memory, so it cannot be stored.
     [((3,), True), ((2**20, 2**20), False), ((10**6,), True), ((1, 2, 3, 4, 5), False)],
     ids=str,
 )
@@ -185,7 +185,7 @@ def test_a_replayed_mask_stores_nothing():
     masks = [
         fastdrop.dropout(x, 0.2, seed=1, store_mask=False)[1],
         fastdrop.dropout_(x, 0.2, seed=1, store_mask=False),
-        # Far more than there is memory for.
+        # Far more than memory.
         fastdrop.draw_mask((2**25, 2**25), 0.2, seed=1, store_mask=False),
     ]
     for mask in masks:
@@ -193,7 +193,7 @@ def test_a_replayed_mask_stores_nothing():
         assert mask.nbytes == 0
 
 
-# Using it.
+# Use.
 
 
 @STORED_OR_NOT
@@ -295,7 +295,7 @@ def test_apply_takes_no_step_and_draws_nothing_new(stream_at):
     assert stream.step == step
 
 
-# Packing a mask of one's own.
+# Packing.
 
 
 @each_shape
@@ -341,7 +341,7 @@ def test_pack_copies():
     assert mask.count() == 100
 
 
-# Comparing.
+# Comparison.
 
 
 def draw(**changes):
@@ -360,7 +360,7 @@ def test_equal_masks():
 @STORED_OR_NOT
 @pytest.mark.parametrize("offset", [0, 5])
 def test_a_drawn_mask_equals_the_reference_packed(store_mask, offset):
-    """Stored or drawn again, it has the bits of the reference; seeds do not matter to equality."""
+    """The mask has the reference's bits, stored or drawn again. Equality ignores the seed."""
     mask = draw(offset=offset, store_mask=store_mask)
     kept = reference.keep_mask(11, 0, 0.3, 1200, offset).reshape(30, 40)
     packed = fastdrop.Mask.pack(kept, rate=0.3, scale=mask.scale)
@@ -374,7 +374,7 @@ def test_a_drawn_mask_equals_the_reference_packed(store_mask, offset):
 
 @STORED_OR_NOT
 def test_a_mask_with_other_bits_than_its_seed_draws_is_different(store_mask):
-    """As a pickle may say; what is stored is looked at."""
+    """A pickle may contain such a mask, and the stored bits count."""
     restored, (state,) = draw().__reduce__()
     other = restored(state | {"bits": bytes(150)})
     assert other.count() == 0
@@ -420,7 +420,7 @@ def test_masks_have_no_hash():
         hash(draw())
 
 
-# Keeping it.
+# Copies and pickles.
 
 
 def kinds_of_mask():
@@ -515,12 +515,12 @@ for _ in range(100):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before)
 """)
     assert program.returncode == 0, program.stderr
-    # The smallest of what is made a hundred times there is 125 kB; the largest 4 MB.
+    # Each is created a hundred times; the smallest is 125 kB, the largest 4 MB.
     assert int(program.stdout) < 10 * 10**6
 
 
-# What earlier versions have written, in the text of pickle's protocol 0: the functions' names and
-# the fields are the format.
+# Pickles of earlier versions, as the text of protocol 0. The format is the functions' names and the
+# fields.
 PICKLED_MASK = (
     "cfastdrop._pickle\n_mask\n((dVshape\n(I3\nI7\ntsVnoise_shape\n(I3\nI7\ntsVrate\nF0.25\ns"
     "Vscale\nF2.0\nsVseed\nL1180591620717411303424L\nsVstep\nI9\nsVoffset\nI4\nsVbits\nBITSsVstream\nI2\nstR."
@@ -541,7 +541,7 @@ def test_a_pickled_mask_of_version_0_1():
 
 
 def test_a_pickled_mask_of_another_stream():
-    """Its bits are read; what this library would have to draw, it refuses."""
+    """Stored bits are read. A mask that must be drawn again is refused."""
     stored = draw(offset=7)
     function, (state,) = stored.__reduce__()
     assert state["stream"] == 2
@@ -550,7 +550,7 @@ def test_a_pickled_mask_of_another_stream():
     np.testing.assert_array_equal(other.bits, stored.bits)
     x = np.random.default_rng(2).normal(size=stored.shape)
     assert_same_bits(other.apply(x), stored.apply(x))
-    # Nothing that it says draws other bits; and so it is when it is pickled again.
+    # The mask has no seed that would draw other bits here, also after another pickle.
     assert (other.seed, other.step, other.rate) == (None, None, stored.rate)
     assert pickle.loads(pickle.dumps(other)) == stored
     with pytest.raises(ValueError, match=r"of random stream 1, .* draws stream 2\b"):

@@ -1,4 +1,4 @@
-"""Out of memory: a MemoryError, nothing changed, and the same call works where there is memory."""
+"""Without memory a call raises MemoryError and changes nothing; with memory it then succeeds."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = [
     ),
 ]
 
-# Calls that need more than is left, by what cannot be had then.
+# Calls that need more memory than is left, by the allocation that fails.
 CALLS = {
     "dropout: the result": "fastdrop.dropout(x, 0.5, seed=stream)",
     "dropout: the mask": "fastdrop.dropout(x, 0.5, seed=stream, out=out)",
@@ -138,11 +138,11 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """What has become of each call, all of them in one process."""
+    """The outcome of each call, all in one process."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM],
         input=json.dumps(CALLS),
-        # Freed memory goes back at once, so that none of it is left to be used again.
+        # Freed memory returns to the system at once, so it cannot be reused.
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
         capture_output=True,
         text=True,

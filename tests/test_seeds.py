@@ -1,4 +1,4 @@
-"""Seeds and the Stream object: which mask a call draws, and which the next one does."""
+"""Seeds and the Stream object select the mask of a call and of the next call."""
 
 import concurrent.futures
 import copy
@@ -136,7 +136,7 @@ def test_streams_without_a_seed_differ():
     seeds = {fastdrop.Stream().seed for _ in range(20)} | {fastdrop.Stream(None).seed}
     assert len(seeds) == 21
     assert all(0 <= seed < 2**128 for seed in seeds)
-    # Both words are drawn: a fixed high word would show in all of twenty.
+    # Both words are random: a constant high word would be in all twenty seeds.
     assert len({seed >> 64 for seed in seeds}) == 21
 
 
@@ -169,7 +169,7 @@ def test_the_last_step(stream_at):
 def test_a_stream_ends_after_its_last_step(stream_at):
     stream = stream_at(1, 2**64 - 1)
     fastdrop.draw_mask(SIZE, 0.5, seed=stream)
-    # 2**64 is where such a stream stands: a state that can be kept, and no step to draw.
+    # Such a stream is at step 2**64: its state can be saved, but it has no step left.
     state = stream.state
     assert state == {"seed": 1, "step": 2**64}
     restored = fastdrop.Stream(0)
@@ -270,7 +270,7 @@ def test_spawning_more_children_than_steps_are_left(stream_at, step, n):
 
 
 def test_a_pickled_stream_of_version_0_1():
-    # In the text of pickle's protocol 0: the function's name and the fields are the format.
+    # The text of protocol 0. The format is the function's name and the fields.
     stream = pickle.loads(
         b"cfastdrop._pickle\n_stream\n((dVseed\nI5\nsVstep\nI7\nsVstream\nI2\nstR."
     )
@@ -288,7 +288,7 @@ def test_a_pickled_stream_of_another_stream():
 
 
 def test_a_pickle_names_one_module():
-    """Which stays where it is when others are merged or moved."""
+    """The module stays when others are merged or moved."""
     for thing in (fastdrop.Stream(5), fastdrop.draw_mask(9, 0.5)):
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             pickled = pickle.dumps(thing, protocol)
@@ -399,7 +399,7 @@ def test_threads_that_spawn_take_all_of_their_steps_or_none(stream_at, eager_swi
         assert stream.step == 2**64 - 100
 
 
-# Keeping and sharing a stream.
+# Copying and sharing a stream.
 
 
 COPIES = {f"pickle {n}": n for n in range(2, pickle.HIGHEST_PROTOCOL + 1)} | {
@@ -493,7 +493,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork here
 
 @needs_fork
 def test_a_forked_child_has_its_own_process_wide_stream(run_python):
-    """Before the first draw and after it; a child's child too."""
+    """Forks before and after the first draw, and in a child."""
     program = run_python(
         FORK
         + """
@@ -513,7 +513,7 @@ print("done")
 
 @needs_fork
 def test_a_child_forked_outside_python_reseeds(run_python):
-    """Functions that Python runs after its own forks are not run after those of other languages."""
+    """Python's functions after a fork do not run if another language forks."""
     done = run_python("""
 import ctypes, os, fastdrop
 fork = ctypes.PyDLL(None).fork

@@ -1,4 +1,4 @@
-"""Threads: how many, after forks, under signals, and beside those of other libraries."""
+"""Threads: their number, forks, signals, and the threads of other libraries."""
 
 import concurrent.futures
 import ctypes
@@ -155,11 +155,11 @@ def test_other_threads_run_python_during_a_kernel(call):
         start = time.perf_counter()
         LONG_CALLS[call]()
         alone = time.perf_counter() - start
-        # One pause may be the operating system's: a kernel that held the GIL would make five.
+        # The system may cause one pause. A kernel with the GIL would cause five.
         longest_pauses = []
         for _ in range(5):
             worker = threading.Thread(target=LONG_CALLS[call])
-            # Starting counts too: a thread may keep the GIL from its first moment on.
+            # Before the start, since a thread may keep the GIL from its start.
             longest, before = 0, time.perf_counter()
             worker.start()
             while worker.is_alive():
@@ -218,7 +218,7 @@ print("done")
     not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has the GIL"
 )
 def test_threads_without_the_gil(run_python):
-    """Warnings are errors there: one is given where a module has the GIL switched on."""
+    """Warnings are errors, and Python warns if a module enables the GIL."""
     program = run_python(WITHOUT_GIL)
     assert program.stdout == "done\n", program.stderr
 
@@ -271,7 +271,7 @@ if __name__ == "__main__":
 
 @needs_fork
 def test_threads_work_in_a_forked_pool(run_python):
-    # Python 3.12 warns of forking beside threads, which is what is tested.
+    # Python 3.12 warns of a fork with threads, which this test needs.
     code = "import warnings; warnings.simplefilter('ignore', DeprecationWarning)"
     program = run_python(code + MULTIPROCESSING)
     assert program.stdout == "done\n", program.stderr
@@ -299,7 +299,7 @@ fastdrop.dropout(np.ones(2**21, np.float32), 0.2)
 
 @pytest.mark.parametrize("store_mask", [True, False])
 def test_overlapping_reads(isa, store_mask):
-    """Calls read the same memory at once, whole and in pieces, and one mask."""
+    """Calls read the same memory and one mask at once, whole and in pieces."""
     x = np.random.default_rng(1).normal(size=LARGE).astype(np.float32)
     x.flags.writeable = False
     kept = reference.keep_mask(3, 0, 0.3, LARGE)
@@ -411,7 +411,7 @@ def test_an_array_that_another_thread_reshapes_during_a_call(run_python):
     assert int(program.stdout.split()[1]) > 20, "calls that were reshaped too early say nothing"
 
 
-# How many threads there are.
+# The number of threads.
 
 COUNT = """
 import os, threading
@@ -456,7 +456,7 @@ def test_no_more_than_256_threads(run_python):
 
 @pytest.mark.alone
 def test_any_number_of_threads_may_be_requested(import_in):
-    """By a call, which has the environment's number already."""
+    """A call with the environment's number also works."""
     code = """
 import numpy as np, fastdrop
 for n in (fastdrop.get_num_threads(), 2**29, 2**30 - 1, 2**30, 2**31 - 1):
@@ -671,7 +671,7 @@ def test_an_interrupted_call_is_complete_or_changes_nothing(run_python, call):
 
 @pytest.mark.alone
 def test_counting_a_mask_without_stored_bits_can_be_interrupted(run_python):
-    """A mask without bits may be as large as a number can say."""
+    """A mask without bits may have up to 2^63 elements."""
     program = run_python(
         """
 import signal, fastdrop
@@ -710,12 +710,12 @@ print("done")
     assert program.stdout == "done\n", program.stderr
 
 
-# Other people's threads.
+# Threads of other libraries.
 
 
 @pytest.fixture(scope="module")
 def parallel_callbacks(tmp_path_factory):
-    """OpenMP's threads calling back: ``parallel_callbacks(threads, calls, callback)``."""
+    """Call back from OpenMP's threads: ``parallel_callbacks(threads, calls, callback)``."""
     if not shutil.which("gcc"):
         pytest.skip("no gcc here (Debian: gcc)")
     library = tmp_path_factory.mktemp("native") / "parallel_callbacks.so"
@@ -752,7 +752,7 @@ def test_calls_from_the_threads_of_openmp(parallel_callbacks, isa):
 
 
 def test_calls_with_the_threads_of_scikit_learn(run_python):
-    """Its OpenMP and BLAS's threads work at the same time, and keep their limits."""
+    """OpenMP and BLAS threads work at the same time, and keep their limits."""
     pytest.importorskip("sklearn")
     program = run_python("""
 import threading

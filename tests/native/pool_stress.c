@@ -1,5 +1,5 @@
-/* Uses the pool of threads as hard as it can, for ThreadSanitizer to watch:
-   each item of each job is to be done once, and seen by the caller when the job is over. */
+/* Stresses the thread pool under ThreadSanitizer: threads must do each item of each job once, and
+   the caller must see the results after the job. */
 #include "pool.h"
 
 #include <stdio.h>
@@ -12,7 +12,7 @@
 #define CALLERS 4
 
 typedef struct {
-    int done[ITEMS]; /* written without any lock, as the library's arrays are */
+    int done[ITEMS]; /* written without a lock, as the library's arrays are */
 } job;
 
 static void task(void *context, int64_t begin, int64_t end) {

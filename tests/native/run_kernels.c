@@ -1,8 +1,8 @@
-/* Runs one instruction set's kernels without Python, on any machine or emulator: calls
-   are read from the standard input, and all the memory that each could have changed is written out.
+/* Runs one instruction set's kernels without Python, on any machine or emulator. It reads calls from
+   the standard input, and writes all memory that each call could have changed.
 
-   KERNELS is the C file that Cython makes of a kernel module, KERNEL(name) the C name of one of its
-   kernels. Python itself is in no function that is called: the linker drops all that needs it. */
+   KERNELS is the C file that Cython makes from a kernel module, KERNEL(name) the C name of one of
+   its kernels. No kernel calls Python, so the linker drops all functions that use it. */
 #include KERNELS
 
 #include <stdio.h>
@@ -20,8 +20,8 @@ enum {
     TO_IS_RESIDUAL
 };
 
-/* What begins each call; the bytes of `from`, the bits, the bias, the residual and the sums follow.
-   Counts of zero bytes stand for NULL. */
+/* The start of each call, before the bytes of `from`, the bits, the bias, the residual and the sums.
+   A count of zero bytes means NULL. */
 typedef struct {
     int64_t entry, kind, use, place, advance, has_key, streaming, odd_float_modes;
     int64_t alignment, to_alignment;
