@@ -1,8 +1,8 @@
 """Dieharder, an independent program, tests the mask stream; `make test-slow` runs it.
 
 Dieharder reads the packed bits of masks at rate 1/2, one mask for each step. The rule: none of the
-M p-values of the battery may be within ALPHA / 2M of 0 or 1. A perfect stream breaks the rule for at
-most a fraction ALPHA of all seeds. Dieharder's own verdict WEAK is ignored: it is for p-values
+M p-values of the battery may be within ALPHA / 2M of 0 or 1. A perfect stream breaks the rule for
+at most a fraction ALPHA of all seeds. Dieharder's own verdict WEAK is ignored: it is for p-values
 within .005 of 0 or 1, which are one in a hundred for a perfect stream.
 """
 

@@ -1,8 +1,8 @@
 """No call accesses a byte outside of its arrays and masks.
 
 Each array is directly before or after an inaccessible page, and results are compared with the
-reference. Kernels are also called directly, since the library's own masks and sums have spare memory
-at their ends.
+reference. Kernels are also called directly, since the library's own masks and sums have spare
+memory at their ends.
 """
 
 import ctypes
@@ -332,7 +332,7 @@ class Table(ctypes.Structure):
 KINDS = [*DTYPES, *(np.dtype(word) for word in (np.uint16, np.uint32, np.uint64))]
 WORDS = KINDS[len(DTYPES) :]
 RELU, ADD, SUM = 1, 2, 3
-# Around the ends of blocks, and of eight blocks, the size of the buffer for bits that are not stored.
+# Around the ends of blocks, and of eight blocks, the buffer's size for bits that are not stored.
 DRAWN_SIZES = [*SIZES, *(n * 4096 + more for n in (1, 2, 8) for more in (-33, -1, 0, 1, 31, 65))]
 MOST_DRAWN = max(DRAWN_SIZES)
 

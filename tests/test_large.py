@@ -42,8 +42,8 @@ def test_a_rate_off_by_two_in_100_000_would_be_detected(rate):
     assert keep_rate_score(rate + 2e-5, rate) > 5
 
 
-# The elements in the order of the bits, in reverse, or transposed: neighbours in memory are then one
-# row of bits apart.
+# The elements in the order of the bits, in reverse, or transposed: neighbours in memory are then
+# one row of bits apart.
 ORDERS = {
     "C": lambda x: x.reshape(2, -1),
     "backwards": lambda x: x.reshape(2, -1)[::-1, ::-1],

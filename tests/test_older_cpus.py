@@ -1,7 +1,7 @@
 """The built modules run under qemu on x86-64 CPUs without newer instruction sets.
 
-An instruction that a module must not have ends the run with SIGILL. TensorFlow's wheels need AVX, so
-test_instruction_sets.py checks fastdrop_keras's native operations instead.
+An instruction that a module must not have ends the run with SIGILL. TensorFlow's wheels need AVX,
+so test_instruction_sets.py checks fastdrop_keras's native operations instead.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The kernels of every instruction set equal the reference, on this machine or an emulator.
 
-``native/run_kernels.c`` is linked with the C code of one kernel module and without Python. NEON runs
-under qemu if the CPU is not aarch64, and AVX-512's vocabulary runs in SIMDe's C code on any x86-64.
+``native/run_kernels.c`` is linked with the C code of one kernel module and without Python. NEON
+runs under qemu if the CPU is not aarch64, and AVX-512's vocabulary in SIMDe's C code on any x86-64.
 The instruction sets of this CPU run the same calls.
 """
 

@@ -29,8 +29,8 @@ def test_the_pool(stress, name):
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
-# The modules in Python threads. ThreadSanitizer knows the lock of the GIL, so it reports races between
-# code that runs without the GIL.
+# The modules in Python threads. ThreadSanitizer knows the lock of the GIL, so it reports races
+# between code that runs without the GIL.
 
 SETUP = """
 import ctypes, sys, threading

@@ -1,6 +1,6 @@
 """Statistical tests of the stream at fixed seeds, each with a broken stream that it rejects.
 
-A test is a function of ``draw(seed, step, rate, size, offset=0) -> packed bits`` that returns normal
+A test is a function of ``draw(seed, step, rate, size, offset=0) -> packed bits``. It returns normal
 scores (z) or a rank. ``LIBRARY`` and the streams of ``broken_streams.py`` are such functions. With
 fixed seeds the results never change. A perfect stream would pass all tests for more than 99.9 % of
 all choices of seeds.
@@ -153,8 +153,8 @@ def test_position_in_the_block_catches_repeated_blocks():
 
 # Autocorrelation.
 
-# Neighbours; the same bit in later lanes (64k) and vectors (512k); the same position in later blocks,
-# and a group, a lane and a vector next to it.
+# Neighbours; the same bit in later lanes (64k) and vectors (512k); the same position in later
+# blocks, and a group, a lane and a vector next to it.
 LAGS = sorted(
     {*range(1, 65)}
     | {32 * k for k in range(1, BLOCK // 32 + 1)}
@@ -211,7 +211,7 @@ DISTANCE_BOUNDS = (5, 5, 6, 6)
 def distance_scores(first, second):
     """Scores of pairs of rows at rate 1/2: (all, spread over pairs, worst pair, worst bit).
 
-    The worst bit is the position that agrees too often or too rarely over all pairs. Only this score
+    The worst bit is the position that agrees too often or too rarely over all pairs. Only its score
     detects relations that the engine removes within a few steps.
     """
     size = first.shape[1] * 8
@@ -328,7 +328,7 @@ def test_related_streams_catches_unmixed_lane_keys(relation):
 # Walsh: products of elements in three vectors of a lane.
 
 # A bit of a lane's words, and the bits that the engine's shift and rotations move to its position.
-# At rate 1/2 three vectors are three consecutive steps. At other rates, the consecutive steps are the
+# At rate 1/2 three vectors are three consecutive steps. At other rates, consecutive steps are the
 # planes of a vector, which all affect each of its elements.
 DISTANCES = (0, 17, 23, 45)
 

@@ -1,6 +1,6 @@
 """Stream version 2: the library equals the reference, and both equal the specification.
 
-The known answers and the frozen vectors compare both with the specification. The other tests compare
+The known answers and the frozen vectors compare both with the specification. Other tests compare
 the library with the reference, on every instruction set and every path of the kernels.
 """
 

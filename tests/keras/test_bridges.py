@@ -1,4 +1,4 @@
-"""The two ways from TensorFlow to the kernels: the choice of one, and the native operations."""
+"""The two bridges from TensorFlow to the kernels, their choice, and the native operations."""
 
 import importlib
 import struct
@@ -123,7 +123,7 @@ def test_show_config(bridge, capsys):
     assert "stream version" in shown
 
 
-# Both.
+# Both bridges.
 
 
 @pytest.mark.usefixtures("bridge")
@@ -183,14 +183,14 @@ def test_a_saved_mask_is_used_by_the_bridge_that_saved_it(bridge, expected):
 
 
 def test_the_native_bridge_saves_the_bits_and_the_rate():
-    """One bit an element, and the rate."""
+    """One bit per element, and the rate."""
     set_bridge("native")
     y, (_, saved) = drop(tf.ones(SHAPE), 0.2)
     np.testing.assert_array_equal(saved[:-8], reference.pack_bits(y.numpy() != 0))
     assert struct.unpack("<d", saved[-8:].numpy().tobytes()) == (0.2,)
 
 
-# The native operations, as they are.
+# The native operations, called directly.
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def test_shapes_are_inferred(operations):
 
 
 def test_an_input_without_other_users_is_overwritten(operations):
-    """A chain on a large tensor needs one buffer, and not one for each link."""
+    """A chain of layers on a large tensor needs one buffer, not one per layer."""
 
     @tf.function
     def chain(x):
@@ -271,7 +271,7 @@ def test_an_input_without_other_users_is_overwritten(operations):
 
     before = peak_of_process()
     chain(tf.ones([2**22]))
-    # 16 MiB each: 50 of them if nothing were written over or given back.
+    # Without reuse, 50 buffers of 16 MiB.
     assert peak_of_process() - before < 200 * 2**20
 
 
@@ -322,7 +322,7 @@ def test_a_graph_with_dropout_needs_the_operations(bridge, expected, tmp_path, r
 
 @pytest.mark.parametrize("stream", [1, 3])
 def test_a_graph_of_another_stream_is_refused(bridge, tmp_path, run_python, stream):
-    """Its seeds would give other masks here. What its gradient reads are bits, of any stream."""
+    """Its seeds would draw other masks here. Its gradient reads bits, of any stream."""
     if bridge != "native":
         pytest.skip("Python functions cannot be saved")
     layer = Dropout(0.5, seed=4)
@@ -356,18 +356,18 @@ def test_an_operation_of_another_stream_is_refused(operations, run):
 
 @pytest.mark.parametrize("sizes", [(0, 2**32, 2**31), (0, 2**31, 2**33 + 1)], ids=str)
 def test_a_mask_of_2_to_63_bits_is_refused(run, bridge, sizes):
-    """Of an array without elements, with one bit along the dimension of none."""
+    """The array has no elements, but its mask has an entry of 1 for the dimension of size 0."""
     x = tf.reshape(tf.zeros(0), tf.constant(sizes, tf.int64))
     shared = Dropout(0.5, noise_shape=(1, None, None))
     with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):
         run(lambda x: shared(x, training=True))(x)
-    if bridge == "native":  # NumPy has no arrays of such sizes
+    if bridge == "native":  # NumPy does not support such sizes
         own = Dropout(0.5)
         assert run(lambda x: own(x, training=True))(x).shape == sizes
 
 
 def test_a_gradient_without_an_operation_is_refused_when_it_runs():
-    """`tf.saved_model.save` asks for one, of what `tf.vectorized_map` has copied."""
+    """`tf.saved_model.save` looks up gradients of operations that `tf.vectorized_map` copied."""
     gradient = gradient_registry.lookup(_gradient_name(None))
     with pytest.raises(tf.errors.InvalidArgumentError, match="is not in a SavedModel"):
         gradient(None, tf.ones(3))

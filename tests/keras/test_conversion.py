@@ -1,4 +1,4 @@
-"""Models converted from Keras's dropout layers to ours and back: what changes, and what stays."""
+"""Conversion from Keras's dropout layers to ours and back changes only these layers."""
 
 import collections
 import functools
@@ -16,7 +16,7 @@ from keras import layers
 import fastdrop_keras
 from fastdrop_keras import convert, to_keras
 
-# Keras's own, whenever it writes a variable to a file with NumPy 2.
+# From Keras itself, whenever it writes a variable to a file with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 KERAS = [layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D]
@@ -44,7 +44,7 @@ def assert_same_outputs(first, second, x=X):
 
 
 def assert_same_variables(first, second):
-    """The same values in both, and the same flags, but for the seeds of dropout at rate 0."""
+    """Assert equal values and flags, except for the seeds of dropout at rate 0."""
     for a, b in zip(first.weights, second.weights, strict=True):
         np.testing.assert_array_equal(a, b)
         assert a is not b
@@ -79,7 +79,7 @@ Pair = collections.namedtuple("Pair", ["first", "second"])
 
 
 class Block(layers.Layer):
-    """Dropout layers in every kind of attribute that Keras looks into."""
+    """Has dropout layers in every kind of attribute that Keras searches."""
 
     def __init__(self, rate=0.2, **kwargs):
         super().__init__(**kwargs)
@@ -166,7 +166,7 @@ def encoder():
 
 
 def graph(shared_by_models=True):
-    """Two inputs, two outputs, shared layers, calls in models in models, and operations."""
+    """A model with two inputs, two outputs, shared layers, nested models and operations."""
     a, b = keras.Input((5, 8), name="a"), keras.Input((5, 8), name="b")
     shared = layers.Dropout(0.3, name="shared")
     deepest = [keras.Input((5, 8)), layers.Dense(8), layers.Dropout(0.1)]
@@ -210,7 +210,7 @@ def custom_objects():
     return keras.saving.custom_object_scope({"Cell": Cell, "Block": Block})
 
 
-# What is converted.
+# Converted layers.
 
 
 @each_copied
@@ -228,7 +228,7 @@ def test_a_model_is_copied_and_the_copy_converted(make):
     names = [layer.name for layer in model._flatten_layers()]
     assert [layer.name for layer in converted._flatten_layers()] == names
 
-    # The original is untouched, also when the new one trains.
+    # The original does not change, even if the new model trains.
     assert len(dropouts(model, KERAS)) == count
     converted.compile("sgd", "mse")
     y = keras.tree.map_structure(np.ones_like, converted(x))
@@ -257,7 +257,7 @@ def test_to_keras_inverts_convert(make):
     assert len(dropouts(back, KERAS)) == len(report.changed) == count
     assert not dropouts(back, OURS)
     assert len(dropouts(converted, OURS)) == count
-    # Those that a layer makes itself are ours in a copy, too.
+    # The copy also has our layers where a layer creates its own dropout layer.
     again, nothing = convert(converted, verbose=False, return_report=True)
     assert not nothing.changed
     assert len(dropouts(again, OURS)) == count
@@ -271,7 +271,7 @@ def test_to_keras_inverts_convert(make):
 
 
 def graph_for_files():
-    """Keras itself loads other weights where a model and one in it share a layer."""
+    """A graph without layers that nested models share, whose weights Keras itself loads wrongly."""
     return graph(shared_by_models=False)
 
 
@@ -306,7 +306,7 @@ def test_subclassed_models_are_changed_in_place():
     assert report.in_place
     assert len(dropouts(model, OURS)) == len(report.changed) == 2 * BLOCK_DROPOUTS + 3 + 1
     assert not dropouts(model, KERAS)
-    # All else is the same object.
+    # All other objects are the same.
     assert model.functional is inner
     assert all(a is b for a, b in zip(weights, model.weights, strict=True))
     for a, b in zip(before, outputs(model), strict=True):
@@ -332,7 +332,7 @@ def test_checkpoints_and_weights_of_a_subclassed_model(tmp_path):
     loaded.load_weights(tmp_path / "model.weights.h5")
     for other in (restored, loaded):
         assert_same_outputs(other, model)
-    # TensorFlow's checkpoints find no layers in lists.
+    # TensorFlow's checkpoints do not find layers in lists.
     first, *others = ([state(layer) for layer in dropouts(m)] for m in (model, loaded, restored))
     assert first == others[0]
     assert first[:-1] == others[1][:-1]
@@ -362,7 +362,7 @@ def test_models_of_a_part_are_converted_with_a_model_and_can_be_made_of_it(in_pl
     assert_same_outputs(before, after)
 
 
-# Whatever refers to a layer.
+# References to a layer.
 
 
 class Referring(layers.Layer):
@@ -370,7 +370,7 @@ class Referring(layers.Layer):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        # As `TransformerEncoder` of KerasHub names it.
+        # The attribute's name in `TransformerEncoder` of KerasHub.
         self._self_dropout = drop = layers.Dropout(0.5, name="drop")
         self.partial = functools.partial(drop, training=True)
         self.plain = types.SimpleNamespace(drop=drop)
@@ -406,7 +406,7 @@ class Slots:
 
 
 class Hiding(layers.Layer):
-    """Has dropout layers where Keras does not look, and what stays as it was."""
+    """Has dropout layers that Keras does not find, and a traced function."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -448,7 +448,7 @@ def test_layers_that_keras_does_not_find_are_listed():
         ("hiding/in_a_global", "Keras does not find it in the attribute 'function'"),
         ("hiding/in_a_closure", "Keras does not find it in the attribute 'traced'"),
     }
-    # The other one was never called.
+    # The other function was never called.
     assert report.notes == ("hiding: the `tf.function` 'call' keeps its trace",)
 
 
@@ -463,7 +463,7 @@ def test_a_changed_layer_stays_the_same_object():
     assert not [o for o in gc.get_objects() if type(o) in OURS and o not in alive]
 
 
-# What is kept of a layer.
+# The arguments and the state of a layer.
 
 ARGUMENTS = [
     (0, {"rate": 0.25, "seed": 3, "name": "kept", "noise_shape": (None, 1, 8)}),
@@ -617,7 +617,7 @@ def test_a_functional_model_with_its_own_constructor_is_changed_in_place():
     np.testing.assert_array_equal(before, outputs(model))
 
 
-# What a model was compiled with.
+# Compilation.
 
 
 def compiled(make=sequential, **kwargs):
@@ -635,7 +635,7 @@ def train(model, epochs=1):
 
 @pytest.mark.parametrize("make", [sequential, Small])
 def test_training_continues_as_without_conversion(make):
-    """With rates of 0, where the masks of both are the same."""
+    """The rates are 0, so the masks are the same."""
 
     def without_dropout():
         keras.utils.set_random_seed(5)
@@ -684,7 +684,7 @@ def test_the_copy_has_its_own_optimizer_and_metrics():
         np.testing.assert_array_equal(a, b)
     assert converted.loss is loss
     assert not any(m is metric for m in converted.metrics)
-    # A model in a model needs no compilation.
+    # A nested model needs no compilation.
     outer = convert(keras.Sequential([model]), verbose=False)
     assert_same_outputs(outer, model)
     assert model.compiled
@@ -756,7 +756,7 @@ def test_compiled_functions_are_traced_again(expected):
     kernel, bias = (np.array(v) for v in model.dense.weights)
     dropped = expected.factors((5, 33), 0.5, 7, step=1)
     model.fit(x, x[:, :1], verbose=0)
-    # One step of gradient descent on the mean squared error, with the mask of the reference.
+    # One step of gradient descent on the mean squared error, with the reference's mask.
     error = dropped @ kernel + bias - 1
     np.testing.assert_allclose(
         model.dense.kernel, kernel - 0.01 * dropped.T @ (2 * error / 5), rtol=1e-4, atol=1e-5
@@ -915,7 +915,7 @@ def test_a_model_that_cannot_be_converted_completely_is_not_changed(in_place, mo
     def refuse(self, rate, noise_shape=None, seed=None, **kwargs):
         raise MemoryError
 
-    # The class of the second one: the first could be changed.
+    # The class of the second layer fails; the first layer could be changed.
     monkeypatch.setattr(type(convert(model, verbose=False).layers[-2]), "__init__", refuse)
     with pytest.raises(MemoryError):
         convert(model, verbose=False, in_place=in_place)
@@ -970,7 +970,7 @@ def test_a_copy_that_would_share_a_layer_or_lose_an_input_is_refused():
         convert(keras.Model(x, layers.Dense(2)(x)), verbose=False)
 
 
-# Architectures that Keras ships.
+# Keras's applications.
 
 IMAGES = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
 

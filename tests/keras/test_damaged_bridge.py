@@ -1,4 +1,4 @@
-"""A native operation that is missing or damaged: Python's bridge takes over, and says why."""
+"""If the native operations are missing or damaged, `numpy_function` replaces them with a reason."""
 
 import os
 import shutil
@@ -29,14 +29,14 @@ REASONS = {"missing": "it was not built", "garbage": "cannot load it", "cut shor
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="native operations are for Linux"),
-    # In the subprocesses, the damage chooses the bridge.
+    # In subprocesses, the damage determines the bridge.
     pytest.mark.parametrize("bridge", ["native"], indirect=True),
 ]
 
 
 @pytest.fixture
 def use(tmp_path):
-    """The layers run in a fresh interpreter from a damaged copy: `use(damage, **environment)`."""
+    """Run the layers of a damaged copy in a fresh interpreter: `use(damage, **environment)`."""
 
     def use(damage, **environment):
         shutil.copytree(Path(fastdrop_keras.__file__).parent, tmp_path / "fastdrop_keras")

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the recomputation has the masks of its forward pass, or is refused."""
+"""Gradient checkpointing reuses the masks of the forward pass, or raises an error."""
 
 import gc
 import threading
@@ -35,7 +35,7 @@ def output_and_gradient(block, x):
 
 
 class Chain:
-    """What `square_between` and its gradient should be in a chain of blocks, from the masks."""
+    """The expected results and gradients of a chain of `square_between` blocks."""
 
     def __init__(self, expected, rate=0.5, seed=3):
         self.factors = lambda step: expected.factors(SHAPE, rate, seed, step).astype(np.float64)
@@ -57,7 +57,7 @@ def test_the_gradient_has_the_masks_of_the_forward_pass(expected, run, checkpoin
         want = Chain(expected)(numbers(), [steps])
         for got, wanted in zip(f(tf.constant(numbers())), want, strict=True):
             np.testing.assert_allclose(got, wanted, rtol=1e-6)
-    # What was computed again has drawn nothing.
+    # The recomputation has drawn no mask.
     assert layer.seed_generator.state.numpy().tolist() == [3, 4]
 
 
@@ -234,7 +234,7 @@ def test_jacobian(expected, run):
 
 
 def test_training_is_inherited_from_a_layer_around_the_block(expected, run):
-    """In the recomputation, Keras no longer knows."""
+    """In the recomputation, Keras does not know the outer layer's argument."""
 
     class Checkpointed(keras.layers.Layer):
         def __init__(self):
@@ -258,7 +258,7 @@ def test_training_is_inherited_from_a_layer_around_the_block(expected, run):
 
 @each_checkpoint
 def test_a_layer_that_is_built_in_the_block(expected, run, checkpoint):
-    """Keras calls what is in it once more then, to know its shapes."""
+    """To compute shapes, Keras calls the inner layers once more."""
 
     class Unbuilt(keras.layers.Layer):
         def __init__(self):
@@ -326,7 +326,7 @@ def test_threads():
         thread.join()
     assert len(results) == 4
     for y, dx in results:
-        # y = b (a x)^2 and dx = 2 b a^2 x, whatever masks a and b this thread got.
+        # y = b (a x)^2 and dx = 2 b a^2 x, for any masks a and b of this thread.
         np.testing.assert_allclose(dx, 2 * y / numbers(), rtol=1e-5)
 
 
@@ -530,23 +530,23 @@ def test_restore(run):
 
 def test_a_checkpointed_function_keeps_its_name():
     def block(x):
-        """What it does."""
+        """The docstring of the block."""
         return x
 
     checkpointed = tf.recompute_grad(block)
     assert checkpointed.__wrapped__ is block
-    assert (checkpointed.__name__, checkpointed.__doc__) == ("block", "What it does.")
+    assert (checkpointed.__name__, checkpointed.__doc__) == ("block", "The docstring of the block.")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     assert tf.recompute_grad(model).__wrapped__ is model
 
 
 def weights_after_fit(mode, run_eagerly):
-    """The weights of a model after some steps; Keras's own layers are in the scope if eager."""
+    """The weights of a model after some steps; if eager, Keras's layers are in the scope too."""
     keras.utils.set_random_seed(99)
     x = numbers((64, 6))
     scope = keras.RematScope(mode=mode, output_size_threshold=16, layer_names=["inner", "drop"])
     with scope if run_eagerly else keras.RematScope(mode=None):
-        # Under TensorFlow, Keras fails in graphs with its own layers, which it calls by keyword.
+        # On TensorFlow, Keras's own layers fail in graphs, since it calls them by keyword.
         inner = [keras.layers.Dense(33, activation="relu"), Dropout(0.5)]
         layers = [keras.Sequential(inner, name="inner"), keras.layers.Dense(8, activation="relu")]
     with scope:
@@ -567,7 +567,7 @@ def test_fit_in_a_remat_scope(mode, run_eagerly):
 
 
 class Residual(keras.layers.Layer):
-    """A layer that checkpoints what is in it."""
+    """A layer that checkpoints its inner layers."""
 
     def __init__(self, checkpoint):
         super().__init__()

@@ -20,7 +20,7 @@ LAYERS = [
 each_layer = pytest.mark.parametrize("layer_class", LAYERS, ids=lambda cls: cls.__name__)
 
 
-# Keras's check trains a model of no weights, on a generator, and warns of both.
+# Keras's check trains a model without weights on a generator, and warns about both.
 @pytest.mark.filterwarnings("ignore:The model does not have any trainable weights:UserWarning")
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -105,7 +105,7 @@ def test_bad_rate(layer_class, rate):
 
 
 class Fickle(float):
-    """Converts to another number than it compares as."""
+    """Compares as one number and converts to another."""
 
     def __float__(self):
         return 5.0
@@ -279,7 +279,7 @@ def test_config_has_the_current_rate():
     assert layer.get_config()["rate"] == 0.5
 
 
-# What else Keras asks of a layer.
+# Other parts of the contract.
 
 
 @each_layer

@@ -1,4 +1,4 @@
-"""A hundred thousand steps of a layer keep no memory, no descriptor and no thread."""
+"""A hundred thousand steps of a layer leak no memory, descriptor or thread."""
 
 import sys
 
@@ -42,5 +42,5 @@ sample(step if {rate!r} == "fixed" else turned, {STEPS})
         timeout=1200,
     )
     assert done.returncode == 0, done.stderr
-    # Bytes a step: the smallest thing that could be left behind, a reference, would be eight.
+    # Bytes per step: a leaked reference would be at least eight bytes.
     resident.assert_flat(done.stdout, 4.0)

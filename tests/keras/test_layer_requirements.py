@@ -1,4 +1,4 @@
-"""Importing `fastdrop_keras` without TensorFlow or Keras, or with another backend."""
+"""Imports of `fastdrop_keras` without TensorFlow or Keras, or with another backend."""
 
 import importlib.metadata
 
@@ -44,7 +44,7 @@ def assert_says_what_to_do(error, backend):
 
 @pytest.mark.parametrize("backend", ["jax", "numpy"])
 def test_other_backend(run_python, backend):
-    """Whether or not what the backend needs is installed; NumPy is."""
+    """The error is the same whether the backend's package is installed (NumPy) or not (JAX)."""
     assert_says_what_to_do(error_of(run_python(IMPORT, KERAS_BACKEND=backend)), backend)
 
 

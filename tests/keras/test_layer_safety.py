@@ -1,4 +1,4 @@
-"""Errors in a callback, forks, the end of the interpreter, many threads, and very many steps."""
+"""Errors in callbacks, forks, the end of the interpreter, many threads, and many steps."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ ONES = np.ones((5, 33), np.float32)
 # Errors.
 
 FAULTS = [
-    # An error, and what TensorFlow makes of it where a graph's function raised it.
+    # An error, and TensorFlow's error if a function in a graph raises it.
     (ValueError("no such value"), tf.errors.InvalidArgumentError),
     (MemoryError("no such memory"), tf.errors.ResourceExhaustedError),
     (NotImplementedError("no such thing"), tf.errors.UnimplementedError),
@@ -30,10 +30,10 @@ each_fault = pytest.mark.parametrize(
 )
 
 
-# The native operations cannot be broken from here; `test_bridges.py` has what they refuse.
+# These tests need a function in Python to break. `test_bridges.py` has errors of native operations.
 @pytest.fixture
 def through_python():
-    """The bridge through `tf.numpy_function` is in use."""
+    """Use the bridge `numpy_function`."""
     before = fastdrop_keras.get_bridge()
     fastdrop_keras.set_bridge("numpy_function")
     yield
@@ -42,7 +42,7 @@ def through_python():
 
 @pytest.fixture
 def broken(monkeypatch):
-    """Make the function on arrays raise an error: `broken(error)`."""
+    """Make the bridge's function of arrays raise an error: `broken(error)`."""
 
     def broken(error):
         def fail(*_):
@@ -55,7 +55,7 @@ def broken(monkeypatch):
 
 @pytest.fixture
 def gradient():
-    """A function that calls a layer, and has its gradient."""
+    """A function that calls a layer and computes its gradient."""
     layer = Dropout(0.5)
 
     def gradient(x):
@@ -99,7 +99,7 @@ def test_a_graph_runs_again_after_an_error(broken, monkeypatch, expected):
         f(ONES)
     monkeypatch.undo()
     y = f(ONES).numpy()
-    # The step of the call that failed is spent, or not: TensorFlow may have stopped before.
+    # The failed call may have taken its step or not: TensorFlow may have stopped before.
     assert y.tobytes() in [
         expected.factors(ONES.shape, 0.5, 3, step).astype(np.float32).tobytes() for step in (0, 1)
     ]
@@ -108,8 +108,8 @@ def test_a_graph_runs_again_after_an_error(broken, monkeypatch, expected):
 # Processes.
 
 
-# TensorFlow's graphs, and whatever it hands to threads of its own, hang in the child of a fork, and
-# they do with Keras's layer: what a child does here is eager and small, or NumPy's.
+# In the child of a fork, TensorFlow's graphs and multithreaded operations hang, with Keras's layer
+# too. A child here makes small eager calls, or uses NumPy.
 WORKER = """
 import multiprocessing, sys, warnings
 import numpy as np, tensorflow as tf, fastdrop, fastdrop_keras
@@ -170,7 +170,7 @@ print("done")
 
 @needs_fork
 def test_a_forked_pool_while_a_layer_is_in_use(run_python, bridge):
-    """In both directions: the workers use the layer, then the parent, eagerly and in its graph."""
+    """The workers use the layer, and then the parent uses it, eagerly and in its graph."""
     done = run_python(WORKER + FORKED_POOL, FASTDROP_KERAS_BRIDGE=bridge)
     assert done.stdout == "done\n", done.stderr
 
@@ -267,8 +267,10 @@ def test_workers_that_load_data_while_the_layer_trains(run_python, bridge, kind)
 
 
 def test_the_interpreter_ends_while_a_graph_runs(run_python, bridge):
-    """In TensorFlow's own threads. One of Python's that comes back from any operation then, Keras's
-    own too, is made to exit through TensorFlow's frames, which can abort the process.
+    """The graph runs in TensorFlow's threads.
+
+    A Python thread that returns from an operation at that time exits through TensorFlow's frames,
+    which can abort the process, with Keras's layer too.
     """
     done = run_python(
         """
@@ -293,7 +295,7 @@ print("end", flush=True)
 
 @pytest.fixture
 def switching():
-    """Python's threads change places at nearly every chance."""
+    """Let Python threads interrupt each other as often as they can."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -302,7 +304,7 @@ def switching():
 
 @pytest.mark.usefixtures("switching")
 def test_many_threads_on_one_layer():
-    """Each call has the mask of a step of its own, and no step is left out."""
+    """Each call draws the mask of its own step, and no step is skipped."""
     threads, calls, size = 8, 50, 256
     layer, alone = (Dropout(0.5, seed=3) for _ in range(2))
     x = tf.ones([size])
@@ -387,7 +389,7 @@ print(calls)
 
 @pytest.mark.alone
 def test_a_new_rate_at_each_eager_step_leaks_nothing(run_python):
-    """As a schedule by the step sets it. TensorFlow keeps a kernel for each new attribute."""
+    """A schedule sets such rates. TensorFlow keeps a kernel for each new attribute's value."""
     done = run_python(
         """
 import tensorflow as tf, fastdrop_keras

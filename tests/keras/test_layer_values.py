@@ -1,4 +1,4 @@
-"""What the layers return, bit for bit against the slow reference, in eager and in graph mode."""
+"""The layers' results equal the slow reference bit for bit, in eager and in graph mode."""
 
 import concurrent.futures
 
@@ -210,7 +210,7 @@ def test_dtype_policies_cast_the_input(expected, run, policy, dtype):
     assert_same_bits(np.asarray(y), expected.output(cast, 0.5, 3))
 
 
-# Inputs stay as they are.
+# Unchanged inputs.
 
 
 @pytest.mark.usefixtures("bridge")
@@ -259,7 +259,7 @@ def test_many_threads_call_one_layer(expected, run):
     f(x)
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         results = {y.numpy().tobytes() for y in threads.map(f, [x] * 40)}
-    # Calls at once may draw the same step, as with Keras's own, but only whole steps.
+    # Concurrent calls may draw the same step, as with Keras's layer, but never parts of steps.
     steps = {expected.output(x.numpy(), 0.5, 3, step).tobytes() for step in range(1, 41)}
     assert results <= steps
 
@@ -333,7 +333,7 @@ def test_training_is_one_operation_in_the_graph(bridge):
     assert types.count("FastdropForward") == (bridge == "native")
     assert types.count("PyFuncStateless") == (bridge == "numpy_function")
     assert "PyFunc" not in types
-    # And two reads, of the seed's state and the rate, and a step of the seed.
+    # There are also two reads, of the seed's state and the rate, and an advance of the state.
     assert (types.count("ReadVariableOp"), types.count("AssignAddVariableOp")) == (2, 1)
 
 

@@ -1,4 +1,4 @@
-"""Several processes that train one model: each draws masks of its own, the same at every run."""
+"""Processes that train one model draw different masks, which are the same at every run."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def free_ports(count):
 
 
 def train(directory, bridge, workers=2):
-    """What each worker drew, step by step."""
+    """The masks of each worker at each step."""
     addresses = [f"localhost:{port}" for port in free_ports(workers)]
     processes = []
     for index in range(workers):

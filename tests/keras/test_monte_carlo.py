@@ -1,4 +1,4 @@
-"""Predictions with dropout: their moments, their masks, and that the model stays as it is."""
+"""Predictions with dropout have the right moments and masks, and do not change the model."""
 
 import threading
 import tracemalloc
@@ -16,7 +16,7 @@ X = np.random.default_rng(0).normal(size=(7, 33)).astype(np.float32)
 
 
 def linear(rate=0.5, features=33, noise_shape=None):
-    """A model that is linear in what the dropout layer puts out."""
+    """A model that is linear in the outputs of its dropout layer."""
     return keras.Sequential(
         [keras.Input((features,)), Dropout(rate, noise_shape), layers.Dense(3, name="dense")]
     )
@@ -33,7 +33,7 @@ def of_reference(outputs):
 
 
 def high_word(number, layer, count):
-    """Passes and layers differ in the high word of the seed."""
+    """The seed's high word, which differs between passes and layers."""
     return (number * count + layer) << 64
 
 
@@ -75,7 +75,7 @@ def test_shared_masks_against_the_reference(expected, noise_shape, batch_size):
 
 
 def test_a_layer_called_several_times_and_several_layers(expected):
-    """In a loop, too, whose body is traced once."""
+    """Also in a loop, whose body is traced once."""
 
     class Looped(keras.Model):
         def __init__(self):
@@ -101,7 +101,7 @@ def test_a_layer_called_several_times_and_several_layers(expected):
 
 
 def test_known_moments():
-    """Of a sum of units that are dropped independently."""
+    """The moments of a sum of units that are dropped independently."""
     rate, n = 0.2, 2000
     x = np.arange(1, 21, dtype=np.float32)[None]
     model = linear(rate, 20)
@@ -115,7 +115,7 @@ def test_known_moments():
 
 
 def test_large_values_lose_no_precision():
-    """The deviation is small against the mean: 1 in 1e6, where float32 has 7 digits."""
+    """The deviation is 1e-6 of the mean, and float32 has 7 digits."""
     model = linear(0.5, 4)
     dense = model.get_layer("dense")
     dense.set_weights([np.ones((4, 3)), np.full(3, 2.0**20)])
@@ -124,7 +124,7 @@ def test_large_values_lose_no_precision():
     np.testing.assert_allclose(deviation, 2, rtol=0.1)
 
 
-# What is in training, and what is not.
+# Layers in training and in inference.
 
 
 def test_other_layers_are_in_inference():
@@ -216,7 +216,7 @@ def test_attention_and_wrappers():
         assert (deviation > 0).any()
 
 
-# The same masks again.
+# Reproducible masks.
 
 
 def test_a_seed_fixes_the_result():
@@ -289,7 +289,7 @@ def test_memory_does_not_grow_with_the_passes():
     assert peak(40) - peak(3) < 400_000
 
 
-# Inputs and outputs of every structure.
+# Structures of inputs and outputs.
 
 
 def test_arrays_tensors_and_datasets_give_the_same():
@@ -369,7 +369,7 @@ def test_the_progress_bar(verbose, known, capsys):
     assert bool(printed) == verbose
 
 
-# Threads, and functions of the model's own.
+# Threads, and functions in the model.
 
 
 def test_other_threads_predict_without_dropout_meanwhile():
@@ -527,7 +527,7 @@ def test_shared_masks_need_a_rank():
         quiet(Unranked(), shared_masks=True)
 
 
-# What the arguments stand for.
+# Details of arguments.
 
 MANY = np.random.default_rng(1).normal(size=(40, 33)).astype(np.float32)
 

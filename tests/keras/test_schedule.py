@@ -1,4 +1,4 @@
-"""Schedules of the rate: which rate is in use at which step, and in which layers."""
+"""Schedules set the right rate at each step, in the right layers."""
 
 import math
 import re
@@ -16,7 +16,7 @@ ONES = np.ones(SHAPE, np.float32)
 
 
 class CountDropped(keras.layers.Layer):
-    """Passes its inputs through, and notes how many were dropped at each training step."""
+    """Returns its inputs, and counts the dropped units of each training step."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -29,7 +29,7 @@ class CountDropped(keras.layers.Layer):
 
 
 def watched(rate=0.5, optimizer="sgd", **compile_arguments):
-    """A model of one dropout layer, and the list of the numbers of units that it dropped."""
+    """A model with one dropout layer, and the list of its numbers of dropped units."""
     watch = CountDropped()
     model = keras.Sequential(
         [keras.Input(SHAPE[1:]), Dropout(rate, seed=7), watch, keras.layers.Dense(1)]
@@ -43,7 +43,7 @@ def fit(model, *callbacks, epochs=3, batch_size=8, **kwargs):
     return model.fit(ONES, ONES[:, :1], callbacks=list(callbacks), **kwargs).history
 
 
-# Which rate at which step.
+# Rates of steps.
 
 
 def test_each_epoch_drops_with_its_rate(expected):
@@ -100,7 +100,7 @@ def test_a_resumed_training_counts_epochs_from_initial_epoch():
     assert history["dropout_rate"] == [0.5, 0.625]
 
 
-# Keras's own, whenever it writes a variable to a file with NumPy 2.
+# From Keras itself, whenever it writes a variable to a file with NumPy 2.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_resumed_training_counts_the_optimizers_steps(tmp_path):
     model = keras.Sequential([keras.Input(SHAPE[1:]), Dropout(0.9), keras.layers.Dense(1)])
@@ -109,7 +109,7 @@ def test_a_resumed_training_counts_the_optimizers_steps(tmp_path):
     fit(model, schedule, epochs=2, batch_size=2)
     model.save(tmp_path / "model.keras")
     resumed = keras.models.load_model(tmp_path / "model.keras")
-    # The rate in use is saved with the model.
+    # Keras saves the rate in use with the model.
     assert resumed.layers[0].rate == pytest.approx(7 / 40)
     history = fit(resumed, schedule, epochs=1, batch_size=2)
     assert history["dropout_rate"] == [pytest.approx(11 / 40)]
@@ -130,11 +130,11 @@ def test_validation_and_other_callbacks_see_the_rate():
     assert "val_loss" in history
 
 
-# Which layers.
+# Layers.
 
 
 class Block(keras.layers.Layer):
-    """Layers in an attribute, a list, a tuple and a dict."""
+    """Has layers in an attribute, a list, a tuple and a dict."""
 
     def __init__(self):
         super().__init__()

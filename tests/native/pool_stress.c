@@ -78,7 +78,7 @@ static void many_callers(void) {
         pthread_join(threads[i], 0);
 }
 
-/* Sleeping workers have to be woken, and late ones to find the job closed. */
+/* Sleeping workers must wake up, and late workers must find the job closed. */
 static void pauses(void) {
     for (unsigned i = 0; i < 60; i++) {
         usleep(i % 3 * 700);
@@ -86,7 +86,7 @@ static void pauses(void) {
     }
 }
 
-/* The child has none of its parent's workers, and may be made while jobs are run. */
+/* A child has no workers of its parent. The parent may fork while jobs run. */
 static void forks(int while_busy) {
     pthread_t threads[CALLERS];
     run_shared_job();

@@ -36,8 +36,8 @@ enum {
     PATTERN = 0xA5
 };
 
-/* Memory between two guards, so many bytes behind an address that 64 divides. A guard shows what was
-   written to it; under AddressSanitizer, while a kernel runs, also what was read. */
+/* Memory between two guards, at an offset from a multiple of 64. The guards detect writes, and under
+   AddressSanitizer reads by a kernel too. */
 typedef struct {
     unsigned char *block, *at;
     size_t bytes;
@@ -73,8 +73,8 @@ static void send(memory m) {
     fwrite(m.at - GUARD, 1, m.bytes + 2 * GUARD, stdout);
 }
 
-/* A caller that flushes subnormals and rounds down (and on aarch64 makes all NaNs alike and has no
-   infinities in half precision) must neither change a result nor lose its modes. */
+/* The caller's modes flush subnormals and round down (and on aarch64 replace all NaNs by one and
+   have no infinities in half precision). They must not change a result, and must be restored. */
 #if defined(__aarch64__)
 typedef uint64_t float_modes;
 static float_modes modes(void) {

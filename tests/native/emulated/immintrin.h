@@ -75,14 +75,14 @@ static inline __m256i _mm512_cvtepi32_epi16(__m512i a) {
     return result;
 }
 
-/* The instruction refuses an address that 64 does not divide. */
+/* The instruction requires an address that is a multiple of 64. */
 static inline void _mm512_stream_si512(void *to, __m512i a) {
     if ((uintptr_t)to % 64)
         abort();
     memcpy(to, &a, sizeof a);
 }
 
-/* Half precision is the compiler's: its _Float16 is IEEE's, rounded to nearest even. */
+/* The compiler's _Float16 is IEEE half precision, rounded to nearest even. */
 static inline __m512 _mm512_cvtph_ps(__m256i a) {
     _Float16 x[16];
     float wide[16];
