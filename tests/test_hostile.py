@@ -21,7 +21,7 @@ import fastdrop
 
 
 def test_a_dtype_without_a_number_is_not_bfloat16(run_python):
-    """User dtypes of NumPy's newer interface have the number -1, like bfloat16 before its import."""
+    """User dtypes of NumPy's newer API have the number -1, like bfloat16 before its import."""
     done = run_python(
         "import numpy as np, fastdrop\n"
         "odd = np._core._multiarray_umath._get_sfloat_dtype()\n"

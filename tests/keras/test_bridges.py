@@ -118,9 +118,9 @@ def test_the_environment_cannot_choose_an_unavailable_bridge(run_python):
 
 def test_show_config(bridge, capsys):
     fastdrop_keras.show_config()
-    shown = capsys.readouterr().out
-    assert f"bridge to TensorFlow {tf.__version__}: {bridge}\n" in shown
-    assert "stream version" in shown
+    printed = capsys.readouterr().out
+    assert f"bridge to TensorFlow {tf.__version__}: {bridge}\n" in printed
+    assert "stream version" in printed
 
 
 # Both bridges.

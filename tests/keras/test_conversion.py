@@ -373,13 +373,13 @@ class Referring(layers.Layer):
         # The attribute's name in `TransformerEncoder` of KerasHub.
         self._self_dropout = drop = layers.Dropout(0.5, name="drop")
         self.partial = functools.partial(drop, training=True)
-        self.plain = types.SimpleNamespace(drop=drop)
+        self.namespace = types.SimpleNamespace(drop=drop)
         self.closure = lambda x: drop(x, training=True)
         self.method = drop.__call__
 
     def call(self, x, training=False):
         x = self._self_dropout(x, training=training)
-        x = self.plain.drop(self.partial(x), training=training)
+        x = self.namespace.drop(self.partial(x), training=training)
         return self.method(self.closure(x), training=training)
 
 
@@ -413,7 +413,7 @@ class Hiding(layers.Layer):
         self.drop = layers.Dropout(0.5, name="found")
         self.method = self.drop.call
         self.partial = functools.partial(layers.Dropout(0.5, name="in_a_partial"))
-        self.plain = types.SimpleNamespace(
+        self.namespace = types.SimpleNamespace(
             deep=[keras.Sequential([layers.Dropout(0.5, name="in_a_model")], name="model")]
         )
         self.slots = Slots()
@@ -443,7 +443,7 @@ def test_layers_that_keras_does_not_find_are_listed():
     assert {(layer.path, layer.note) for layer in report.unchanged} == {
         ("hiding/found", "the attribute 'method' refers to its former method 'call'"),
         ("hiding/in_a_partial", "Keras does not find it in the attribute 'partial'"),
-        ("hiding/in_a_model", "Keras does not find it in the attribute 'plain'"),
+        ("hiding/in_a_model", "Keras does not find it in the attribute 'namespace'"),
         ("hiding/in_slots", "Keras does not find it in the attribute 'slots'"),
         ("hiding/in_a_global", "Keras does not find it in the attribute 'function'"),
         ("hiding/in_a_closure", "Keras does not find it in the attribute 'traced'"),
@@ -863,9 +863,9 @@ def test_the_printed_report(verbose, capsys):
 
 
 def test_a_model_without_dropout_is_copied():
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(3)], name="plain")
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(3)], name="dense")
     converted, report = convert(model, verbose=False, return_report=True)
-    assert str(report) == "plain (a new model): 0 layers changed"
+    assert str(report) == "dense (a new model): 0 layers changed"
     assert converted is not model
     assert_same_variables(converted, model)
 
