@@ -78,7 +78,7 @@ def run_python(tmp_path):
 IMPORT_IN_CHILDREN = """
 import json, os, sys, warnings
 import numpy
-warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside NumPy's threads
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with NumPy's threads
 printed = []
 for environment in {environments!r}:
     read, write = os.pipe()

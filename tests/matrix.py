@@ -188,7 +188,7 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     console = Console()
-    table = Table("cell", "", "what was run, or why not")
+    table = Table("cell", "", "result")
     failures = []
     for cell in CELLS:
         if arguments.cells and not any(part in cell.name for part in arguments.cells):

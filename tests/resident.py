@@ -21,7 +21,7 @@ def sample(step, calls):
     for _ in range(calls // 4):
         step()
     gc.collect()
-    gc.disable()  # what waits for the collector is a leak, too
+    gc.disable()  # cyclic garbage is a leak too
     before, rows, each = kept(), [], calls // {SAMPLES}
     for n in range({SAMPLES}):
         for _ in range(each):

@@ -31,7 +31,7 @@ libc.calloc.restype, libc.calloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t] *
 def draw(size, bits, shift=0):
     kernels.draw(ctypes.addressof(key) + shift, 0, size, bits)
 def use(size, to, from_, bits):
-    # Of float16, with bits that are there.
+    # float16 with given bits.
     on = Operands(0, size=size, to=to, from_=from_, bits=bits, scale=2.0, scale_f32=2.0)
     kernels.use(None, 0, ctypes.addressof(on))
 """

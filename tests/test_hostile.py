@@ -166,7 +166,7 @@ def test_masks_of_many_dimensions_are_pickled():
 
 
 @pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"), reason="the modes' numbers are those of x86"
+    platform.machine() not in ("x86_64", "AMD64"), reason="the modes' numbers are for x86"
 )
 @pytest.mark.parametrize("mode", [0x400, 0x800, 0xC00], ids=["down", "up", "to zero"])
 def test_the_callers_rounding_mode_does_not_matter(isa, mode):

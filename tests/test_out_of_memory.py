@@ -75,7 +75,7 @@ import numpy as np
 import fastdrop
 
 calls = json.load(sys.stdin)
-fastdrop.set_num_threads(1)  # the stacks of threads count, too
+fastdrop.set_num_threads(1)  # the stacks of threads count too
 shape = (8192, 8192)  # 128 MiB of float16; 8 MiB of bits
 x, out = np.ones(shape, np.float16), np.ones(shape, np.float16)
 thick = x.reshape(8192, 2, 4096)
@@ -117,8 +117,8 @@ def outcome(code, room):
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 results = {}
 for name, code in calls.items():
-    # As much as the interpreter may want, and less than a mask; then what one of what a call wants
-    # takes more, until it has all, so that each of them is the one that is missing.
+    # First leave memory for the interpreter but not for a mask. Then leave more for each further
+    # allocation of the call, so that each allocation fails once.
     for mebibytes in (2, 10, 18, 26, 130, 138, 146, 154):
         result = outcome(code, mebibytes << 20)
         if mebibytes == 2 or result["error"] != "none":
@@ -128,7 +128,7 @@ for name, code in calls.items():
     result = results[name][0]
     x[...] = out[...] = 1
     stream.state = {"seed": 5, "step": 0}
-    eval(code)  # raises here what it should not raise
+    eval(code)  # raises an unexpected error here
     result["works with memory"] = True
     x[...] = out[...] = 1
     stream.state = {"seed": 5, "step": 0}

@@ -56,7 +56,7 @@ def on_threads(function, count=4):
         thread.join()
     assert not failures, failures
 
-# What a native operation of TensorFlow calls, in threads that have no GIL.
+# The calls of a native operation of TensorFlow, in threads without the GIL.
 pointer = ctypes.pythonapi.PyCapsule_GetPointer
 pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 place, number, word, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_double
@@ -65,7 +65,7 @@ class Dropout(ctypes.Structure):
     _fields_ = [("kind", number), ("ndim", number), ("shape", place), ("noise_shape", place),
                 ("low", word), ("high", word), ("step", word), ("rate", real), ("scale", real)]
 
-# Behind three numbers of 32 bits, to which the compiler adds as much.
+# After three numbers of 32 bits and 32 bits of padding.
 entries = ctypes.cast(
     pointer(fastdrop._C_API, b"fastdrop._C_API") + 16, ctypes.POINTER(ctypes.c_void_p))
 call = ctypes.CFUNCTYPE(number, place, place, place, place, place, place)
@@ -86,7 +86,7 @@ def backward_without_gil(dx, dy, bits):
 EVERYTHING_THAT_MAY_BE_SHARED = """
 stream = fastdrop.Stream(3)
 stored = fastdrop.draw_mask(SIZE, 0.3, seed=stream)
-# Masks without bits, of which each is used by all threads at about the same time.
+# Masks without bits, which all threads use at about the same time.
 drawn_again = [fastdrop.draw_mask(SIZE, 0.3, seed=3, store_mask=False) for _ in range(6)]
 of_rows = [
     fastdrop.draw_mask((SIZE, 2), 0.3, seed=3, noise_shape=(None, 1), store_mask=False)

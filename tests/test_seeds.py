@@ -469,7 +469,7 @@ import warnings
 
 import fastdrop
 
-# Python warns of forking beside threads, which is what is tested.
+# Python warns of a fork with threads, which these tests need.
 warnings.simplefilter("ignore", DeprecationWarning)
 
 

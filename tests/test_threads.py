@@ -207,7 +207,7 @@ for worker in workers:
 for worker in workers:
     worker.join()
 assert not failures, failures
-# One step for each call: none was taken twice, and none was lost.
+# One step for each call: none is repeated or skipped.
 assert sorted(step for own in steps for step in own) == list(range(800)), stream.step
 assert not sys._is_gil_enabled()
 print("done")
@@ -230,7 +230,7 @@ import warnings
 import fastdrop
 import numpy as np
 
-# Python warns of forking beside threads, which is what is tested.
+# Python warns of a fork with threads, which these tests need.
 warnings.simplefilter("ignore", DeprecationWarning)
 
 
@@ -244,7 +244,7 @@ def threads():
 
 
 def right_and_with_threads(expected):
-    # For a child: one that takes its parent's workers for its own is right, but alone.
+    # Detects a child that uses its parent's workers: its results are right, but it has one thread.
     before = threads()
     return call() == expected and threads() == (before and before + 2)
 """
@@ -345,7 +345,7 @@ RESHAPED = """
 import threading, time, warnings
 import numpy as np, fastdrop
 fastdrop.set_num_threads(1)
-warnings.simplefilter("ignore", DeprecationWarning)  # newer NumPy advises against it
+warnings.simplefilter("ignore", DeprecationWarning)  # newer NumPy deprecates it
 shape = (2048, 2048, 2)
 content = np.arange(2**23, dtype=np.float32).reshape(shape)
 x, out = content.copy(), content.copy()
@@ -374,7 +374,7 @@ def called(call):
             time.sleep(0.0001)
 
 def reshape():
-    # While the mask is drawn, which is most of each call.
+    # During the draw of the mask, which is most of each call.
     while not stop.is_set():
         go.wait()
         if changing:
@@ -396,7 +396,7 @@ for name, call in calls.items():
             assert called(call) == expected[name], name
             seen += 1
         except ValueError as error:
-            assert "shape" in str(error), error  # it was another one before the call
+            assert "shape" in str(error), error  # the shape changed before the call
 stop.set()
 go.set()
 other.join()
@@ -510,7 +510,7 @@ assert os.waitpid(child, 0)[1] == 0
 assert call() == expected
 child = os.fork()
 if not child:
-    # Twice: it must be able to start threads and to use them again; and with another count.
+    # Twice, to start threads and to reuse them; and with another count.
     right = right_and_with_threads(expected) and call() == expected
     fastdrop.set_num_threads(2)
     os._exit(0 if right and call() == expected else 3)
@@ -569,7 +569,7 @@ def test_threads_work_in_spawned_processes(tmp_path, run_python):
 INTERRUPT = """
 import os, signal, threading, time
 import numpy as np, fastdrop
-# A shell has its background jobs ignore it.
+# A shell makes its background jobs ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 fastdrop.set_num_threads({threads})
 x = np.ones(2**23, np.float32)
@@ -594,7 +594,7 @@ for _ in range(5):
     except KeyboardInterrupt:
         pass
     other.join()
-    # Each step that was taken has been used on the whole array: none is half done.
+    # Each step was used on the whole array.
     kept = np.ones(x.size, bool)
     for step in range(first, stream.step):
         there = fastdrop.Stream(0)

@@ -33,7 +33,7 @@ memcheck.first_bad.restype = ctypes.c_long
 ROOM = 128
 
 class Placed:
-    # An array with bytes around it that nobody may touch; without a content, never written.
+    # An array between inaccessible bytes; uninitialized if there is no content.
     def __init__(self, shape, dtype, content=None):
         size = int(np.prod(shape)) * dtype.itemsize
         self.memory = np.zeros(size + 2 * ROOM, np.uint8)

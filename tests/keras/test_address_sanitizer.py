@@ -30,7 +30,7 @@ def gradient(layer, x):
 in_a_graph = tf.function(gradient, reduce_retracing=True)
 
 def drop(layer, x):
-    # The gradient of ones is what became of them.
+    # The gradient of ones is the factors.
     for run in (gradient, in_a_graph):
         y, dx = run(layer, x)
         assert tf.reduce_all(y == dx)
@@ -44,7 +44,7 @@ for dtype in ("float16", "bfloat16", "float32", "float64"):
         drop(layer, tf.ones([size], dtype))
         drop(rows, tf.ones([size // 7, 7], dtype))
 
-# Refused before anything is touched.
+# Refused before any access.
 operations = native_bridge.OPERATIONS
 def refused(call):
     for run in (call, tf.function(call)):

@@ -82,7 +82,7 @@ def test_environment_variable_with_an_unknown_bridge(run_python):
 WITHOUT_LIBRARY = """
 import sysconfig
 real = sysconfig.get_config_var
-# Nobody else asks for this suffix.
+# No other module is loaded with this suffix.
 sysconfig.get_config_var = lambda name: ".not.there" if name == "EXT_SUFFIX" else real(name)
 import fastdrop, tensorflow
 import fastdrop_keras

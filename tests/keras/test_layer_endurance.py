@@ -28,7 +28,7 @@ def step():
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = layer(x, training=True)
-    # What a graph does not return, TensorFlow leaves out of it.
+    # TensorFlow removes operations whose results a graph does not return.
     return tape.gradient(y, x)
 if {mode!r} == "graph":
     step = tf.function(step)

@@ -26,7 +26,7 @@ def outcome(mode):
     call = lambda x: layer(x, training=True)
     if mode == "graph":
         call = tf.function(call)
-    call(tf.ones((4, 4)))  # all that is made once
+    call(tf.ones((4, 4)))  # allocate all that is allocated once
     if mode == "graph":
         call.get_concrete_function(x)
     with open("/proc/self/statm") as pages:

@@ -113,7 +113,7 @@ def test_a_graph_runs_again_after_an_error(broken, monkeypatch, expected):
 WORKER = """
 import multiprocessing, sys, warnings
 import numpy as np, tensorflow as tf, fastdrop, fastdrop_keras
-# Python warns of forking beside threads, which is what is tested.
+# Python warns of a fork with threads, which these tests need.
 warnings.simplefilter("ignore", DeprecationWarning)
 LARGE = 2**20 + 77
 x = np.ones((5, 33), np.float32)
@@ -140,11 +140,11 @@ graph = tf.function(gradient)
 large = tf.ones(LARGE)
 
 def work(index):
-    # The layer as the parent left it, one of the worker's own, and NumPy's side in threads.
+    # The parent's layer, a new layer of the worker, and fastdrop on NumPy arrays in threads.
     for step in (2, 3) if index < 2 else (4, 5):
         check(layer, step)
     check(fastdrop_keras.Dropout(0.5, seed=3), 0)
-    # One operation, which has threads of fastdrop's and none of TensorFlow's.
+    # One operation, which uses fastdrop's threads and not TensorFlow's.
     y = fastdrop_keras.Dropout(0.5, seed=3)(large, training=True)
     assert np.array_equal(y, masked(0, LARGE))
     return masked(index, LARGE).tobytes(), fastdrop.draw_mask(8, 0.5).seed
@@ -156,7 +156,7 @@ expected = [masked(index, LARGE).tobytes() for index in range(4)]
 seeds = {fastdrop.draw_mask(8, 0.5).seed}
 context = multiprocessing.get_context("fork")
 for first in (0, 2):
-    # Two workers for a task each: each has the parent's layer, as it is at the time.
+    # Two workers with a task each, with the layer's state at the fork.
     with context.Pool(2, maxtasksperchild=1) as pool:
         for index, (y, seed) in enumerate(pool.map(work, [first, first + 1], chunksize=1), first):
             assert y == expected[index]
@@ -215,7 +215,7 @@ import keras
 multiprocessing.set_start_method("fork")
 
 def batch(index):
-    # Augmented by a dropout of the data itself; large enough for threads of fastdrop's.
+    # The data is augmented by dropout, and large enough for fastdrop's threads.
     fastdrop.dropout_(np.ones(LARGE, np.float32), 0.5, seed=index)
     x = np.random.default_rng(index).normal(size=(32, 16)).astype(np.float32)
     fastdrop.dropout_(x, 0.2, seed=index)

@@ -28,7 +28,7 @@ def step():
 def total():
     return strategy.reduce("SUM", strategy.run(lambda: tf.constant(1.0)), axis=None)
 
-# Workers have to meet, or this is no test of several.
+# The workers must run at the same time.
 assert total() == 2
 np.save(sys.argv[1], [step() for _ in range(3)])
 """
