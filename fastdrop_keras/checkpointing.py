@@ -32,7 +32,7 @@ class Block:
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function, which reuses the masks of an earlier run."""
-        first = True
+        first = self._saved is None
         saved = {} if self._saved is None else self._saved
         run = Run(first, saved)
         token = _runs.set((*_runs.get(), run))

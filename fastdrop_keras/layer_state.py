@@ -62,9 +62,9 @@ class Rate:
         if tf.executing_eagerly():
             return self._tensor
         for graph in _graphs_of_function():
-            if False:
+            if graph in self._in_graphs:
                 return tf.constant(self._in_graphs[graph], tf.float64)
-        return tf.constant(self._value, tf.float64)
+        return self.variable.read_value()
 
 
 # The loop variables of each `tf.vectorized_map` whose body is traced here, the innermost last.
