@@ -34,12 +34,16 @@ class Block:
         """Call the function, which reuses the masks of an earlier run."""
         first = self._saved is None
         saved = {} if self._saved is None else self._saved
-        token = _runs.set((*_runs.get(), Run(first, saved)))
+        run = Run(first, saved)
+        token = _runs.set((*_runs.get(), run))
         try:
             results = self._function(*args, **kwargs)
         finally:
             _runs.reset(token)
-        self._saved = saved
+        if first:
+            self._saved = saved
+        else:
+            run.check_complete()
         return results
 
 
@@ -67,14 +71,15 @@ class Run:
         if number < len(saved):
             return saved[number]
         if training:
-            raise RuntimeError(
-                "A function under gradient checkpointing (keras.remat, keras.RematScope, "
-                f"tf.recompute_grad) called a dropout layer {len(saved)} times in the forward "
-                "pass, and now calls it once more in the recomputation. There is no mask for this "
-                "call. The function must do the same each time that it is called, with the same "
-                "layers."
-            )
+            raise _other_calls(len(saved), number + 1)
         return None
+
+    def check_complete(self) -> None:
+        """Raise an error if this run left out a call of a layer that dropped in the first run."""
+        for layer, saved in self._saved.items():
+            number = self._calls.get(layer, 0)
+            if any(one is not None for one in saved[number:]):
+                raise _other_calls(len(saved), number)
 
     def has_dropped(self, layer: Any) -> bool:
         """Return whether `layer` dropped in the first run."""
@@ -153,6 +158,15 @@ def _check_call_of_function() -> tuple[()]:
     return ()
 
 
+def _other_calls(before: int, now: int) -> RuntimeError:
+    return RuntimeError(
+        "A function under gradient checkpointing (keras.remat, keras.RematScope, "
+        f"tf.recompute_grad) called a dropout layer {before} times in the forward pass, and "
+        f"{now} times in the recomputation: its masks would be mixed up. The function must do the "
+        "same each time that it is called, with the same layers."
+    )
+
+
 def _out_of_reach() -> NotImplementedError:
     return _refusal(
         "a tf.function, a branch or loop of a graph, or tf.vectorized_map inside a function under "
@@ -169,18 +183,27 @@ def _refusal(where: str) -> NotImplementedError:
     )
 
 
-_original = tf.recompute_grad
+_original = custom_gradient.recompute_grad
 
 
-def recompute_grad(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` with a gradient that computes it again, with the same masks."""
+class recompute_grad:  # noqa: N801 - it takes the place of a function
+    """Does what `tf.recompute_grad` does, with the masks of the forward pass.
 
-    @functools.wraps(function, updated=())
+    Args:
+        function: A function or method of tensors, which calls dropout layers.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        functools.update_wrapper(self, function, updated=())
+
     @tf.autograph.experimental.do_not_convert
-    def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        return _original(Block(function).run)(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _original(Block(self._function).run)(*args, **kwargs)
 
-    return checkpointed
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind a method to its object."""
+        return self if instance is None else recompute_grad(self._function.__get__(instance, owner))
 
 
 class _Recomputation(tf.GradientTape):

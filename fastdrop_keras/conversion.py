@@ -15,9 +15,8 @@ import tensorflow as tf
 
 from fastdrop_keras import layers
 
-_OURS = (layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D)
-_TO_KERAS: dict[type, type] = {ours: getattr(keras.layers, ours.__name__) for ours in _OURS}
-_TO_OURS: dict[type, type] = {theirs: ours for ours, theirs in _TO_KERAS.items()}
+_TO_OURS = layers.CLASSES
+_TO_KERAS: dict[type, type] = {ours: theirs for theirs, ours in _TO_OURS.items()}
 _OTHERS = (keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise)
 # Layers whose configurations hold the configurations of the layers in them.
 _CONTAINERS = tuple(
@@ -186,7 +185,7 @@ def _converted(
             f"A subclassed model can only be changed in place. Received: in_place={in_place} for "
             f"{model.name!r} of type {type(model).__name__}"
         )
-    with model.distribute_strategy.scope():
+    with model.distribute_strategy.scope(), layers.enabled(False):
         result = model if in_place else _copied(model)
         reports = _change(result, classes)
         notes = _reset_compiled(result) if in_place else _compile_like(result, model)
@@ -240,8 +239,11 @@ def _replacement(layer: keras.Layer, new_class: type) -> keras.Layer:
 def _become(layer: keras.Layer, replacement: keras.Layer) -> None:
     """Give `layer` the class and attributes of `replacement`, so that references stay valid."""
     # Methods that Keras binds to the object, and the layer's calls in functional models.
-    kept = ("build", "quantize", "_inbound_nodes", "_outbound_nodes")
-    attributes = vars(replacement) | {name: vars(layer)[name] for name in kept}
+    kept = ("build", "quantize", "autocast", "_remat_mode", "_inbound_nodes", "_outbound_nodes")
+    # And what else somebody has put there.
+    own = vars(layer).keys() - vars(type(layer)(0.5, seed=0, name=layer.name)).keys()
+    attributes = {name: vars(layer)[name] for name in own} | vars(replacement)
+    attributes |= {name: vars(layer)[name] for name in kept}
     # The `__setattr__` of layers would track these values.
     object.__setattr__(layer, "__dict__", attributes)
     object.__setattr__(layer, "__class__", type(replacement))
@@ -249,6 +251,8 @@ def _become(layer: keras.Layer, replacement: keras.Layer) -> None:
 
 def _reason_to_stay(layer: keras.Layer, classes: dict[type, type]) -> str:
     """Return why a layer that drops is not changed, or an empty string if it does not drop."""
+    if type(layer) in classes.values():
+        return ""
     if isinstance(layer, tuple(classes)):
         return "a subclass, whose `call` may do something else"
     if classes is _TO_KERAS:
@@ -420,7 +424,7 @@ def _copy_state(layer: keras.Layer, copy: keras.Layer) -> None:
     before, after = (_TO_OURS.get(type(one), type(one)) for one in (layer, copy))
     if before is not after or copy is layer:
         raise TypeError(f"the copy of {layer!r} is {copy!r}")
-    if before in _OURS:
+    if before in _TO_KERAS:
         _become(copy, _replacement(layer, type(layer)))
         return
     for flag in ("sparse", "ragged", "optional"):

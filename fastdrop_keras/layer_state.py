@@ -6,14 +6,18 @@ run would start its stream of masks again.
 
 from __future__ import annotations
 
-import re
+import contextlib
+import contextvars
+import functools
+import inspect
 import weakref
-from collections.abc import MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops.parallel_for import control_flow_ops
 
 from fastdrop._config import STREAM_VERSION
 
@@ -57,31 +61,58 @@ class Rate:
         """Return the rate as a scalar float64 tensor, which a graph reads at each run."""
         if tf.executing_eagerly():
             return self._tensor
-        graph = tf.compat.v1.get_default_graph()
-        while graph is not None:
+        for graph in _graphs_of_function():
             if graph in self._in_graphs:
                 return tf.constant(self._in_graphs[graph], tf.float64)
-            graph = getattr(graph, "outer_graph", None)
         return self.variable.read_value()
+
+
+# The loop variables of each `tf.vectorized_map` whose body is traced here, the innermost last.
+_loops: contextvars.ContextVar[tuple[tf.Tensor, ...]] = contextvars.ContextVar("loops", default=())
+_trace_loop = inspect.unwrap(control_flow_ops._pfor_impl)  # once, if this is loaded again
+
+
+@contextlib.contextmanager
+def _inside(loop_variable: tf.Tensor) -> Iterator[None]:
+    token = _loops.set((*_loops.get(), loop_variable))
+    try:
+        yield
+    finally:
+        _loops.reset(token)
+
+
+@functools.wraps(_trace_loop)
+def _trace_loop_and_tell(body: Callable[[tf.Tensor], Any], *args: Any, **kwargs: Any) -> Any:
+    """Trace the body of a vectorized loop, and let the layers in it know the loop's variable."""
+
+    def known_body(loop_variable: tf.Tensor) -> Any:
+        with _inside(loop_variable):
+            return body(loop_variable)
+
+    # A body with an argument for its configuration comes from TensorFlow itself.
+    configured = kwargs.get("pfor_config") is not None
+    return _trace_loop(body if configured else known_body, *args, **kwargs)
+
+
+control_flow_ops._pfor_impl = _trace_loop_and_tell
 
 
 def vectorized_loops() -> list[tf.Tensor]:
     """Return the loop variables of each `tf.vectorized_map` around, the outermost first.
 
-    TensorFlow traces the body of the loop once, in the name scope `loop_body`.
+    Those of an enclosing function's caller are out of reach: the function may be called elsewhere.
     """
+    graphs = set(_graphs_of_function())
+    return [variable for variable in _loops.get() if variable.graph in graphs]
+
+
+def _graphs_of_function() -> Iterator[tf.Graph]:
+    """Yield the current graph and those around it, up to that of the function."""
     graph = tf.compat.v1.get_default_graph()
-    names = tf.get_current_name_scope().split("/")
-    found = []
-    for depth, name in enumerate(names, 1):
-        if re.fullmatch(r"loop_body(_\d+)?", name):
-            try:
-                path = "/".join([*names[:depth], "PlaceholderWithDefault"])
-                found.append(graph.get_operation_by_name(path).outputs[0])
-            except KeyError:
-                # Another scope with this name.
-                continue
-    return found
+    while graph is not None:
+        yield graph
+        control_flow = getattr(graph, "is_control_flow_graph", False)
+        graph = graph.outer_graph if control_flow else None
 
 
 class SeedState(keras.Operation):

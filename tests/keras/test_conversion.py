@@ -852,8 +852,8 @@ def test_the_printed_report(verbose, capsys):
     _, report = convert(model, verbose=verbose, return_report=True)
     lines = [
         "encoder (a new model): 3 layers changed",
-        "  attention/a: keras Dropout -> fastdrop_keras Dropout (MultiHeadAttention creates its "
-        "own again when a file is loaded)",
+        "  attention/a: keras Dropout -> fastdrop_keras Dropout "
+        "(MultiHeadAttention creates its own again when a file is loaded)",
         "  b: keras Dropout -> fastdrop_keras Dropout",
         "  feed_forward/c: keras Dropout -> fastdrop_keras Dropout",
     ]
@@ -994,3 +994,17 @@ def test_a_keras_application(name, count, tmp_path):
     assert len(dropouts(loaded, OURS)) == count
     assert_same_outputs(loaded, converted, IMAGES)
     assert len(dropouts(to_keras(converted, verbose=False), KERAS)) == count
+
+
+def test_a_layer_changed_in_place_keeps_its_flags_and_what_others_put_there():
+    keras.config.set_dtype_policy("mixed_float16")
+    with keras.RematScope(mode="full"):
+        model = keras.Sequential([layers.Dropout(0.5, autocast=False)])
+    x = tf.ones((2, 3))
+    model(x)
+    model.layers[0].tag = "a user's"
+    for change in (convert, to_keras):
+        change(model, in_place=True, verbose=False)
+        layer = model.layers[0]
+        assert layer(x).dtype == tf.float32
+        assert (layer.tag, layer.autocast, layer._remat_mode.mode) == ("a user's", False, "full")

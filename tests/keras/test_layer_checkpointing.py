@@ -1,6 +1,7 @@
 """Gradient checkpointing reuses the masks of the forward pass, or raises an error."""
 
 import gc
+import importlib
 import threading
 
 import keras
@@ -596,3 +597,42 @@ def test_fit_with_blocks_ends_in_the_same_weights(run_eagerly):
 
     for got, want in zip(weights(keras.remat), weights(lambda block: block), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+
+
+def test_refused_where_the_recomputation_calls_less_often(run):
+    layer = Dropout(0.5)
+    calls = []
+
+    @tf.recompute_grad
+    def block(x):
+        calls.append(None)
+        if len(calls) == 1:
+            layer(x, training=True)
+        return layer(x, training=True)
+
+    with pytest.raises(RuntimeError, match=r"2 times in the forward pass, and 1 times in the"):
+        run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
+
+
+def test_a_method(expected):
+    class Blocks:
+        def __init__(self):
+            self.layer = Dropout(0.5, seed=3)
+
+        @tf.recompute_grad
+        def block(self, x):
+            return square_between(self.layer)(x)
+
+    _, dx = output_and_gradient(Blocks().block, tf.constant(numbers()))
+    np.testing.assert_allclose(dx, Chain(expected)(numbers(), [(0, 1)])[1], rtol=1e-6)
+
+
+def test_loaded_again_it_is_still_tensorflows():
+    importlib.reload(checkpointing)
+    try:
+        block = tf.recompute_grad(lambda x: x**2)
+        np.testing.assert_array_equal(output_and_gradient(block, tf.constant(3.0))[1], 6.0)
+    finally:
+        checkpointing.restore()
+        assert tf.recompute_grad is custom_gradient.recompute_grad
+        checkpointing.replace()

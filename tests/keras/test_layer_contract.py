@@ -86,7 +86,7 @@ def test_arguments_have_the_names_and_order_of_keras(layer_class):
 
 
 OUTSIDE = [-0.5, 1.5, -1e-9, 1 + 1e-9, float("nan"), float("inf"), 2]
-WRONG_TYPE = [True, False, None, "0.5", [0.5], (0.5,), np.array(0.5), np.array([0.5]), 0.5j]
+WRONG_TYPE = [True, False, None, "0.5", [0.5], (0.5,), np.array([0.5]), np.str_("a"), 0.5j]
 
 
 @each_layer
@@ -124,10 +124,13 @@ def test_integers_of_more_digits_than_python_prints(argument):
         fastdrop_keras.Dropout(**{"rate": 0.5, argument: 10**5000})
 
 
-@pytest.mark.parametrize("rate", [0, 1, 0.5, np.float32(0.5), np.float16(0.25), np.int64(1)])
+GOOD = [0, 1, 0.5, np.float32(0.5), np.float16(0.25), np.int64(1), np.array(0.5)]
+
+
+@pytest.mark.parametrize("rate", [*GOOD, tf.constant(0.5), keras.Variable(0.25)], ids=str)
 def test_good_rate(rate):
     layer = fastdrop_keras.Dropout(rate)
-    assert layer.rate == rate
+    assert layer.rate == float(rate)
     assert type(layer.rate) is float
 
 

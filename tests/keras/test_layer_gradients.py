@@ -417,3 +417,20 @@ def test_gradients_of_a_model_reach_the_layers_before_it(expected, run):
     m = expected.factors(SHAPE, 0.5, 3)
     np.testing.assert_allclose(kernel, x.T @ m, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(bias, m.sum(axis=0), rtol=1e-6)
+
+
+class WithItsOwnScope(tf.Module):
+    def __init__(self, layer):
+        super().__init__(name="module")
+        self.layer = layer
+
+    @tf.Module.with_name_scope
+    def __call__(self, x):
+        return self.layer(x, training=True)
+
+
+@pytest.mark.usefixtures("bridge")
+def test_vectorized_map_of_a_module_that_leaves_the_name_scope(expected, run):
+    module = WithItsOwnScope(Dropout(0.5, seed=3))
+    y = run(lambda x: tf.vectorized_map(module, x))(tf.ones(SHAPE))
+    np.testing.assert_array_equal(y, vectorized_factors(expected, SHAPE))

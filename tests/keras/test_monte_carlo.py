@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import fastdrop_keras
-from fastdrop_keras import Dropout, mc_predict
+from fastdrop_keras import Dropout, convert, mc_predict, to_keras
 
 X = np.random.default_rng(0).normal(size=(7, 33)).astype(np.float32)
 
@@ -554,3 +554,115 @@ def test_a_tuple_of_inputs():
     a, b = keras.Input((33,)), keras.Input((33,))
     model = keras.Model((a, b), Dropout(0.5)(a) + b)
     np.testing.assert_array_equal(quiet(model, (X, 2 * X)), quiet(model, [X, 2 * X]))
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, x, size):
+        super().__init__()
+        self.x, self.size = x, size
+
+    def __len__(self):
+        return -(-len(self.x) // self.size)
+
+    def __getitem__(self, index):
+        part = self.x[index * self.size : (index + 1) * self.size]
+        return part, np.zeros(len(part))
+
+
+def test_a_pydataset_gives_what_its_arrays_give():
+    model = keras.Sequential([keras.Input((7,)), Dropout(0.5), keras.layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(10, 7)).astype(np.float32)
+    want = mc_predict(model, x, 3, seed=1, batch_size=4, verbose=False)
+    got = mc_predict(model, Batches(x, 4), 3, seed=1, verbose=False)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_model_is_traced_once():
+    traces = []
+
+    class Count(keras.layers.Layer):
+        def call(self, x):
+            traces.append(None)
+            return x
+
+    model = keras.Sequential([keras.Input((7,)), Dropout(0.5, name="drop"), Count()])
+    x = np.ones((2, 7), np.float32)
+    mc_predict(model, x, 2, seed=1, verbose=False)
+    before = len(traces)
+    first = mc_predict(model, x, 5, seed=1, verbose=False)
+    again = mc_predict(model, x, 5, seed=1, verbose=False)
+    assert len(traces) == before
+    np.testing.assert_array_equal(first, again)
+    # Another seed and rate are inputs.
+    model.get_layer("drop").rate = 0.0
+    np.testing.assert_array_equal(mc_predict(model, x, 5, seed=2, verbose=False)[0], x)
+    assert len(traces) == before
+
+
+def lora(model):
+    model.get_layer("dense").enable_lora(2)
+    model.get_layer("dense").lora_kernel_b.assign(np.ones((2, 3)))
+
+
+def other_activation(model):
+    model.get_layer("dense").activation = keras.activations.relu
+    model.compile("sgd", "mse")
+
+
+def converted_there_and_back(model):
+    to_keras(model, in_place=True, verbose=False)
+    convert(model, in_place=True, verbose=False)
+    model.get_layer("drop").rate = 0.25
+
+
+def other_noise_shape(model):
+    model.get_layer("drop").noise_shape = (None, 1)
+
+
+@pytest.mark.parametrize(
+    "change", [lora, other_activation, converted_there_and_back, other_noise_shape]
+)
+def test_a_changed_model_is_traced_anew(change):
+    model = keras.Sequential(
+        [keras.Input((7,)), Dropout(0.5, name="drop"), keras.layers.Dense(3, name="dense")]
+    )
+    x = np.random.default_rng(0).normal(size=(4, 7)).astype(np.float32)
+    before = mc_predict(model, x, 5, seed=1, verbose=False)
+    change(model)
+    after = mc_predict(model, x, 5, seed=1, verbose=False)
+    assert not np.array_equal(before, after)
+    model.run_eagerly = True
+    np.testing.assert_allclose(mc_predict(model, x, 5, seed=1, verbose=False), after, rtol=1e-5)
+
+
+def test_threads_that_predict_with_one_model():
+    class Loop(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.drop = Dropout(0.5)
+
+        def call(self, x):
+            return tf.while_loop(
+                lambda i, x: i < 20, lambda i, x: (i + 1, self.drop(x) + 1.0), (0, x)
+            )[1]
+
+    model = keras.Sequential([keras.Input((64,)), Loop()])
+    x = np.ones((512, 64), np.float32)
+
+    def predict(seed):
+        return mc_predict(model, x, 3, seed=seed, batch_size=512, verbose=False)[0]
+
+    want = {seed: predict(seed) for seed in (1, 2)}
+    same = []
+
+    def work(seed):
+        for _ in range(5):
+            same.append(np.array_equal(predict(seed), want[seed]))
+
+    threads = [threading.Thread(target=work, args=[seed]) for seed in want]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert same == [True] * 10
