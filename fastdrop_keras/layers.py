@@ -463,7 +463,15 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Takes `fastdrop_keras.enable` back. Layers that are made stay as they are."""
+    """Ends `fastdrop_keras.enable`. Existing layers do not change.
+
+    Example:
+
+    >>> import keras, fastdrop_keras
+    >>> fastdrop_keras.disable()
+    >>> type(keras.layers.Dropout(0.5)).__module__.partition(".")[0]
+    'keras'
+    """
     global _made_everywhere
     _made_everywhere = False
 

@@ -599,7 +599,7 @@ def test_fit_with_blocks_ends_in_the_same_weights(run_eagerly):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
 
 
-def test_refused_where_the_recomputation_calls_less_often(run):
+def test_refused_if_the_recomputation_calls_less_often(run):
     layer = Dropout(0.5)
     calls = []
 
