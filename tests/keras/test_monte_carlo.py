@@ -648,16 +648,16 @@ def test_threads_that_predict_with_one_model():
             )[1]
 
     model = keras.Sequential([keras.Input((64,)), Loop()])
-    x = np.ones((512, 64), np.float32)
+    x = np.ones((4096, 64), np.float32)
 
     def predict(seed):
-        return mc_predict(model, x, 3, seed=seed, batch_size=512, verbose=False)[0]
+        return mc_predict(model, x, 5, seed=seed, batch_size=4096, verbose=False)[0]
 
     want = {seed: predict(seed) for seed in (1, 2)}
     same = []
 
     def work(seed):
-        for _ in range(5):
+        for _ in range(10):
             same.append(np.array_equal(predict(seed), want[seed]))
 
     threads = [threading.Thread(target=work, args=[seed]) for seed in want]
@@ -665,4 +665,4 @@ def test_threads_that_predict_with_one_model():
         thread.start()
     for thread in threads:
         thread.join()
-    assert same == [True] * 10
+    assert same == [True] * 20
