@@ -13,7 +13,15 @@ _requirements.check()
 from fastdrop import __version__  # noqa: E402
 from fastdrop_keras.bridge import get_bridge, set_bridge, show_config  # noqa: E402
 from fastdrop_keras.conversion import ConversionReport, LayerReport, convert, to_keras  # noqa: E402
-from fastdrop_keras.layers import Dropout, SpatialDropout1D, SpatialDropout2D, SpatialDropout3D  # noqa: E402
+from fastdrop_keras.layers import (  # noqa: E402
+    Dropout,
+    SpatialDropout1D,
+    SpatialDropout2D,
+    SpatialDropout3D,
+    disable,
+    enable,
+    enabled,
+)
 from fastdrop_keras.monte_carlo import mc_predict  # noqa: E402
 from fastdrop_keras.schedule import RateSchedule, cosine_ramp, linear_ramp  # noqa: E402
 
@@ -28,6 +36,9 @@ __all__ = [
     "__version__",
     "convert",
     "cosine_ramp",
+    "disable",
+    "enable",
+    "enabled",
     "get_bridge",
     "linear_ramp",
     "mc_predict",

@@ -15,9 +15,8 @@ import tensorflow as tf
 
 from fastdrop_keras import layers
 
-_OURS = (layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D)
-_TO_KERAS: dict[type, type] = {ours: getattr(keras.layers, ours.__name__) for ours in _OURS}
-_TO_OURS: dict[type, type] = {theirs: ours for ours, theirs in _TO_KERAS.items()}
+_TO_OURS = layers.CLASSES
+_TO_KERAS: dict[type, type] = {ours: theirs for theirs, ours in _TO_OURS.items()}
 _OTHERS = (keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise)
 # Keras's layers that make dropout layers when they are built.
 _MAKERS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
@@ -193,7 +192,7 @@ def _converted(
             f"{model.name!r} of type {type(model).__name__}"
         )
     result, notes, sharing = model, [], layers.models_with_layers_of(model)
-    with model.distribute_strategy.scope():
+    with model.distribute_strategy.scope(), layers.enabled(False):
         if not in_place and _can_be_copied(model):
             try:
                 result = _copied(model)
@@ -264,8 +263,11 @@ def _replacement(layer: keras.Layer, new_class: type) -> keras.Layer:
 def _become(layer: keras.Layer, replacement: keras.Layer) -> None:
     """Give `layer` the class and attributes of `replacement`, so that references stay valid."""
     # Methods that Keras binds to the object, and the layer's calls in functional models.
-    kept = ("build", "quantize", "_inbound_nodes", "_outbound_nodes")
-    attributes = vars(replacement) | {name: vars(layer)[name] for name in kept}
+    kept = ("build", "quantize", "autocast", "_remat_mode", "_inbound_nodes", "_outbound_nodes")
+    # And what else somebody has put there.
+    own = vars(layer).keys() - vars(type(layer)(0.5, seed=0, name=layer.name)).keys()
+    attributes = {name: vars(layer)[name] for name in own} | vars(replacement)
+    attributes |= {name: vars(layer)[name] for name in kept}
     # The `__setattr__` of layers would track these values.
     object.__setattr__(layer, "__dict__", attributes)
     object.__setattr__(layer, "__class__", type(replacement))
@@ -273,6 +275,8 @@ def _become(layer: keras.Layer, replacement: keras.Layer) -> None:
 
 def _reason_to_stay(layer: keras.Layer, classes: dict[type, type]) -> str:
     """Return why a layer that drops is not changed, or an empty string if it does not drop."""
+    if type(layer) in classes.values():
+        return ""
     if isinstance(layer, tuple(classes)):
         return "a subclass, whose `call` may do something else"
     if classes is _TO_KERAS:
@@ -298,25 +302,27 @@ def _is_unbuilt(layer: keras.Layer) -> bool:
 
 def _random_name(layer: keras.Layer) -> str:
     """Return a name in the code of the layer's `call` that tells of random numbers, or ""."""
-    kinds = (types.FunctionType, types.MethodType, tf.types.experimental.PolymorphicFunction)
+    graph = tf.types.experimental.PolymorphicFunction
+    kinds = (types.FunctionType, types.MethodType, staticmethod, classmethod, graph)
     calls = [vars(base).get("call") for base in type(layer).__mro__]
     waiting, visited = [vars(layer).get("call"), getattr(layer, "function", None), *calls], []
     while waiting:
-        function = waiting.pop()
-        function = inspect.unwrap(function) if isinstance(function, kinds) else None
+        value: Any = waiting.pop()
+        function = inspect.unwrap(value) if isinstance(value, kinds) else None
         if function is None or function in visited or _of_a_framework(function):
             continue
         visited.append(function)
         cells, codes = function.__closure__ or (), [function.__code__]
-        waiting += [value for cell in cells for value in gc.get_referents(cell)]
+        waiting += [content for cell in cells for content in gc.get_referents(cell)]
         for code in codes:
-            codes += [value for value in code.co_consts if isinstance(value, types.CodeType)]
+            codes += [one for one in code.co_consts if isinstance(one, types.CodeType)]
             for name in map(str, code.co_names):
                 # In `keras.random.uniform` and `tf.nn.dropout`, but not in `self.dropout(x)`.
                 known = name.endswith("dropout") or name == "random"
                 if known and not isinstance(getattr(layer, name, None), keras.Layer):
                     return name
-                waiting += [getattr(type(layer), name, None), function.__globals__.get(name)]
+                waiting.append(inspect.getattr_static(layer, name, None))
+                waiting.append(function.__globals__.get(name))
     return ""
 
 
@@ -479,7 +485,7 @@ def _copy_state(layer: keras.Layer, copy: keras.Layer) -> None:
     before, after = (_TO_OURS.get(type(one), type(one)) for one in (layer, copy))
     if before is not after or copy is layer:
         raise TypeError(f"the copy of {layer!r} is {copy!r}")
-    if before in _OURS:
+    if before in _TO_KERAS:
         _become(copy, _replacement(layer, type(layer)))
         return
     for flag in ("sparse", "ragged", "optional"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import gc
+import inspect
 import math
 import numbers
 import operator
@@ -41,8 +42,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_the_lock)
 
 
-class BaseDropout(keras.layers.Layer):
-    """Implements a dropout layer, except for the mask's shape."""
+class BaseDropout(keras.layers.Dropout):
+    """Implements a dropout layer, except for the mask's shape.
+
+    It is one of Keras's dropout layers for `isinstance`, but uses nothing of them.
+    """
 
     _input_rank: int | None = None  # any
 
@@ -54,15 +58,13 @@ class BaseDropout(keras.layers.Layer):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(name=name, dtype=dtype, **kwargs)
+        keras.layers.Layer.__init__(self, name=name, dtype=dtype, **kwargs)
         if self._input_rank is not None:
             self.input_spec = keras.layers.InputSpec(ndim=self._input_rank)
         self._rate = layer_state.Rate(checked_rate(rate))
         self.seed = checked_seed(seed)
         # Also at rate 0, since the rate can be raised later.
         self.seed_generator = keras.random.SeedGenerator(self.seed)
-        self._seed_state = layer_state.SeedState(self.seed_generator)
-        self._tracked_state = layer_state.Tracked(self.seed_generator, self._rate)
         self.supports_masking = True
         # XLA cannot compile the bridges. Keras then runs the model without XLA.
         self.supports_jit = False
@@ -86,8 +88,28 @@ class BaseDropout(keras.layers.Layer):
     def rate(self, value: float) -> None:
         self._rate.value = checked_rate(value)
 
+    @property
+    def seed_generator(self) -> keras.random.SeedGenerator:
+        """The `keras.random.SeedGenerator` whose state is the seed and the step of the next call.
+
+        A new one takes effect in functions that are traced later. Files and checkpoints save the
+        state of the current one.
+        """
+        return self._seed_generator
+
+    @seed_generator.setter
+    def seed_generator(self, generator: keras.random.SeedGenerator) -> None:
+        self._seed_generator = generator
+        self._seed_state = layer_state.SeedState(generator)
+        self._tracked_state = layer_state.Tracked(generator, self._rate)
+
     def call(self, inputs: tf.Tensor, training: bool | tf.Tensor | None = False) -> tf.Tensor:
         """Drop elements in training, and return the inputs in inference."""
+        if type(inputs).__module__.startswith("tf_keras"):
+            raise TypeError(
+                "fastdrop_keras has layers of Keras 3. Received a tensor of a model of Keras 2, of "
+                "the package tf_keras, which tf.keras is if TF_USE_LEGACY_KERAS is set"
+            )
         drawing = sampler.get()
         if drawing is not None:
             seed, mask_shape = drawing.draw(self, inputs, self._mask_shape())
@@ -160,7 +182,8 @@ class BaseDropout(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments to make a layer like this one, with the current rate."""
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+        config = keras.layers.Layer.get_config(self)
+        return {**config, "rate": self.rate, "seed": self.seed}
 
 
 @keras.saving.register_keras_serializable(package="fastdrop")
@@ -229,7 +252,7 @@ class Dropout(BaseDropout):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(rate, seed=seed, **kwargs)
+        BaseDropout.__init__(self, rate, seed=seed, **kwargs)
         self.noise_shape = _checked_noise_shape(noise_shape)
 
     def _mask_shape(self) -> NoiseShape | None:
@@ -237,11 +260,11 @@ class Dropout(BaseDropout):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments to make a layer like this one, with the current rate."""
-        return {**super().get_config(), "noise_shape": self.noise_shape}
+        return {**BaseDropout.get_config(self), "noise_shape": self.noise_shape}
 
 
 @keras.saving.register_keras_serializable(package="fastdrop")
-class SpatialDropout1D(BaseDropout):
+class SpatialDropout1D(BaseDropout, keras.layers.SpatialDropout1D):
     """Drops entire 1D feature maps, as `keras.layers.SpatialDropout1D` does.
 
     In training, the layer drops or keeps each feature map of each sample as a whole. This
@@ -294,7 +317,7 @@ class BaseSpatialDropout(BaseDropout):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(rate, seed, name, dtype, **kwargs)
+        BaseDropout.__init__(self, rate, seed, name, dtype, **kwargs)
         if data_format not in ("channels_first", "channels_last", None):
             formats = "'channels_first', 'channels_last' or None"
             raise wrong_value("data_format", formats, repr(data_format))
@@ -308,11 +331,11 @@ class BaseSpatialDropout(BaseDropout):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments to make a layer like this one, with the current rate."""
-        return {**super().get_config(), "data_format": self.data_format}
+        return {**BaseDropout.get_config(self), "data_format": self.data_format}
 
 
 @keras.saving.register_keras_serializable(package="fastdrop")
-class SpatialDropout2D(BaseSpatialDropout):
+class SpatialDropout2D(BaseSpatialDropout, keras.layers.SpatialDropout2D):
     """Drops entire 2D feature maps, as `keras.layers.SpatialDropout2D` does.
 
     In training, the layer drops or keeps each feature map of each sample as a whole. This
@@ -355,7 +378,7 @@ class SpatialDropout2D(BaseSpatialDropout):
 
 
 @keras.saving.register_keras_serializable(package="fastdrop")
-class SpatialDropout3D(BaseSpatialDropout):
+class SpatialDropout3D(BaseSpatialDropout, keras.layers.SpatialDropout3D):
     """Drops entire 3D feature maps, as `keras.layers.SpatialDropout3D` does.
 
     In training, the layer drops or keeps each feature map of each sample as a whole. This
@@ -392,6 +415,89 @@ class SpatialDropout3D(BaseSpatialDropout):
     """
 
     _input_rank = 5
+
+
+# Keras's classes, and ours in their place.
+CLASSES: dict[type, type] = {
+    getattr(keras.layers, ours.__name__): ours
+    for ours in (Dropout, SpatialDropout1D, SpatialDropout2D, SpatialDropout3D)
+}
+
+# Whether Keras's classes make our layers: in this thread, `None` for what holds in all of them.
+_made_here: contextvars.ContextVar[bool | None] = contextvars.ContextVar("made", default=None)
+_made_everywhere = False
+_new_of_keras = keras.layers.Dropout.__new__
+
+
+def _new(keras_class: type, *args: Any, **kwargs: Any) -> Any:
+    """Make a layer of `keras_class`, or ours in its place: a subclass, which Python initializes."""
+    here = _made_here.get()
+    if _made_everywhere if here is None else here:
+        keras_class = CLASSES.get(keras_class, keras_class)
+    return _new_of_keras(keras_class, *args, **kwargs)
+
+
+# For `help`, which would look at `_new`.
+_new.__signature__ = inspect.signature(keras.layers.Dropout.__init__)  # type: ignore[attr-defined]
+keras.layers.Dropout.__new__ = staticmethod(_new)
+
+
+def enable() -> None:
+    """Lets Keras's dropout classes make the layers of this package, from now on in all threads.
+
+    `keras.layers.Dropout(0.5)` and the layers that Keras or other code makes, such as those inside
+    of `MultiHeadAttention` and of models that are loaded, are then `fastdrop_keras.Dropout`, and
+    likewise `SpatialDropout1D`, `2D` and `3D`. Subclasses of Keras's layers stay theirs.
+
+    Example:
+
+    >>> import keras, fastdrop_keras
+    >>> fastdrop_keras.enable()
+    >>> isinstance(keras.layers.Dropout(0.5), fastdrop_keras.Dropout)
+    True
+    >>> fastdrop_keras.disable()
+    >>> isinstance(keras.layers.Dropout(0.5), fastdrop_keras.Dropout)
+    False
+    """
+    global _made_everywhere
+    _made_everywhere = True
+
+
+def disable() -> None:
+    """Ends `fastdrop_keras.enable`. Existing layers do not change.
+
+    Example:
+
+    >>> import keras, fastdrop_keras
+    >>> fastdrop_keras.disable()
+    >>> type(keras.layers.Dropout(0.5)).__module__.partition(".")[0]
+    'keras'
+    """
+    global _made_everywhere
+    _made_everywhere = False
+
+
+@contextlib.contextmanager
+def enabled(value: bool = True) -> Iterator[None]:
+    """Does what `fastdrop_keras.enable` does, inside a `with` statement and in its thread.
+
+    Args:
+        value: Boolean: `False` to have Keras's own layers, whatever holds around.
+
+    Example:
+
+    >>> import keras, fastdrop_keras
+    >>> with fastdrop_keras.enabled():  # or: model = keras.models.load_model("model.keras")
+    ...     layer = keras.layers.MultiHeadAttention(2, 8, dropout=0.1)
+    ...     y = layer(keras.ops.ones((1, 3, 8)), keras.ops.ones((1, 3, 8)))
+    >>> type(layer._dropout_layer)
+    <class 'fastdrop_keras.layers.Dropout'>
+    """
+    token = _made_here.set(value)
+    try:
+        yield
+    finally:
+        _made_here.reset(token)
 
 
 def dropout_layers(model: Any, needed_by: str) -> list[BaseDropout]:
@@ -462,6 +568,10 @@ def check_model(model: Any, needed_by: str) -> None:
 def checked_rate(rate: Any, argument: str = "rate") -> float:
     """Return `rate`, the value of `argument`, as a Python float."""
     expected = "a float value between 0 and 1"
+    if np.ndim(rate) == 0 and hasattr(rate, "numpy"):
+        rate = rate.numpy()  # of an eager tensor or variable, such as a Keras schedule's
+    if isinstance(rate, np.ndarray) and rate.ndim == 0:
+        rate = rate[()]
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)):
         raise wrong_type(argument, expected, rate)
     # Before the conversion, since a large integer has no float. After it, since a subclass may

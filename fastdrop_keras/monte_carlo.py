@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -135,10 +136,15 @@ def mc_predict(
 def _passes_of(model: keras.Model, shared_masks: bool) -> _Passes:
     """Return the passes that `model` keeps, or new ones if it or the bridge has changed."""
     layers = dropout_layers(model, "mc_predict")
-    made_for = (model.run_eagerly, get_bridge(), *map(id, layers))
+    # Objects and not their ids, which would be used again: new ones are of `compile`, of other
+    # layers and of other variables, and their attributes are read when the function is traced.
+    made_for = [getattr(model, "_compile_config", None), *model._flatten_layers(), *model.variables]
+    for layer in layers:
+        made_for += [layer._rate, layer._mask_shape()]
+    made_for += [model.run_eagerly, get_bridge()]
     # Keras and TensorFlow would track a value that `setattr` sets.
     kept: dict[bool, _Passes] = vars(model).setdefault("_fastdrop_passes", {})
-    if shared_masks not in kept or kept[shared_masks].made_for != made_for:
+    if shared_masks not in kept or not kept[shared_masks].is_made_for(made_for):
         kept[shared_masks] = _Passes(model, layers, shared_masks, made_for)
     return kept[shared_masks]
 
@@ -150,9 +156,11 @@ class _Passes:
     """
 
     def __init__(
-        self, model: keras.Model, layers: list[BaseDropout], shared: bool, made_for: tuple[Any, ...]
+        self, model: keras.Model, layers: list[BaseDropout], shared: bool, made_for: list[Any]
     ) -> None:
-        self.made_for = made_for
+        self._made_for = made_for
+        # The state is that of one pass at a time.
+        self._lock = threading.Lock()
         self._model = model
         self._layers = layers
         self._shared_masks = shared
@@ -167,10 +175,19 @@ class _Passes:
         if not model.run_eagerly:
             self._pass = tf.function(self._run, reduce_retracing=True, autograph=False)
 
+    def is_made_for(self, made_for: list[Any]) -> bool:
+        """Return whether the traced function depends on these objects and values."""
+        pairs = zip(self._made_for, made_for, strict=False)
+        return len(self._made_for) == len(made_for) and all(
+            a is b or (isinstance(a, (bool, str, tuple)) and a == b) for a, b in pairs
+        )
+
     def predict(self, batch: Any, seed: int, number: int, batch_number: int) -> Any:
         """Return the outputs of one pass over one batch."""
         batch = keras.tree.map_structure(tf.convert_to_tensor, batch)
-        return self._pass(batch, *(tf.constant(n, tf.int64) for n in (seed, number, batch_number)))
+        numbers = (tf.constant(n, tf.int64) for n in (seed, number, batch_number))
+        with self._lock:
+            return self._pass(batch, *numbers)
 
     def _run(self, batch: Any, seed: tf.Tensor, number: tf.Tensor, batch_number: tf.Tensor) -> Any:
         step = tf.zeros_like(seed) if self._shared_masks else batch_number * _STEPS_OF_A_BATCH

@@ -168,17 +168,7 @@ def cosine_ramp(start: float, end: float, steps: int) -> Callable[[int], float]:
 
     The rate changes slowly near `start` and `end`, and fastest halfway.
 
-    Args:
-        start: Float between 0 and 1. The rate at 0.
-        end: Float between 0 and 1. The rate from `steps` on.
-        steps: Positive integer. The number of epochs or steps, whichever `RateSchedule` counts.
-
-    Returns:
-        A function of an integer, for `fastdrop_keras.RateSchedule`.
-
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If an argument is not a valid value.
+    Arguments, results and errors are as for `fastdrop_keras.linear_ramp`.
 
     Example:
 

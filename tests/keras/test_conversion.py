@@ -1,4 +1,4 @@
-"""Models converted from Keras's dropout layers to ours and back: what changes, and what stays."""
+"""Conversion from Keras's dropout layers to ours and back changes only these layers."""
 
 import collections
 import functools
@@ -17,7 +17,7 @@ from keras import layers
 import fastdrop_keras
 from fastdrop_keras import convert, to_keras
 
-# Keras's own, whenever it writes a variable to a file with NumPy 2.
+# From Keras itself, whenever it writes a variable to a file with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 KERAS = [layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D]
@@ -45,7 +45,7 @@ def assert_same_outputs(first, second, x=X):
 
 
 def assert_same_variables(first, second):
-    """The same values in both, and the same flags, but for the seeds of dropout at rate 0."""
+    """Assert equal values and flags, except for the seeds of dropout at rate 0."""
     for a, b in zip(first.weights, second.weights, strict=True):
         np.testing.assert_array_equal(a, b)
         assert a is not b
@@ -80,7 +80,7 @@ Pair = collections.namedtuple("Pair", ["first", "second"])
 
 
 class Block(layers.Layer):
-    """Dropout layers in every kind of attribute that Keras looks into."""
+    """Has dropout layers in every kind of attribute that Keras searches."""
 
     def __init__(self, rate=0.2, **kwargs):
         super().__init__(**kwargs)
@@ -167,7 +167,7 @@ def encoder():
 
 
 def graph(shared_by_models=True):
-    """Two inputs, two outputs, shared layers, calls in models in models, and operations."""
+    """A model with two inputs, two outputs, shared layers, nested models and operations."""
     a, b = keras.Input((5, 8), name="a"), keras.Input((5, 8), name="b")
     shared = layers.Dropout(0.3, name="shared")
     deepest = [keras.Input((5, 8)), layers.Dense(8), layers.Dropout(0.1)]
@@ -211,7 +211,7 @@ def custom_objects():
     return keras.saving.custom_object_scope({"Cell": Cell, "Block": Block})
 
 
-# What is converted.
+# Converted layers.
 
 
 @each_copied
@@ -229,7 +229,7 @@ def test_a_model_is_copied_and_the_copy_converted(make):
     names = [layer.name for layer in model._flatten_layers()]
     assert [layer.name for layer in converted._flatten_layers()] == names
 
-    # The original is untouched, also when the new one trains.
+    # The original does not change, even if the new model trains.
     assert len(dropouts(model, KERAS)) == count
     converted.compile("sgd", "mse")
     y = keras.tree.map_structure(np.ones_like, converted(x))
@@ -244,7 +244,7 @@ def test_a_model_is_copied_and_the_copy_converted(make):
 
 
 @each_copied
-def test_there_and_back(make):
+def test_to_keras_inverts_convert(make):
     count, x = COPIED[make]
     with custom_objects():
         model = make()
@@ -258,7 +258,7 @@ def test_there_and_back(make):
     assert len(dropouts(back, KERAS)) == len(report.changed) == count
     assert not dropouts(back, OURS)
     assert len(dropouts(converted, OURS)) == count
-    # Those that a layer makes itself are ours in a copy, too.
+    # The copy also has our layers where a layer creates its own dropout layer.
     again, nothing = convert(converted, verbose=False, return_report=True)
     assert not nothing.changed
     assert len(dropouts(again, OURS)) == count
@@ -272,7 +272,7 @@ def test_there_and_back(make):
 
 
 def graph_for_files():
-    """Keras itself loads other weights where a model and one in it share a layer."""
+    """A graph without layers that nested models share, whose weights Keras itself loads wrongly."""
     return graph(shared_by_models=False)
 
 
@@ -307,7 +307,7 @@ def test_subclassed_models_are_changed_in_place():
     assert report.in_place
     assert len(dropouts(model, OURS)) == len(report.changed) == 2 * BLOCK_DROPOUTS + 3 + 1
     assert not dropouts(model, KERAS)
-    # All else is the same object.
+    # All other objects are the same.
     assert model.functional is inner
     assert all(a is b for a, b in zip(weights, model.weights, strict=True))
     for a, b in zip(before, outputs(model), strict=True):
@@ -333,13 +333,13 @@ def test_checkpoints_and_weights_of_a_subclassed_model(tmp_path):
     loaded.load_weights(tmp_path / "model.weights.h5")
     for other in (restored, loaded):
         assert_same_outputs(other, model)
-    # TensorFlow's checkpoints find no layers in lists.
+    # TensorFlow's checkpoints do not find layers in lists.
     first, *others = ([state(layer) for layer in dropouts(m)] for m in (model, loaded, restored))
     assert first == others[0]
     assert first[:-1] == others[1][:-1]
 
 
-def test_in_place_where_a_copy_would_do():
+def test_in_place_for_a_model_that_could_be_copied():
     model = graph()
     x = COPIED[graph][1]
     before, weights = outputs(model, x), model.weights
@@ -363,7 +363,7 @@ def test_models_of_a_part_are_converted_with_a_model_and_can_be_made_of_it(in_pl
     assert_same_outputs(before, after)
 
 
-# Whatever refers to a layer.
+# References to a layer.
 
 
 class Referring(layers.Layer):
@@ -371,16 +371,16 @@ class Referring(layers.Layer):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        # As `TransformerEncoder` of KerasHub names it.
+        # The attribute's name in `TransformerEncoder` of KerasHub.
         self._self_dropout = drop = layers.Dropout(0.5, name="drop")
         self.partial = functools.partial(drop, training=True)
-        self.plain = types.SimpleNamespace(drop=drop)
+        self.namespace = types.SimpleNamespace(drop=drop)
         self.closure = lambda x: drop(x, training=True)
         self.method = drop.__call__
 
     def call(self, x, training=False):
         x = self._self_dropout(x, training=training)
-        x = self.plain.drop(self.partial(x), training=training)
+        x = self.namespace.drop(self.partial(x), training=training)
         return self.method(self.closure(x), training=training)
 
 
@@ -407,14 +407,14 @@ class Slots:
 
 
 class Hiding(layers.Layer):
-    """Has dropout layers where Keras does not look, and what stays as it was."""
+    """Has dropout layers that Keras does not find, and a traced function."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.drop = layers.Dropout(0.5, name="found")
         self.method = self.drop.call
         self.partial = functools.partial(layers.Dropout(0.5, name="in_a_partial"))
-        self.plain = types.SimpleNamespace(
+        self.namespace = types.SimpleNamespace(
             deep=[keras.Sequential([layers.Dropout(0.5, name="in_a_model")], name="model")]
         )
         self.slots = Slots()
@@ -428,7 +428,7 @@ class Hiding(layers.Layer):
         return self.drop(x, training=training)
 
 
-def test_what_a_model_may_call_and_stays_is_listed():
+def test_layers_that_keras_does_not_find_are_listed():
     class Model(keras.Model):
         def __init__(self):
             super().__init__()
@@ -444,16 +444,16 @@ def test_what_a_model_may_call_and_stays_is_listed():
     assert {(layer.path, layer.note) for layer in report.unchanged} == {
         ("hiding/found", "the attribute 'method' refers to its former method 'call'"),
         ("hiding/in_a_partial", "Keras does not find it in the attribute 'partial'"),
-        ("hiding/in_a_model", "Keras does not find it in the attribute 'plain'"),
+        ("hiding/in_a_model", "Keras does not find it in the attribute 'namespace'"),
         ("hiding/in_slots", "Keras does not find it in the attribute 'slots'"),
         ("hiding/in_a_global", "Keras does not find it in the attribute 'function'"),
         ("hiding/in_a_closure", "Keras does not find it in the attribute 'traced'"),
     }
-    # The other one was never called.
+    # The other function was never called.
     assert report.notes == ("hiding: the `tf.function` 'call' keeps its trace",)
 
 
-def test_a_layer_that_is_changed_stays_the_same_object_and_no_other_is_left():
+def test_a_changed_layer_stays_the_same_object():
     model = sequential()
     inside, spec = dropouts(model), [layer.output for layer in dropouts(model)]
     alive = weakref.WeakSet(o for o in gc.get_objects() if type(o) in (*KERAS, *OURS))
@@ -464,7 +464,7 @@ def test_a_layer_that_is_changed_stays_the_same_object_and_no_other_is_left():
     assert not [o for o in gc.get_objects() if type(o) in OURS and o not in alive]
 
 
-# What is kept of a layer.
+# The arguments and the state of a layer.
 
 ARGUMENTS = [
     (0, {"rate": 0.25, "seed": 3, "name": "kept", "noise_shape": (None, 1, 8)}),
@@ -499,7 +499,7 @@ def test_arguments(index, arguments, in_place):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_the_state_of_the_seed_goes_on(expected, in_place):
+def test_the_seeds_state_is_copied(expected, in_place):
     model = keras.Sequential([keras.Input((33,)), layers.Dropout(0.5, seed=7)])
     x = np.ones((5, 33), np.float32)
     for _ in range(3):
@@ -618,7 +618,7 @@ def test_a_functional_model_with_its_own_constructor_is_changed_in_place():
     np.testing.assert_array_equal(before, outputs(model))
 
 
-# What a model was compiled with.
+# Compilation.
 
 
 def compiled(make=sequential, **kwargs):
@@ -635,8 +635,8 @@ def train(model, epochs=1):
 
 
 @pytest.mark.parametrize("make", [sequential, Small])
-def test_training_goes_on_as_if_nothing_had_happened(make):
-    """With rates of 0, where the masks of both are the same."""
+def test_training_continues_as_without_conversion(make):
+    """The rates are 0, so the masks are the same."""
 
     def without_dropout():
         keras.utils.set_random_seed(5)
@@ -664,7 +664,7 @@ def test_training_goes_on_as_if_nothing_had_happened(make):
         np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
 
 
-def test_the_copy_has_an_optimizer_and_metrics_of_its_own():
+def test_the_copy_has_its_own_optimizer_and_metrics():
     class Metric(keras.metrics.MeanAbsoluteError):
         pass
 
@@ -685,7 +685,7 @@ def test_the_copy_has_an_optimizer_and_metrics_of_its_own():
         np.testing.assert_array_equal(a, b)
     assert converted.loss is loss
     assert not any(m is metric for m in converted.metrics)
-    # A model in a model needs no compilation.
+    # A nested model needs no compilation.
     outer = convert(keras.Sequential([model]), verbose=False)
     assert_same_outputs(outer, model)
     assert model.compiled
@@ -729,7 +729,7 @@ def test_an_uncompiled_model_stays_uncompiled():
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_xla_is_off_for_our_layers_and_on_again_for_those_of_keras(in_place):
+def test_xla_is_off_for_our_layers_and_on_again_for_keras_layers(in_place):
     model = compiled(jit_compile=True)
     with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
         converted = convert(model, verbose=False, in_place=in_place)
@@ -757,14 +757,14 @@ def test_compiled_functions_are_traced_again(expected):
     kernel, bias = (np.array(v) for v in model.dense.weights)
     dropped = expected.factors((5, 33), 0.5, 7, step=1)
     model.fit(x, x[:, :1], verbose=0)
-    # One step of gradient descent on the mean squared error, with the mask of the reference.
+    # One step of gradient descent on the mean squared error, with the reference's mask.
     error = dropped @ kernel + bias - 1
     np.testing.assert_allclose(
         model.dense.kernel, kernel - 0.01 * dropped.T @ (2 * error / 5), rtol=1e-4, atol=1e-5
     )
 
 
-def test_a_model_that_compiles_its_own_way_is_not_compiled_and_says_so():
+def test_a_model_with_its_own_compile_is_not_compiled():
     class Own(keras.Model):
         def compile(self, extra, **kwargs):
             super().compile(**kwargs)
@@ -879,7 +879,7 @@ class Theirs(layers.Dropout):
     pass
 
 
-def test_what_is_not_converted_is_listed_with_the_reason():
+def test_unconverted_layers_are_listed_with_the_reason():
     x = keras.Input(X.shape[1:])
     h = x
     for layer in (
@@ -950,7 +950,6 @@ class Inherited(InAGraph):
 class OnItsObject(layers.Layer):
     def __init__(self):
         super().__init__()
-        self.call = functools.partial(keras.random.dropout, rate=0.5)
         self.call = lambda x: keras.random.dropout(x, 0.5)
 
 
@@ -963,6 +962,13 @@ class InAClosure(layers.Layer):
 
         self.rate = 0.5
         self.helper = helper
+
+    def call(self, x):
+        return self.helper(x)
+
+
+class Static(layers.Layer):
+    helper = staticmethod(drop_path)
 
     def call(self, x):
         return self.helper(x)
@@ -985,6 +991,8 @@ class NotRandom(layers.Layer):
         (InAGraph, "dropout"),
         (Inherited, "dropout"),
         (OnItsObject, "random"),
+        (InAClosure, "random"),
+        (Static, "random"),
         (lambda: layers.Lambda(lambda x: tf.nn.dropout(x, 0.5)), "dropout"),
         (NotRandom, None),
         (lambda: layers.Lambda(tf.nn.relu), None),
@@ -1109,7 +1117,7 @@ def test_the_maker_of_a_layer_is_named_with_its_path():
 
 
 @pytest.mark.parametrize("verbose", [True, False])
-def test_the_printed_list(verbose, capsys):
+def test_the_printed_report(verbose, capsys):
     model = encoder()
     model.name = "encoder"
     attention = model.layers[1]
@@ -1131,9 +1139,9 @@ def test_the_printed_list(verbose, capsys):
 
 
 def test_a_model_without_dropout_is_copied():
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(3)], name="plain")
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(3)], name="dense")
     converted, report = convert(model, verbose=False, return_report=True)
-    assert str(report) == "plain (a new model): 0 layers changed"
+    assert str(report) == "dense (a new model): 0 layers changed"
     assert converted is not model
     assert_same_variables(converted, model)
 
@@ -1158,7 +1166,7 @@ def test_bad_model(function, model):
         function(model)
 
 
-def test_a_file_of_a_layer_that_makes_its_own_dropout_is_converted_again(tmp_path):
+def test_a_loaded_layer_that_creates_its_own_dropout_is_converted_again(tmp_path):
     def dropouts(model):
         return [type(layer) for layer in model._flatten_layers() if "Drop" in type(layer).__name__]
 
@@ -1175,7 +1183,7 @@ def test_a_file_of_a_layer_that_makes_its_own_dropout_is_converted_again(tmp_pat
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_model_that_cannot_be_changed_whole_stays_as_it_was(in_place, monkeypatch):
+def test_a_model_that_cannot_be_converted_completely_is_not_changed(in_place, monkeypatch):
     model = compiled()
     inside = dropouts(model)
     before = [dict(vars(layer)) for layer in inside]
@@ -1183,7 +1191,7 @@ def test_a_model_that_cannot_be_changed_whole_stays_as_it_was(in_place, monkeypa
     def refuse(self, rate, noise_shape=None, seed=None, **kwargs):
         raise MemoryError
 
-    # The class of the second one: the first could be changed.
+    # The class of the second layer fails; the first layer could be changed.
     monkeypatch.setattr(type(convert(model, verbose=False).layers[-2]), "__init__", refuse)
     with pytest.raises(MemoryError):
         convert(model, verbose=False, in_place=in_place)
@@ -1258,7 +1266,7 @@ def test_a_model_that_cannot_be_copied_is_changed_in_place_and_says_so(make, rea
     assert not dropouts(model, OURS)
 
 
-# Architectures that Keras ships.
+# Keras's applications.
 
 IMAGES = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
 
@@ -1267,7 +1275,7 @@ IMAGES = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
     ("name", "count"), [("EfficientNetB0", 10), ("ConvNeXtTiny", 0), ("VGG16", 0)]
 )
 @pytest.mark.slow
-def test_an_architecture_of_keras(name, count, tmp_path):
+def test_a_keras_application(name, count, tmp_path):
     make = getattr(keras.applications, name)
     model = make(weights=None, input_shape=IMAGES.shape[1:], classes=3)
     converted, report = convert(model, verbose=False, return_report=True)
@@ -1282,3 +1290,17 @@ def test_an_architecture_of_keras(name, count, tmp_path):
     assert len(dropouts(loaded, OURS)) == count
     assert_same_outputs(loaded, converted, IMAGES)
     assert len(dropouts(to_keras(converted, verbose=False), KERAS)) == count
+
+
+def test_a_layer_changed_in_place_keeps_its_flags_and_what_others_put_there():
+    keras.config.set_dtype_policy("mixed_float16")
+    with keras.RematScope(mode="full"):
+        model = keras.Sequential([layers.Dropout(0.5, autocast=False)])
+    x = tf.ones((2, 3))
+    model(x)
+    model.layers[0].tag = "a user's"
+    for change in (convert, to_keras):
+        change(model, in_place=True, verbose=False)
+        layer = model.layers[0]
+        assert layer(x).dtype == tf.float32
+        assert (layer.tag, layer.autocast, layer._remat_mode.mode) == ("a user's", False, "full")

@@ -1,4 +1,4 @@
-"""A damaged or incomplete installation: what is missing is named, with what to do about it."""
+"""A damaged or incomplete installation gives an error with the missing file and a remedy."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ FULL_KERNELS = pytest.mark.skipif(BEST == "portable", reason="only the portable 
 
 @pytest.fixture
 def installation(tmp_path):
-    """A copy of the package that can be damaged."""
+    """A copy of the package, which tests damage."""
     copy = tmp_path / "fastdrop"
     ignore = shutil.ignore_patterns("*.pyx", "*.h", "__pycache__")
     shutil.copytree(PACKAGE, copy, ignore=ignore)
@@ -28,9 +28,9 @@ def installation(tmp_path):
 
 
 def use(installation, **environment):
-    """The copy used in a fresh interpreter, with warnings shown."""
+    """Run a program with the copy in a fresh interpreter that prints warnings."""
     program = (
-        # What finds an editable installation would find what is missing here in there.
+        # The finder of an editable installation would find the missing files there.
         "import sys\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         f"sys.path.insert(0, {str(installation.parent)!r})\n" + USE
@@ -63,7 +63,7 @@ def header_only(path):
 
 
 def first_pages(path):
-    # What the system's loader maps, and dies of a bus error when it reads it.
+    # The system's loader maps such a file, and gets a bus error when it reads the end.
     path.write_bytes(path.read_bytes()[:5000])
 
 
@@ -77,11 +77,11 @@ def of_another_python(path):
 
 DAMAGES = [remove, garbage, empty, header_only, first_pages, half, of_another_python]
 each_damage = pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-# A shared object of the tests' own platform: elsewhere the loader has its own words.
+# A shared object for this platform; the loader's messages differ on others.
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="damages files of Linux's format")
 
 
-def test_the_copy_is_what_is_used(installation):
+def test_the_copy_is_imported(installation):
     done = use(installation)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"instruction set in use: {BEST}" in done.stdout
@@ -89,7 +89,7 @@ def test_the_copy_is_what_is_used(installation):
 
 @each_damage
 @pytest.mark.parametrize("module", ["_mask", "_isa"])
-def test_a_damaged_module_is_named_with_what_to_do(installation, module, damage):
+def test_a_damaged_module_is_named_with_a_remedy(installation, module, damage):
     damage(installation / f"{module}{SUFFIX}")
     done = use(installation)
     assert done.returncode == 1, done.stderr
@@ -121,7 +121,7 @@ def test_without_the_best_kernels_the_next_are_used(installation, damage):
 
 @FULL_KERNELS
 @each_damage
-def test_damaged_kernels_that_were_asked_for(installation, damage):
+def test_damaged_kernels_that_were_requested(installation, damage):
     damage(installation / "_kernels" / f"{BEST}{SUFFIX}")
     done = use(installation, FASTDROP_ISA=BEST)
     assert done.returncode == 1
@@ -129,7 +129,7 @@ def test_damaged_kernels_that_were_asked_for(installation, damage):
     assert last.startswith(f"ImportError: FASTDROP_ISA='{BEST}'")
     assert last.endswith("portable")
     if damage not in (remove, of_another_python):
-        assert f"{BEST}{SUFFIX}" in last  # why it cannot be used
+        assert f"{BEST}{SUFFIX}" in last  # the reason
 
 
 @each_damage
@@ -143,7 +143,7 @@ def test_without_any_kernels(installation, damage):
     assert "pip install" in last
 
 
-def test_numpy_is_all_that_is_needed(run_python):
+def test_only_numpy_is_needed(run_python):
     others = "tensorflow", "keras", "ml_dtypes", "typing_extensions", "scipy"
     done = run_python(
         "import sys\n"
@@ -155,7 +155,7 @@ def test_numpy_is_all_that_is_needed(run_python):
     assert done.returncode == 0, done.stderr
 
 
-def test_an_error_of_another_package_is_left_as_it_is(installation):
+def test_an_error_of_another_package_is_not_changed(installation):
     (installation.parent / "numpy.py").write_text("raise ImportError('numpy is broken')\n")
     done = use(installation)
     assert done.returncode == 1
@@ -165,7 +165,7 @@ def test_an_error_of_another_package_is_left_as_it_is(installation):
 @pytest.mark.parametrize(
     ("name", "value"), [("FASTDROP_ISA", "mmx"), ("FASTDROP_NUM_THREADS", "many")]
 )
-def test_a_wrong_setting_is_not_taken_for_damage(installation, name, value):
+def test_a_wrong_setting_is_not_reported_as_damage(installation, name, value):
     done = use(installation, **{name: value})
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"ImportError: {name}")
