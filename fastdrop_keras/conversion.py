@@ -20,6 +20,10 @@ _TO_KERAS: dict[type, type] = {ours: theirs for theirs, ours in _TO_OURS.items()
 _OTHERS = (keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise)
 # Keras's layers that make dropout layers when they are built.
 _MAKERS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+# Names in code that draws random numbers, and what such code may be in.
+_RANDOM = ("random", "dropout", "stateless_dropout")
+_FUNCTIONS: Any = (types.FunctionType, types.MethodType, staticmethod, classmethod)
+_FUNCTIONS += (tf.types.experimental.PolymorphicFunction,)
 # Layers whose configurations hold the configurations of the layers in them.
 _CONTAINERS = tuple(
     getattr(keras.layers, name) for name in ("Wrapper", "Bidirectional", "RNN", "StackedRNNCells")
@@ -302,13 +306,11 @@ def _is_unbuilt(layer: keras.Layer) -> bool:
 
 def _random_name(layer: keras.Layer) -> str:
     """Return a name in the code of the layer's `call` that tells of random numbers, or ""."""
-    graph = tf.types.experimental.PolymorphicFunction
-    kinds = (types.FunctionType, types.MethodType, staticmethod, classmethod, graph)
     calls = [vars(base).get("call") for base in type(layer).__mro__]
     waiting, visited = [vars(layer).get("call"), getattr(layer, "function", None), *calls], []
     while waiting:
-        value: Any = waiting.pop()
-        function = inspect.unwrap(value) if isinstance(value, kinds) else None
+        value = waiting.pop()
+        function: Any = inspect.unwrap(value) if isinstance(value, _FUNCTIONS) else None
         if function is None or function in visited or _of_a_framework(function):
             continue
         visited.append(function)
@@ -318,8 +320,8 @@ def _random_name(layer: keras.Layer) -> str:
             codes += [one for one in code.co_consts if isinstance(one, types.CodeType)]
             for name in map(str, code.co_names):
                 # In `keras.random.uniform` and `tf.nn.dropout`, but not in `self.dropout(x)`.
-                known = name.endswith("dropout") or name == "random"
-                if known and not isinstance(getattr(layer, name, None), keras.Layer):
+                attribute = getattr(layer, name, 0) if name in _RANDOM else None
+                if attribute is not None and not isinstance(attribute, keras.Layer):
                     return name
                 waiting.append(inspect.getattr_static(layer, name, None))
                 waiting.append(function.__globals__.get(name))

@@ -977,11 +977,12 @@ class Static(layers.Layer):
 class NotRandom(layers.Layer):
     def __init__(self):
         super().__init__()
-        self.dropout = layers.Dropout(0.5)
-        self.dropout_rate = 0.5
+        self.dropout, self.random = layers.Dropout(0.5), None
+        self.rate_of_dropout = 0.5
 
     def call(self, x, training=False):
-        return self.dropout(tf.nn.relu(x), training=training) if self.dropout_rate else x
+        x = self.dropout(tf.nn.relu(x), training=training) if self.rate_of_dropout else x
+        return x if self.random is None else self.random(x)
 
 
 @pytest.mark.parametrize(
