@@ -13,17 +13,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from fastdrop_keras import layers
+from fastdrop_keras import layer_code, layers
 
 _TO_OURS = layers.CLASSES
 _TO_KERAS: dict[type, type] = {ours: theirs for theirs, ours in _TO_OURS.items()}
 _OTHERS = (keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise)
 # Keras's layers that make dropout layers when they are built.
 _MAKERS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
-# Names in code that draws random numbers, and what such code may be in.
-_RANDOM = ("random", "dropout", "stateless_dropout")
-_FUNCTIONS: Any = (types.FunctionType, types.MethodType, staticmethod, classmethod)
-_FUNCTIONS += (tf.types.experimental.PolymorphicFunction,)
 # Layers whose configurations hold the configurations of the layers in them.
 _CONTAINERS = tuple(
     getattr(keras.layers, name) for name in ("Wrapper", "Bidirectional", "RNN", "StackedRNNCells")
@@ -190,7 +186,7 @@ def _converted(
     model: Any, classes: dict[type, type], in_place: bool | None, verbose: bool, return_report: bool
 ) -> Any:
     layers.check_model(model, "convert" if classes is _TO_OURS else "to_keras")
-    if in_place is False and not _can_be_copied(model):
+    if in_place is not None and not in_place and not _can_be_copied(model):
         raise ValueError(
             f"A subclassed model can only be changed in place. Received: in_place={in_place} for "
             f"{model.name!r} of type {type(model).__name__}"
@@ -293,39 +289,15 @@ def _reason_to_stay(layer: keras.Layer, classes: dict[type, type]) -> str:
     drops = (attention or cell) and (layer.dropout or getattr(layer, "recurrent_dropout", 0))
     if drops:
         return "drops without a dropout layer"
-    name = _random_name(layer)
+    name = layer_code.random_name(layer)
     return f"may drop in its own code, which names {name!r}" if name else ""
 
 
 def _is_unbuilt(layer: keras.Layer) -> bool:
     """Return whether `layer` may make other layers when it is built, and is not built."""
-    own_code = not _of_a_framework(type(layer))
-    builds = isinstance(layer, keras.Model) or not _of_a_framework(type(layer).build)
+    own_code = not layer_code.of_a_framework(type(layer))
+    builds = isinstance(layer, keras.Model) or not layer_code.of_a_framework(type(layer).build)
     return not layer.built and (isinstance(layer, _MAKERS) or (own_code and builds))
-
-
-def _random_name(layer: keras.Layer) -> str:
-    """Return a name in the code of the layer's `call` that tells of random numbers, or ""."""
-    calls = [vars(base).get("call") for base in type(layer).__mro__]
-    waiting, visited = [vars(layer).get("call"), getattr(layer, "function", None), *calls], []
-    while waiting:
-        value = waiting.pop()
-        function: Any = inspect.unwrap(value) if isinstance(value, _FUNCTIONS) else None
-        if function is None or function in visited or _of_a_framework(function):
-            continue
-        visited.append(function)
-        cells, codes = function.__closure__ or (), [function.__code__]
-        waiting += [content for cell in cells for content in gc.get_referents(cell)]
-        for code in codes:
-            codes += [one for one in code.co_consts if isinstance(one, types.CodeType)]
-            for name in map(str, code.co_names):
-                # In `keras.random.uniform` and `tf.nn.dropout`, but not in `self.dropout(x)`.
-                attribute = getattr(layer, name, 0) if name in _RANDOM else None
-                if attribute is not None and not isinstance(attribute, keras.Layer):
-                    return name
-                waiting.append(inspect.getattr_static(layer, name, None))
-                waiting.append(function.__globals__.get(name))
-    return ""
 
 
 def _creator_note(line: list[keras.Layer]) -> str:
@@ -401,7 +373,7 @@ def _referents(value: Any) -> list[Any]:
     """Return the objects that `value` refers to, unless it belongs to a framework."""
     if isinstance(value, tf.types.experimental.PolymorphicFunction):
         return [value.python_function]
-    if isinstance(value, types.FunctionType) and not _of_a_framework(value):
+    if isinstance(value, types.FunctionType) and not layer_code.of_a_framework(value):
         # Only the layers among a module's globals: the others lead through the whole program.
         used = [value.__globals__.get(name) for name in value.__code__.co_names]
         found = [other for other in used if isinstance(other, keras.Layer)]
@@ -413,11 +385,9 @@ def _referents(value: Any) -> list[Any]:
     if isinstance(value, (type, types.ModuleType, types.FunctionType)):
         return []
     container = isinstance(value, (dict, list, tuple, set))
-    return gc.get_referents(value) if container or not _of_a_framework(type(value)) else []
-
-
-def _of_a_framework(definition: Any) -> bool:
-    return str(definition.__module__).partition(".")[0] in ("keras", "tensorflow", "fastdrop_keras")
+    return (
+        gc.get_referents(value) if container or not layer_code.of_a_framework(type(value)) else []
+    )
 
 
 def _reset_compiled(model: keras.Model) -> None:

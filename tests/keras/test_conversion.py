@@ -845,7 +845,7 @@ def test_models_that_share_layers_are_converted_in_place_together(kind, function
 
 
 @each_pair
-def test_a_copy_says_which_models_keep_the_layers(kind):
+def test_a_copy_lists_the_models_that_keep_the_layers(kind):
     model, other = two_models(kind)
     converted, report = convert(model, verbose=False, return_report=True)
     kept = "The new model has copies of layers that these models keep: "
@@ -974,14 +974,26 @@ class Static(layers.Layer):
         return self.helper(x)
 
 
+class OfItsRate(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dropout = 0.5
+
+    def call(self, x):
+        from keras import random
+
+        return random.dropout(x, self.dropout)
+
+
 class NotRandom(layers.Layer):
     def __init__(self):
         super().__init__()
-        self.dropout, self.random = layers.Dropout(0.5), None
-        self.rate_of_dropout = 0.5
+        self.dropout, self.random, self.stateless_dropout = layers.Dropout(0.5), None, 0.5
 
     def call(self, x, training=False):
-        x = self.dropout(tf.nn.relu(x), training=training) if self.rate_of_dropout else x
+        rates = {"dropout": self.stateless_dropout}
+        dropout = rates["dropout"]
+        x = self.dropout(tf.nn.relu(x), training=training) if dropout else x
         return x if self.random is None else self.random(x)
 
 
@@ -994,6 +1006,7 @@ class NotRandom(layers.Layer):
         (OnItsObject, "random"),
         (InAClosure, "random"),
         (Static, "random"),
+        (OfItsRate, "random"),
         (lambda: layers.Lambda(lambda x: tf.nn.dropout(x, 0.5)), "dropout"),
         (NotRandom, None),
         (lambda: layers.Lambda(tf.nn.relu), None),
@@ -1051,7 +1064,7 @@ UNBUILT = "not built: call it once, then convert it again"
         (encoder, []),
     ],
 )
-def test_what_is_not_built_is_listed(make, paths):
+def test_layers_that_are_not_built_are_listed(make, paths):
     model, report = convert(make(), verbose=False, return_report=True)
     assert [(one.path, one.note) for one in report.unchanged] == [(path, UNBUILT) for path in paths]
     model(X)
