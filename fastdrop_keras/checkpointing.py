@@ -75,7 +75,7 @@ class Run:
         return None
 
     def check_complete(self) -> None:
-        """Raise an error if this run left out a call of a layer that dropped in the first run."""
+        """Raise an error if this run skipped a call of a layer that dropped in the first run."""
         for layer, saved in self._saved.items():
             number = self._calls.get(layer, 0)
             if any(one is not None for one in saved[number:]):
@@ -162,7 +162,7 @@ def _other_calls(before: int, now: int) -> RuntimeError:
     return RuntimeError(
         "A function under gradient checkpointing (keras.remat, keras.RematScope, "
         f"tf.recompute_grad) called a dropout layer {before} times in the forward pass, and "
-        f"{now} times in the recomputation: its masks would be mixed up. The function must do the "
+        f"{now} times in the recomputation: it would use wrong masks. The function must do the "
         "same each time that it is called, with the same layers."
     )
 
@@ -186,12 +186,8 @@ def _refusal(where: str) -> NotImplementedError:
 _original = custom_gradient.recompute_grad
 
 
-class recompute_grad:  # noqa: N801 - it takes the place of a function
-    """Does what `tf.recompute_grad` does, with the masks of the forward pass.
-
-    Args:
-        function: A function or method of tensors, which calls dropout layers.
-    """
+class recompute_grad:  # noqa: N801 - it replaces a function
+    """Works as `tf.recompute_grad`, and reuses the masks of the forward pass."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function

@@ -264,7 +264,7 @@ def _become(layer: keras.Layer, replacement: keras.Layer) -> None:
     """Give `layer` the class and attributes of `replacement`, so that references stay valid."""
     # Methods that Keras binds to the object, and the layer's calls in functional models.
     kept = ("build", "quantize", "autocast", "_remat_mode", "_inbound_nodes", "_outbound_nodes")
-    # And what else somebody has put there.
+    # Attributes that other code has set.
     own = vars(layer).keys() - vars(type(layer)(0.5, seed=0, name=layer.name)).keys()
     attributes = {name: vars(layer)[name] for name in own} | vars(replacement)
     attributes |= {name: vars(layer)[name] for name in kept}

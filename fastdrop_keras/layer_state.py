@@ -67,9 +67,9 @@ class Rate:
         return self.variable.read_value()
 
 
-# The loop variables of each `tf.vectorized_map` whose body is traced here, the innermost last.
+# The loop variable of each `tf.vectorized_map` whose body is being traced, the innermost last.
 _loops: contextvars.ContextVar[tuple[tf.Tensor, ...]] = contextvars.ContextVar("loops", default=())
-_trace_loop = inspect.unwrap(control_flow_ops._pfor_impl)  # once, if this is loaded again
+_trace_loop = inspect.unwrap(control_flow_ops._pfor_impl)  # also if this module is reloaded
 
 
 @contextlib.contextmanager
@@ -83,13 +83,13 @@ def _inside(loop_variable: tf.Tensor) -> Iterator[None]:
 
 @functools.wraps(_trace_loop)
 def _trace_loop_and_tell(body: Callable[[tf.Tensor], Any], *args: Any, **kwargs: Any) -> Any:
-    """Trace the body of a vectorized loop, and let the layers in it know the loop's variable."""
+    """Trace the body of a vectorized loop, and give the layers in it the loop's variable."""
 
     def known_body(loop_variable: tf.Tensor) -> Any:
         with _inside(loop_variable):
             return body(loop_variable)
 
-    # A body with an argument for its configuration comes from TensorFlow itself.
+    # Only TensorFlow itself passes a body with an argument `pfor_config`.
     configured = kwargs.get("pfor_config") is not None
     return _trace_loop(body if configured else known_body, *args, **kwargs)
 
@@ -100,14 +100,14 @@ control_flow_ops._pfor_impl = _trace_loop_and_tell
 def vectorized_loops() -> list[tf.Tensor]:
     """Return the loop variables of each `tf.vectorized_map` around, the outermost first.
 
-    Those of an enclosing function's caller are out of reach: the function may be called elsewhere.
+    A function has no access to the loop variables of its caller, since it has other callers too.
     """
     graphs = set(_graphs_of_function())
     return [variable for variable in _loops.get() if variable.graph in graphs]
 
 
 def _graphs_of_function() -> Iterator[tf.Graph]:
-    """Yield the current graph and those around it, up to that of the function."""
+    """Yield the current graph and the graphs around it, up to the function's graph."""
     graph = tf.compat.v1.get_default_graph()
     while graph is not None:
         yield graph

@@ -45,7 +45,7 @@ if hasattr(os, "register_at_fork"):
 class BaseDropout(keras.layers.Dropout):
     """Implements a dropout layer, except for the mask's shape.
 
-    It is one of Keras's dropout layers for `isinstance`, but uses nothing of them.
+    It is an instance of Keras's class for `isinstance`, but uses none of its methods.
     """
 
     _input_rank: int | None = None  # any
@@ -90,10 +90,10 @@ class BaseDropout(keras.layers.Dropout):
 
     @property
     def seed_generator(self) -> keras.random.SeedGenerator:
-        """The `keras.random.SeedGenerator` whose state is the seed and the step of the next call.
+        """`keras.random.SeedGenerator`. Its state is the seed and the step of the next call.
 
-        A new one takes effect in functions that are traced later. Files and checkpoints save the
-        state of the current one.
+        A new generator takes effect in functions that are traced later. Files and checkpoints save
+        the state of the current generator.
         """
         return self._seed_generator
 
@@ -107,8 +107,8 @@ class BaseDropout(keras.layers.Dropout):
         """Drop elements in training, and return the inputs in inference."""
         if type(inputs).__module__.startswith("tf_keras"):
             raise TypeError(
-                "fastdrop_keras has layers of Keras 3. Received a tensor of a model of Keras 2, of "
-                "the package tf_keras, which tf.keras is if TF_USE_LEGACY_KERAS is set"
+                "fastdrop_keras has layers for Keras 3. Received a tensor of Keras 2, from the "
+                "package tf_keras, which is tf.keras if TF_USE_LEGACY_KERAS is set"
             )
         drawing = sampler.get()
         if drawing is not None:
@@ -417,37 +417,37 @@ class SpatialDropout3D(BaseSpatialDropout, keras.layers.SpatialDropout3D):
     _input_rank = 5
 
 
-# Keras's classes, and ours in their place.
+# Our class for each of Keras's.
 CLASSES: dict[type, type] = {
     getattr(keras.layers, ours.__name__): ours
     for ours in (Dropout, SpatialDropout1D, SpatialDropout2D, SpatialDropout3D)
 }
 
-# Whether Keras's classes make our layers: in this thread, `None` for what holds in all of them.
+# Whether Keras's classes create our layers: in this context, with `None` for the global setting.
 _made_here: contextvars.ContextVar[bool | None] = contextvars.ContextVar("made", default=None)
 _made_everywhere = False
 _new_of_keras = keras.layers.Dropout.__new__
 
 
 def _new(keras_class: type, *args: Any, **kwargs: Any) -> Any:
-    """Make a layer of `keras_class`, or ours in its place: a subclass, which Python initializes."""
+    """Create a layer of `keras_class` or of our class, which Python initializes as a subclass."""
     here = _made_here.get()
     if _made_everywhere if here is None else here:
         keras_class = CLASSES.get(keras_class, keras_class)
     return _new_of_keras(keras_class, *args, **kwargs)
 
 
-# For `help`, which would look at `_new`.
+# `help` would print the signature of `_new`.
 _new.__signature__ = inspect.signature(keras.layers.Dropout.__init__)  # type: ignore[attr-defined]
 keras.layers.Dropout.__new__ = staticmethod(_new)
 
 
 def enable() -> None:
-    """Lets Keras's dropout classes make the layers of this package, from now on in all threads.
+    """Makes Keras's dropout classes create the layers of this package, in all threads.
 
-    `keras.layers.Dropout(0.5)` and the layers that Keras or other code makes, such as those inside
-    of `MultiHeadAttention` and of models that are loaded, are then `fastdrop_keras.Dropout`, and
-    likewise `SpatialDropout1D`, `2D` and `3D`. Subclasses of Keras's layers stay theirs.
+    `keras.layers.Dropout(0.5)` then returns a `fastdrop_keras.Dropout`, also when Keras or other
+    code calls it, for example in `MultiHeadAttention` and when a model is loaded. The same holds
+    for `SpatialDropout1D`, `2D` and `3D`. Subclasses of Keras's layers do not change.
 
     Example:
 
@@ -479,10 +479,10 @@ def disable() -> None:
 
 @contextlib.contextmanager
 def enabled(value: bool = True) -> Iterator[None]:
-    """Does what `fastdrop_keras.enable` does, inside a `with` statement and in its thread.
+    """Works as `fastdrop_keras.enable`, but only in a `with` statement and in its thread.
 
     Args:
-        value: Boolean: `False` to have Keras's own layers, whatever holds around.
+        value: Boolean. `False` makes Keras's classes create Keras's layers.
 
     Example:
 
@@ -569,7 +569,7 @@ def checked_rate(rate: Any, argument: str = "rate") -> float:
     """Return `rate`, the value of `argument`, as a Python float."""
     expected = "a float value between 0 and 1"
     if np.ndim(rate) == 0 and hasattr(rate, "numpy"):
-        rate = rate.numpy()  # of an eager tensor or variable, such as a Keras schedule's
+        rate = rate.numpy()  # an eager tensor or variable, for example from a Keras schedule
     if isinstance(rate, np.ndarray) and rate.ndim == 0:
         rate = rate[()]
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)):

@@ -136,8 +136,8 @@ def mc_predict(
 def _passes_of(model: keras.Model, shared_masks: bool) -> _Passes:
     """Return the passes that `model` keeps, or new ones if it or the bridge has changed."""
     layers = dropout_layers(model, "mc_predict")
-    # Objects and not their ids, which would be used again: new ones are of `compile`, of other
-    # layers and of other variables, and their attributes are read when the function is traced.
+    # The traced function depends on these objects: `compile`, new layers and new variables replace
+    # some of them. Python may reuse the id of a deleted object, so the list has the objects.
     made_for = [getattr(model, "_compile_config", None), *model._flatten_layers(), *model.variables]
     for layer in layers:
         made_for += [layer._rate, layer._mask_shape()]
@@ -159,7 +159,7 @@ class _Passes:
         self, model: keras.Model, layers: list[BaseDropout], shared: bool, made_for: list[Any]
     ) -> None:
         self._made_for = made_for
-        # The state is that of one pass at a time.
+        # The variables and attributes are for one pass at a time.
         self._lock = threading.Lock()
         self._model = model
         self._layers = layers

@@ -1307,7 +1307,7 @@ def test_a_keras_application(name, count, tmp_path):
     assert len(dropouts(to_keras(converted, verbose=False), KERAS)) == count
 
 
-def test_a_layer_changed_in_place_keeps_its_flags_and_what_others_put_there():
+def test_a_layer_changed_in_place_keeps_its_flags_and_other_attributes():
     keras.config.set_dtype_policy("mixed_float16")
     with keras.RematScope(mode="full"):
         model = keras.Sequential([layers.Dropout(0.5, autocast=False)])

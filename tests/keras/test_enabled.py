@@ -1,4 +1,4 @@
-"""Keras's own classes make the layers of this package, where that is enabled."""
+"""Keras's classes create the layers of this package if `enable` or `enabled` says so."""
 
 import threading
 
@@ -23,13 +23,13 @@ def test_a_layer_is_an_instance_of_kerass_class(name):
     assert isinstance(layer, theirs)
     assert isinstance(layer, keras.layers.Dropout)
     assert not isinstance(theirs(0.5), ours)
-    # And yet its configuration and file make ours again, under Keras's clone_model too.
+    # Its configuration and files create our layer, also in Keras's `clone_model`.
     assert type(ours.from_config(layer.get_config())) is ours
     assert keras.saving.get_registered_name(ours) == f"fastdrop>{name}"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_kerass_class_makes_ours_inside(name):
+def test_kerass_class_creates_our_layer(name):
     theirs, ours = getattr(keras.layers, name), getattr(fastdrop_keras, name)
     with enabled():
         layer = theirs(0.3, seed=5, name="drop")
@@ -48,7 +48,7 @@ def test_arguments_are_checked_as_ours_are():
         keras.layers.Dropout(2)
 
 
-def test_a_subclass_stays_the_users():
+def test_a_users_subclass_is_not_replaced():
     class Own(keras.layers.Dropout):
         pass
 
@@ -58,7 +58,7 @@ def test_a_subclass_stays_the_users():
     assert not isinstance(layer, fastdrop_keras.Dropout)
 
 
-def test_enable_holds_in_all_threads_and_enabled_in_its_own():
+def test_enable_applies_to_all_threads_and_enabled_to_its_own():
     made = {}
 
     def make(name):
@@ -102,7 +102,7 @@ def dropouts(model):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_a_loaded_file_has_ours_in_layers_that_make_their_own(tmp_path):
+def test_a_loaded_file_has_our_layer_in_layers_that_create_their_own(tmp_path):
     with enabled():
         model = attention_model()
     assert len(dropouts(model)) == 2
@@ -119,7 +119,7 @@ def test_a_loaded_file_has_ours_in_layers_that_make_their_own(tmp_path):
     np.testing.assert_array_equal(loaded(x, training=True), loaded(x, training=False))
 
 
-def test_to_keras_makes_kerass_layers_even_inside():
+def test_to_keras_creates_kerass_layers_inside_enabled():
     with enabled():
         model = attention_model()
         theirs = to_keras(model, verbose=False)

@@ -627,7 +627,7 @@ def test_a_method(expected):
     np.testing.assert_allclose(dx, Chain(expected)(numbers(), [(0, 1)])[1], rtol=1e-6)
 
 
-def test_loaded_again_it_is_still_tensorflows():
+def test_a_reload_keeps_tensorflows_function():
     importlib.reload(checkpointing)
     try:
         block = tf.recompute_grad(lambda x: x**2)

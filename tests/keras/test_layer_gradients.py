@@ -430,7 +430,7 @@ class WithItsOwnScope(tf.Module):
 
 
 @pytest.mark.usefixtures("bridge")
-def test_vectorized_map_of_a_module_that_leaves_the_name_scope(expected, run):
+def test_vectorized_map_of_a_module_with_its_own_name_scope(expected, run):
     module = WithItsOwnScope(Dropout(0.5, seed=3))
     y = run(lambda x: tf.vectorized_map(module, x))(tf.ones(SHAPE))
     np.testing.assert_array_equal(y, vectorized_factors(expected, SHAPE))

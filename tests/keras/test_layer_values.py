@@ -404,7 +404,7 @@ def test_two_rates_in_one_graph(expected):
     assert np.all(layer(x, training=True) == x)
 
 
-def test_a_rate_set_in_a_function_is_not_kept_in_functions_that_it_calls():
+def test_a_rate_set_in_a_function_does_not_apply_to_functions_that_it_calls():
     layer = Dropout(0.5, seed=3)
     inner = tf.function(lambda x: layer(x, training=True))
 

@@ -569,7 +569,7 @@ class Batches(keras.utils.PyDataset):
         return part, np.zeros(len(part))
 
 
-def test_a_pydataset_gives_what_its_arrays_give():
+def test_a_pydataset_gives_the_results_of_its_arrays():
     model = keras.Sequential([keras.Input((7,)), Dropout(0.5), keras.layers.Dense(3)])
     x = np.random.default_rng(0).normal(size=(10, 7)).astype(np.float32)
     want = mc_predict(model, x, 3, seed=1, batch_size=4, verbose=False)
@@ -623,7 +623,7 @@ def other_noise_shape(model):
 @pytest.mark.parametrize(
     "change", [lora, other_activation, converted_there_and_back, other_noise_shape]
 )
-def test_a_changed_model_is_traced_anew(change):
+def test_a_changed_model_is_retraced(change):
     model = keras.Sequential(
         [keras.Input((7,)), Dropout(0.5, name="drop"), keras.layers.Dense(3, name="dense")]
     )
