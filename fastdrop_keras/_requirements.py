@@ -33,7 +33,10 @@ _PRIVATE = {
 }
 # Private attributes of instances. Of a compiled model the package also uses `_compile_config`.
 _PRIVATE_OF_GRAPHS = ("_function_captures", "outer_graph", "is_control_flow_graph")
-_PRIVATE_OF_LAYERS = ("_inbound_nodes", "_outbound_nodes", "_output_shape", "build", "quantize")
+_PRIVATE_OF_LAYERS = (
+    *("_inbound_nodes", "_layers", "_outbound_nodes", "_output_shape", "_tracker"),
+    *("build", "quantize"),
+)
 
 
 def check() -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from fastdrop_keras import layers
+from fastdrop_keras import layer_code, layers
 
 _TO_OURS = layers.CLASSES
 _TO_KERAS: dict[type, type] = {ours: theirs for theirs, ours in _TO_OURS.items()}
 _OTHERS = (keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise)
+# Keras's layers that make dropout layers when they are built.
+_MAKERS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 # Layers whose configurations hold the configurations of the layers in them.
 _CONTAINERS = tuple(
     getattr(keras.layers, name) for name in ("Wrapper", "Bidirectional", "RNN", "StackedRNNCells")
@@ -62,7 +64,8 @@ class ConversionReport:
         in_place: Boolean, whether the model itself was changed.
         changed: Tuple of a `LayerReport` for each changed layer.
         unchanged: Tuple of a `LayerReport` for each other layer that drops units or adds noise.
-        notes: Tuple of strings, on compilation and traced functions that could not be kept.
+        notes: Tuple of strings: why a model was not copied, which models keep the layers of a
+            copied one, and what could not be compiled or traced again.
 
     Example:
 
@@ -104,18 +107,24 @@ def convert(
     rates, seeds, noise shapes, data formats, dtype policies, flags and the states of their seed
     generators, but draw other masks. The rest of the model does not change.
 
-    A sequential or functional model is copied with its weights and its compilation; the copy shares
-    no state with the original. A subclassed model is Python code, which cannot be copied, so it is
-    changed in place. Then a dropout layer stays the same object and gets another class, so all
-    references to it remain valid. If other models share the layer, compile them again.
+    A sequential or functional model is copied with its weights and its compilation, and so are the
+    models in it. The copy shares no state with the original, nor with other models that have layers
+    of the original: they keep Keras's layers, and train apart from the copy. To convert models that
+    share layers, such as those of a GAN, use `in_place=True`.
+
+    A model that cannot be copied is changed in place: a subclassed model, which is Python code, or
+    one whose layers lack `get_config`. Then a dropout layer stays the same object and gets another
+    class, so all references to it remain valid: other models that share the layer are converted
+    too, and Keras traces their steps again. A `tf.function` keeps its trace: make it again.
 
     The report lists the layers that stay Keras's: subclasses of its dropout layers, whose `call`
     may differ; other kinds (`AlphaDropout`, `GaussianDropout`, `GaussianNoise`); layers that drop
-    without a dropout layer (recurrent cells, `keras.layers.Attention`); and layers in objects,
-    functions and bound methods that the model refers to and Keras does not search.
+    without a dropout layer (recurrent cells, `keras.layers.Attention`, layers whose own code draws
+    random numbers); layers in objects, functions and bound methods that the model refers to and
+    Keras does not search; and layers that are not built, since they may make dropout layers then.
 
-    A layer that creates its own dropout layer, such as `MultiHeadAttention`, creates Keras's again
-    when a `.keras` file is loaded. Convert the loaded model again.
+    A layer that makes its own dropout layer, such as `MultiHeadAttention`, makes Keras's again when
+    a `.keras` file is loaded. Convert the loaded model again.
 
     Args:
         model: A Keras model, built or not, compiled or not.
@@ -129,8 +138,7 @@ def convert(
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If a layer cannot be copied, or if `in_place` is `False` for a subclassed
-            model. The model is then unchanged.
+        ValueError: If `in_place` is `False` and the model cannot be copied. It is then unchanged.
 
     Example:
 
@@ -178,17 +186,31 @@ def _converted(
     model: Any, classes: dict[type, type], in_place: bool | None, verbose: bool, return_report: bool
 ) -> Any:
     layers.check_model(model, "convert" if classes is _TO_OURS else "to_keras")
-    if in_place is None:
-        in_place = not _can_be_copied(model)
-    elif not in_place and not _can_be_copied(model):
+    if in_place is not None and not in_place and not _can_be_copied(model):
         raise ValueError(
             f"A subclassed model can only be changed in place. Received: in_place={in_place} for "
             f"{model.name!r} of type {type(model).__name__}"
         )
+    result, notes, sharing = model, [], layers.models_with_layers_of(model)
     with model.distribute_strategy.scope(), layers.enabled(False):
-        result = model if in_place else _copied(model)
+        if not in_place and _can_be_copied(model):
+            try:
+                result = _copied(model)
+            except ValueError as error:
+                if in_place is not None:
+                    raise
+                reason = " ".join(str(error.__cause__).partition("\n\n")[0].split())
+                notes.append(f"Changed in place, since it cannot be copied: {reason}")
+        in_place = result is model
         reports = _change(result, classes)
-        notes = _reset_compiled(result) if in_place else _compile_like(result, model)
+        if in_place:
+            for one in (model, *sharing):
+                _reset_compiled(one)
+        else:
+            notes += _compile_like(result, model)
+            if sharing:
+                names = ", ".join(sorted(repr(one.name) for one in sharing))
+                notes.append(f"The new model has copies of layers that these models keep: {names}")
     changed = tuple(one for one in reports if one.after is not None)
     missed, traced = _missed(result, classes)
     unchanged = (*(one for one in reports if one.after is None), *missed)
@@ -206,13 +228,15 @@ def _change(model: keras.Model, classes: dict[type, type]) -> list[LayerReport]:
         layer, after, note = line[-1], classes.get(type(line[-1])), _creator_note(line)
         if after is None:
             note = _reason_to_stay(layer, classes)
+            if classes is _TO_OURS and _is_unbuilt(layer) and not any(map(_is_unbuilt, line[:-1])):
+                note = "not built: call it once, then convert it again"
         else:
             try:
                 changes.append((layer, _replacement(layer, after)))
             except (TypeError, ValueError) as error:
                 after, note = None, str(error)
         if after or note:
-            reports.append(LayerReport(path, type(layer), after, note))
+            reports.append(LayerReport(path or model.name, type(layer), after, note))
     # After the loop: an error in it leaves the model unchanged.
     for layer, replacement in changes:
         _become(layer, replacement)
@@ -263,14 +287,26 @@ def _reason_to_stay(layer: keras.Layer, classes: dict[type, type]) -> str:
     # A recurrent layer returns the rates of its cell, which is reported itself.
     cell = hasattr(layer, "recurrent_dropout") and not hasattr(layer, "cell")
     drops = (attention or cell) and (layer.dropout or getattr(layer, "recurrent_dropout", 0))
-    return "drops without a dropout layer" if drops else ""
+    if drops:
+        return "drops without a dropout layer"
+    name = layer_code.random_name(layer)
+    return f"may drop in its own code, which names {name!r}" if name else ""
+
+
+def _is_unbuilt(layer: keras.Layer) -> bool:
+    """Return whether `layer` may make other layers when it is built, and is not built."""
+    own_code = not layer_code.of_a_framework(type(layer))
+    builds = isinstance(layer, keras.Model) or not layer_code.of_a_framework(type(layer).build)
+    return not layer.built and (isinstance(layer, _MAKERS) or (own_code and builds))
 
 
 def _creator_note(line: list[keras.Layer]) -> str:
-    """Return a note if a layer on `line` creates the last one itself, when a file is loaded."""
-    for owner in line[:-1]:
+    """Return a note if a layer on `line` makes the last one itself, when a file is loaded."""
+    for end in range(len(line) - 1, 0, -1):
+        owner = line[end - 1]
         if not _can_be_copied(owner) and not isinstance(owner, _CONTAINERS):
-            return f"{type(owner).__name__} creates its own again when a file is loaded"
+            path = "/".join(one.name for one in line[1:end]) or owner.name
+            return f"made by {type(owner).__name__} {path!r}, again when a file is loaded"
     return ""
 
 
@@ -337,7 +373,7 @@ def _referents(value: Any) -> list[Any]:
     """Return the objects that `value` refers to, unless it belongs to a framework."""
     if isinstance(value, tf.types.experimental.PolymorphicFunction):
         return [value.python_function]
-    if isinstance(value, types.FunctionType) and not _of_a_framework(value):
+    if isinstance(value, types.FunctionType) and not layer_code.of_a_framework(value):
         # Only the layers among a module's globals: the others lead through the whole program.
         used = [value.__globals__.get(name) for name in value.__code__.co_names]
         found = [other for other in used if isinstance(other, keras.Layer)]
@@ -349,15 +385,13 @@ def _referents(value: Any) -> list[Any]:
     if isinstance(value, (type, types.ModuleType, types.FunctionType)):
         return []
     container = isinstance(value, (dict, list, tuple, set))
-    return gc.get_referents(value) if container or not _of_a_framework(type(value)) else []
+    return (
+        gc.get_referents(value) if container or not layer_code.of_a_framework(type(value)) else []
+    )
 
 
-def _of_a_framework(definition: Any) -> bool:
-    return str(definition.__module__).partition(".")[0] in ("keras", "tensorflow", "fastdrop_keras")
-
-
-def _reset_compiled(model: keras.Model) -> list[str]:
-    """Make Keras trace the steps of `model` again, and return no notes."""
+def _reset_compiled(model: keras.Model) -> None:
+    """Make Keras trace the steps of `model` again."""
     for layer in list(model._flatten_layers()):
         if isinstance(layer, keras.Model):
             layer.train_function = layer.test_function = layer.predict_function = None
@@ -366,7 +400,6 @@ def _reset_compiled(model: keras.Model) -> list[str]:
             layer.jit_compile = None
             if layer.compiled:
                 layer.jit_compile = layer._compile_config.config["jit_compile"]
-    return []
 
 
 def _can_be_copied(model: keras.Layer) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import gc
 import inspect
 import math
 import numbers
@@ -528,6 +529,31 @@ def layers_with_paths(model: keras.Layer) -> Iterator[tuple[str, list[keras.Laye
         new = [child for child in children if id(child) not in visited]
         visited.update(map(id, new))
         waiting.extend([*line, child] for child in reversed(new))
+
+
+def models_with_layers_of(model: keras.Model, collected: bool = False) -> list[keras.Model]:
+    """Return the other models in this process that have layers of `model`, and those in it."""
+    own = {id(one) for one in model._flatten_layers() if type(one) is not keras.layers.InputLayer}
+    alive = [one for one in gc.get_objects() if issubclass(type(one), keras.Model)]
+    # Not those that are half made.
+    alive = [one for one in alive if hasattr(one, "_layers")]
+    excluded = {id(model)}
+    for one in alive:
+        if isinstance(one, keras.Sequential):
+            # Beside its layers it has each functional model that it was since they were added.
+            tracked = one._tracker.config["layers"][1]
+            excluded.update({id(layer) for layer in tracked} - {id(layer) for layer in one.layers})
+    found = [
+        one
+        for one in alive
+        if id(one) not in excluded and any(id(layer) in own for layer in one._flatten_layers())
+    ]
+    if found and not collected:
+        # Without those that only reference cycles keep alive.
+        del alive, found, one
+        gc.collect()
+        return models_with_layers_of(model, collected=True)
+    return found
 
 
 def check_model(model: Any, needed_by: str) -> None:

@@ -4,6 +4,7 @@ import collections
 import functools
 import gc
 import itertools
+import re
 import types
 import weakref
 
@@ -799,6 +800,79 @@ def test_under_a_strategy(two_replicas):
     assert np.isfinite(train(converted)["loss"]).all()
 
 
+# Models that share layers.
+
+
+def two_models(kind):
+    """A model and another one with its layers: around it, on its tensors, or of its layers."""
+    x = keras.Input((8,), name="x")
+    drop = layers.Dropout(0.5)(layers.Dense(8)(x))
+    inner = keras.Model(x, layers.Dense(1)(drop), name="inner")
+    if kind == "around":
+        other = keras.Sequential([keras.Input((8,)), inner, layers.Dense(1)], name="other")
+    elif kind == "tensors":
+        other = keras.Model(x, layers.Dense(1)(inner.output), name="other")
+    else:
+        other = keras.Sequential([*inner.layers, layers.Dense(1)], name="other")
+    return inner, other
+
+
+def trained(model, x=X[:, 0]):
+    model.compile("sgd", "mse")
+    model.fit(x, np.ones_like(model(x)), verbose=0)
+
+
+each_pair = pytest.mark.parametrize("kind", ["around", "tensors", "layers"])
+
+
+@each_pair
+@pytest.mark.parametrize("function", [convert, to_keras])
+def test_models_that_share_layers_are_converted_in_place_together(kind, function):
+    x, (model, other) = X[:, 0], two_models(kind)
+    if function is to_keras:
+        convert(model, verbose=False, in_place=True)
+    trained(model), trained(other)
+    _, report = function(model, verbose=False, in_place=True, return_report=True)
+    assert not report.notes
+    assert dropouts(other) == dropouts(model)
+    (layer,) = dropouts(other, OURS if function is convert else KERAS)
+    before = state(layer)[1]
+    # A trace of the former layer would drop by its rate, and draw from its state.
+    layer.rate = 0.0
+    expected = np.mean((1 - other(x)) ** 2)
+    loss = other.fit(x, np.ones((4, 1)), verbose=0).history["loss"]
+    np.testing.assert_allclose(loss, [expected], rtol=1e-5)
+    assert state(layer)[1] == before + (function is convert)
+
+
+@each_pair
+def test_a_copy_lists_the_models_that_keep_the_layers(kind):
+    model, other = two_models(kind)
+    converted, report = convert(model, verbose=False, return_report=True)
+    kept = "The new model has copies of layers that these models keep: "
+    assert report.notes == (f"{kept}'other'",)
+    assert dropouts(other, KERAS)
+    before = [np.array(v) for v in other.weights]
+    trained(converted)
+    for a, b in zip(before, other.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The models in a model are copied with it.
+    _, report = convert(other, verbose=False, return_report=True)
+    assert report.notes == (f"{kept}'inner'",)
+
+
+def test_only_living_models_share_layers():
+    model = keras.Sequential([keras.Input((3,))])
+    for units in range(1, 4):
+        # Each makes another functional model in the sequential one.
+        model.add(layers.Dense(units))
+    keras.Model(model.inputs, model.outputs)
+    unfinished = keras.Model.__new__(keras.Model)
+    _, report = convert(model, verbose=False, return_report=True)
+    assert report.notes == ()
+    del unfinished
+
+
 # The report.
 
 
@@ -816,6 +890,14 @@ def test_unconverted_layers_are_listed_with_the_reason():
         layers.GaussianNoise(0.1, name="noise"),
         layers.Dropout(0.1, seed=-1, name="bad_seed"),
         layers.LSTM(8, return_sequences=True, dropout=0.1, name="lstm"),
+        layers.Bidirectional(
+            layers.GRU(4, return_sequences=True, recurrent_dropout=0.1), name="bi"
+        ),
+        layers.RNN(
+            layers.StackedRNNCells([layers.LSTMCell(8, dropout=0.1, name="c")], name="cells"),
+            return_sequences=True,
+            name="rnn",
+        ),
         layers.GRU(8, return_sequences=True, name="no_dropout"),
         layers.SpatialDropout1D(0.1, name="converted"),
     ):
@@ -833,12 +915,220 @@ def test_unconverted_layers_are_listed_with_the_reason():
         "gaussian": "not dropout of this kind",
         "noise": "not dropout of this kind",
         "lstm/lstm_cell": "drops without a dropout layer",
+        "bi/forward_gru/gru_cell": "drops without a dropout layer",
+        "bi/backward_gru/gru_cell": "drops without a dropout layer",
+        "rnn/cells/c": "drops without a dropout layer",
         "attention": "drops without a dropout layer",
         "additive": "drops without a dropout layer",
     }
     once = keras.Sequential([keras.Input((3,)), layers.GaussianNoise(0.1)])
     assert len(convert(once, verbose=False, return_report=True)[1].unchanged) == 1
     assert_same_outputs(converted, model)
+
+
+def drop_path(x):
+    return x * tf.floor(tf.random.uniform((tf.shape(x)[0], 1, 1)) + 0.5)
+
+
+class Path(layers.Layer):
+    def call(self, x, training=False):
+        return self.dropped(x) if training else x
+
+    def dropped(self, x):
+        return drop_path(x)
+
+
+class InAGraph(layers.Layer):
+    @tf.function
+    def call(self, x, training=False):
+        return tf.cond(tf.cast(training, tf.bool), lambda: tf.nn.dropout(x, 0.5), lambda: x)
+
+
+class Inherited(InAGraph):
+    pass
+
+
+class OnItsObject(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.call = lambda x: keras.random.dropout(x, 0.5)
+
+
+class InAClosure(layers.Layer):
+    def __init__(self):
+        super().__init__()
+
+        def helper(x):
+            return keras.random.dropout(x, self.rate)
+
+        self.rate = 0.5
+        self.helper = helper
+
+    def call(self, x):
+        return self.helper(x)
+
+
+class Static(layers.Layer):
+    helper = staticmethod(drop_path)
+
+    def call(self, x):
+        return self.helper(x)
+
+
+class OfItsRate(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dropout = 0.5
+
+    def call(self, x):
+        from keras import random
+
+        return random.dropout(x, self.dropout)
+
+
+class NotRandom(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.random, self.stateless_dropout = layers.Dropout(0.5), None, 0.5
+
+    def call(self, x, training=False):
+        rates = {"dropout": self.stateless_dropout}
+        dropout = rates["dropout"]
+        x = self.dropout(tf.nn.relu(x), training=training) if dropout else x
+        return x if self.random is None else self.random(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (Path, "random"),
+        (InAGraph, "dropout"),
+        (Inherited, "dropout"),
+        (OnItsObject, "random"),
+        (InAClosure, "random"),
+        (Static, "random"),
+        (OfItsRate, "random"),
+        (lambda: layers.Lambda(lambda x: tf.nn.dropout(x, 0.5)), "dropout"),
+        (NotRandom, None),
+        (lambda: layers.Lambda(tf.nn.relu), None),
+    ],
+)
+def test_layers_that_may_drop_in_their_own_code_are_listed(make, name):
+    layer = make()
+    model = keras.Sequential([keras.Input(X.shape[1:]), layer])
+    _, report = convert(model, verbose=False, in_place=True, return_report=True)
+    found = [(one.path, one.note) for one in report.unchanged]
+    note = f"may drop in its own code, which names {name!r}"
+    assert found == ([(layer.name, note)] if name else [])
+
+
+def test_a_model_that_may_drop_in_its_own_code_is_listed():
+    class Model(keras.Model):
+        def call(self, x, training=False):
+            return tf.nn.dropout(x, 0.5) if training else x
+
+    model = Model(name="own")
+    model(X)
+    _, report = convert(model, verbose=False, return_report=True)
+    assert str(report.unchanged[0]) == (
+        "own: tests Model (may drop in its own code, which names 'dropout')"
+    ).replace("tests", __name__.partition(".")[0])
+
+
+class MakesInBuild(layers.Layer):
+    def build(self, shape):
+        self.drop = layers.Dropout(0.5)
+
+    def call(self, x, training=False):
+        return self.drop(x, training=training)
+
+
+class NotCalled(keras.Model):
+    def __init__(self):
+        super().__init__(name="outer")
+        self.inner = MakesInBuild(name="inner")
+        self.attention = layers.MultiHeadAttention(2, 4, dropout=0.1, name="attention")
+
+    def call(self, x, training=False):
+        return self.inner(self.attention(x, x, training=training), training=training)
+
+
+UNBUILT = "not built: call it once, then convert it again"
+
+
+@pytest.mark.parametrize(
+    ("make", "paths"),
+    [
+        (NotCalled, ["outer"]),
+        (lambda: keras.Sequential([layers.Dense(8), MakesInBuild(name="inner")]), ["inner"]),
+        (lambda: keras.Sequential([layers.Dense(8), layers.Dropout(0.5)]), []),
+        (encoder, []),
+    ],
+)
+def test_layers_that_are_not_built_are_listed(make, paths):
+    model, report = convert(make(), verbose=False, return_report=True)
+    assert [(one.path, one.note) for one in report.unchanged] == [(path, UNBUILT) for path in paths]
+    model(X)
+    again, report = convert(model, verbose=False, return_report=True)
+    assert not report.unchanged
+    assert bool(report.changed) == bool(paths)
+    assert not dropouts(again, KERAS)
+    assert not to_keras(again, verbose=False, return_report=True)[1].unchanged
+
+
+def test_attention_that_is_not_built_is_listed():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.used = layers.Dropout(0.5, name="used")
+            self.query = layers.MultiHeadAttention(2, 4, dropout=0.1, name="query")
+            self.group = layers.GroupQueryAttention(4, 2, 1, dropout=0.1, name="group")
+
+        def call(self, x, training=False):
+            return self.used(x, training=training)
+
+    model = Model()
+    model.built = True
+    _, report = convert(model, verbose=False, return_report=True)
+    assert [(one.path, one.note) for one in report.unchanged] == [
+        ("query", UNBUILT),
+        ("group", UNBUILT),
+    ]
+
+
+def test_the_maker_of_a_layer_is_named_with_its_path():
+    class Inner(layers.Layer):
+        def __init__(self):
+            super().__init__(name="inner")
+            self.attention = layers.MultiHeadAttention(2, 4, dropout=0.1, name="attention")
+            self.stack = keras.Sequential([layers.Dropout(0.5, name="in_stack")], name="stack")
+            self.each = layers.TimeDistributed(layers.Dropout(0.5, name="in_each"), name="each")
+
+        def call(self, x, training=False):
+            x = self.each(self.attention(x, x, training=training), training=training)
+            return self.stack(x, training=training)
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.mine = layers.Dropout(0.5, name="mine")
+            self.inner = Inner()
+
+        def call(self, x, training=False):
+            return self.mine(self.inner(x, training=training), training=training)
+
+    model = Model()
+    model(X)
+    _, report = convert(model, verbose=False, return_report=True)
+    notes = {one.path.rpartition("/")[2]: one.note for one in report.changed}
+    (made_in_build,) = notes.keys() - {"in_stack", "in_each", "mine"}
+    again = "again when a file is loaded"
+    assert notes == {
+        made_in_build: f"made by MultiHeadAttention 'inner/attention', {again}",
+        "in_stack": f"made by Inner 'inner', {again}",
+        "in_each": f"made by Inner 'inner', {again}",
+        "mine": f"made by Model 'model', {again}",
+    }
 
 
 @pytest.mark.parametrize("verbose", [True, False])
@@ -852,10 +1142,11 @@ def test_the_printed_report(verbose, capsys):
     _, report = convert(model, verbose=verbose, return_report=True)
     lines = [
         "encoder (a new model): 3 layers changed",
-        "  attention/a: keras Dropout -> fastdrop_keras Dropout "
-        "(MultiHeadAttention creates its own again when a file is loaded)",
+        "  attention/a: keras Dropout -> fastdrop_keras Dropout (made by MultiHeadAttention "
+        "'attention', again when a file is loaded)",
         "  b: keras Dropout -> fastdrop_keras Dropout",
         "  feed_forward/c: keras Dropout -> fastdrop_keras Dropout",
+        "The new model has copies of layers that these models keep: 'feed_forward'",
     ]
     printed = "\n".join(lines)
     assert str(report) == printed
@@ -930,44 +1221,64 @@ def test_a_subclassed_model_cannot_be_copied(function):
         function(Small(), in_place=False)
 
 
-def test_a_layer_that_cannot_be_copied_is_named():
-    class NoConfig(layers.Layer):
-        def __init__(self, function):
-            super().__init__(name="no_config")
-            self.function = function
+class NoConfig(layers.Layer):
+    def __init__(self, function):
+        super().__init__(name="no_config")
+        self.function = function
 
-        def call(self, x):
-            return self.function(x)
+    def call(self, x):
+        return self.function(x)
 
+
+class Sharing(layers.Layer):
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "inner": self.inner}
+
+
+def without_configuration():
     x = keras.Input(X.shape[1:])
-    model = keras.Model(x, layers.Dropout(0.5)(NoConfig(lambda x: x + 1)(x)))
-    with pytest.raises(ValueError, match=r"cannot be copied: 'no_config' \(of type NoConfig\)"):
-        convert(model, verbose=False)
+    return keras.Model(x, layers.Dropout(0.5)(NoConfig(lambda x: x + 1)(x)))
+
+
+def with_a_layer_that_copies_would_share():
+    return keras.Sequential([keras.Input(X.shape[1:]), Sharing(layers.Dropout(0.5))])
+
+
+def with_a_sparse_input():
+    x = keras.Input(X.shape[1:], sparse=True)
+    return keras.Model(x, layers.Dropout(0.5)(layers.Dense(2)(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (without_configuration, r"'no_config' \(of type NoConfig\)"),
+        (with_a_layer_that_copies_would_share, r"the copy of <Dropout.* is <Dropout"),
+        (with_a_sparse_input, r"<InputLayer.* which is sparse"),
+    ],
+)
+def test_a_model_that_cannot_be_copied_is_changed_in_place_and_says_so(make, reason):
+    model = make()
+    with pytest.raises(ValueError, match=f"cannot be copied: .*{reason}"):
+        convert(model, verbose=False, in_place=False)
     assert dropouts(model, KERAS)
-    converted = convert(model, verbose=False, in_place=True)
-    assert dropouts(converted, OURS)
-    np.testing.assert_array_equal(converted(X), X + 1)
-
-
-def test_a_copy_that_would_share_a_layer_or_lose_an_input_is_refused():
-    class Sharing(layers.Layer):
-        def __init__(self, inner, **kwargs):
-            super().__init__(**kwargs)
-            self.inner = inner
-
-        def call(self, x):
-            return self.inner(x)
-
-        def get_config(self):
-            return {**super().get_config(), "inner": self.inner}
-
-    sharing = Sharing(layers.Dropout(0.5))
-    with pytest.raises(ValueError, match=r"cannot be copied: the copy of <Dropout.* is <Dropout"):
-        convert(keras.Sequential([keras.Input((3,)), sharing]), verbose=False)
-    assert type(sharing.inner) is layers.Dropout
-    x = keras.Input((3,), sparse=True)
-    with pytest.raises(ValueError, match=r"cannot be copied.*InputLayer.* which is sparse"):
-        convert(keras.Model(x, layers.Dense(2)(x)), verbose=False)
+    converted, report = convert(model, verbose=False, return_report=True)
+    assert converted is model
+    assert report.in_place
+    assert not dropouts(model, KERAS)
+    (note,) = report.notes
+    assert re.match(f"Changed in place, since it cannot be copied: .*{reason}", note)
+    # All of the reason, and none of the example that Keras adds to it.
+    assert "\n" not in note
+    assert to_keras(model, verbose=False) is model
+    assert not dropouts(model, OURS)
 
 
 # Keras's applications.
