@@ -19,12 +19,12 @@ def run(options: argparse.Namespace) -> int:
     stored = options.output / "run.json"
     stored.unlink(missing_ok=True)
     arguments = [str(Path(__file__).parent), f"--benchmark-json={stored}", "--benchmark-quiet"]
-    # It warns of a test that fails before it measures: pytest has said so already.
+    # The warning is for a test that fails before it measures, which pytest reports anyway.
     arguments += ["-W", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning"]
     arguments += ["--quick"] if options.quick else []
     arguments += ["-k", options.only] if options.only else []
     code = pytest.main(arguments)
-    # One that fails, such as a peer that computes no dropout, leaves those that do not.
+    # A benchmark that fails, for example for a wrong peer, does not stop the others.
     if stored.exists() and stored.stat().st_size:
         print(report.write(runs.load(stored), options.output))
     return int(code)
@@ -40,12 +40,12 @@ def write(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Print what changed, as a table in Markdown; return 1 if something became slower."""
+    """Print the changes as a table in Markdown; return 1 if a case became slower."""
     old, new = runs.load(options.old), runs.load(options.new)
     for name in old.machine | new.machine:
         before, after = old.machine.get(name), new.machine.get(name)
         if before != after:
-            print(f"not the same: {name}: {before} -> {after}")
+            print(f"different: {name}: {before} -> {after}")
     changes = runs.changes(old, new)
     if not changes:
         raise runs.NotARunError(f"{options.old} and {options.new} have no case in common")
@@ -61,7 +61,7 @@ def compare(options: argparse.Namespace) -> int:
     slower = verdicts.count("slower")
     print(
         f"{len(changes)} cases in both runs, of {len(old.cases)} and {len(new.cases)}; {slower} "
-        f"slower by more than {options.threshold:g} % and noise"
+        f"slower by more than {options.threshold:g} % and the noise"
     )
     return int(slower > 0)
 
@@ -78,19 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     default = Path("results/bench")
 
-    parse = commands.add_parser("run", help="run all, and write the report")
-    parse.add_argument("--quick", action="store_true", help="less of it, in a minute")
-    parse.add_argument("--only", metavar="WORDS", help="a part, as pytest's -k")
+    parse = commands.add_parser("run", help="run the benchmarks and write the report")
+    parse.add_argument("--quick", action="store_true", help="fewer benchmarks, in a minute")
+    parse.add_argument("--only", metavar="WORDS", help="select benchmarks, as pytest's -k")
     parse.add_argument("--output", type=Path, default=default, help="default: %(default)s")
     parse.set_defaults(call=run)
 
-    parse = commands.add_parser("report", help="write the report of a stored run again")
+    parse = commands.add_parser("report", help="write the report of a stored run")
     parse.add_argument("run", type=Path, help="a run.json")
     parse.add_argument("--output", type=Path, default=default, help="default: %(default)s")
-    parse.add_argument("--readme", type=Path, help="whose tables are to be replaced")
+    parse.add_argument("--readme", type=Path, help="also replace the tables in this file")
     parse.set_defaults(call=write)
 
-    parse = commands.add_parser("compare", help="what changed between two stored runs")
+    parse = commands.add_parser("compare", help="compare two stored runs")
     parse.add_argument("old", type=Path)
     parse.add_argument("new", type=Path)
     parse.add_argument(
@@ -98,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=percentage,
         default=10.0,
         metavar="PERCENT",
-        help="exit with 1 if anything is slower by more than this (default: %(default)g)",
+        help="exit with 1 if a case is slower by more than this (default: %(default)g)",
     )
-    parse.add_argument("--all", action="store_true", help="what did not change too")
+    parse.add_argument("--all", action="store_true", help="also list cases that did not change")
     parse.set_defaults(call=compare)
 
     options = parser.parse_args(arguments)

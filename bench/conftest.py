@@ -1,8 +1,8 @@
-"""What every benchmark uses: the fixture `measure`, and `--quick`."""
+"""Defines the fixture `measure` and the option `--quick`, which every benchmark uses."""
 
 import os
 
-# Before TensorFlow is imported, which greets at length.
+# Before TensorFlow is imported, which prints many lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +29,7 @@ def pytest_configure(config):
         config.option.markexpr = "not full"
 
 
-@pytest.hookimpl(trylast=True)  # so that sizes vary within everything else, as in the tables
+@pytest.hookimpl(trylast=True)  # sizes vary fastest, as in the tables
 def pytest_generate_tests(metafunc):
     """Give a benchmark the argument `exponent`, from `@pytest.mark.exponents(all, quick=some)`."""
     for mark in metafunc.definition.iter_markers("exponents"):
@@ -43,12 +43,11 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def measure(benchmark, request):
-    """Time ours, its peers and its limits in turns: ``measure(table, row, ours={...}, ...)``.
+    """Time fastdrop, its peers and its limits in turns: ``measure(table, row, ours={...}, ...)``.
 
-    `ours`, `peers` and `limits` map names to candidates of `bench.turns`. The first of `ours` is
-    the one that the ratios are about. Peers do the same as ours: where one is faster, ours loses.
-    Limits, such as a copy of the array, do less. `each` is how many of the table's unit (elements,
-    layers) one call works on.
+    `ours`, `peers` and `limits` map names to candidates of `bench.turns`. Ratios are relative to
+    the first candidate of `ours`. Peers compute the same as `ours`. Limits, such as a copy of the
+    array, do less work. `each` is the number of units (elements, layers) that one call processes.
     """
     quick = request.config.option.quick
 
@@ -56,10 +55,10 @@ def measure(benchmark, request):
         assert table in TABLES
         sides = {"ours": ours, "peers": peers or {}, "limits": limits or {}}
         turns = Turns({name: call for side in sides.values() for name, call in side.items()})
-        # Three rounds of what takes a second each still have quartiles.
+        # Slow candidates get at least three rounds, which still have quartiles.
         fewest, most = (3, 5) if quick or turns.round_seconds > 1 else (5, 30)
         rounds = turns.rounds(0.1 * seconds if quick else seconds, fewest, most)
-        # pytest-benchmark's own statistics are of whole rounds; what we show is in `extra_info`.
+        # The report uses `extra_info`: pytest-benchmark's statistics are about whole rounds.
         benchmark.pedantic(turns.round, rounds=rounds)
         figures = {
             side: {name: turns.figures[name] for name in names} for side, names in sides.items()
@@ -70,7 +69,7 @@ def measure(benchmark, request):
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    """Add what the figures depend on, as text."""
+    """Add the versions and settings that times depend on."""
     cpu = machine_info["cpu"]
     described = {
         "command": "make bench-quick" if config.option.quick else "make bench",

@@ -1,7 +1,7 @@
-"""The libraries that `test_arrays.py` compares with, and the check that each computes a dropout.
+"""Calls the libraries that `test_arrays.py` compares with, and checks that each computes a dropout.
 
-A function a peer, listed in `PEERS`: it makes arrays of ones and returns the calls that drop from
-them. Each peer is in its best configuration, in float32 and on one thread.
+Each peer is a function in `PEERS`. It creates arrays of ones and returns calls that drop their
+elements. Each peer runs in its fastest configuration, in float32 and on one thread.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ SIGMAS = 6
 
 
 class Calls(NamedTuple):
-    """What a peer does, each time with another mask."""
+    """The calls of a peer, which draw a new mask each time."""
 
     forward: Callable[[], Any]  # returns the output
-    training: Callable[[], tuple[Any, Any]] | None  # forward and backward: the output, the gradient
+    training: Callable[[], tuple[Any, Any]] | None  # returns the output and the gradient
 
 
 def numpy_recipe(size: int, rate: float) -> Calls:
-    """What one writes in NumPy: a uniform number for each element, compared, and two products.
+    """The usual dropout in NumPy: a uniform number for each element, a comparison, two products.
 
-    SFC64 is the fastest of NumPy's generators.
+    SFC64 is NumPy's fastest generator.
     """
     x, dy = np.ones(size, np.float32), np.ones(size, np.float32)
     generator = np.random.Generator(np.random.SFC64(SEED))
@@ -48,7 +48,7 @@ def numpy_recipe(size: int, rate: float) -> Calls:
 
 
 def numpy_buffered(size: int, rate: float) -> Calls:
-    """The same recipe through NumPy's `out` arguments, into memory that is there."""
+    """The same recipe with NumPy's `out` arguments, into allocated arrays."""
     x, dy, y, dx, uniform = (np.ones(size, np.float32) for _ in range(5))
     keep = np.empty(size, bool)
     generator = np.random.Generator(np.random.SFC64(SEED))
@@ -77,7 +77,7 @@ def torch_on_one_thread() -> Any:
 
 
 def torch_dropout(size: int, rate: float) -> Calls:
-    """`torch.nn.functional.dropout`, what `torch.nn.Dropout` calls."""
+    """`torch.nn.functional.dropout`, which `torch.nn.Dropout` calls."""
     torch = torch_on_one_thread()
     x, dy = torch.ones(size), torch.ones(size)
     leaf = torch.ones(size, requires_grad=True)
@@ -90,7 +90,7 @@ def torch_dropout(size: int, rate: float) -> Calls:
 
 
 def torch_inplace(size: int, rate: float) -> Calls:
-    """The same with `inplace=True`, which autograd refuses for what a gradient is asked for."""
+    """The same with `inplace=True`, forward only: autograd refuses it for a leaf."""
     torch = torch_on_one_thread()
     x = torch.ones(size)
     return Calls(
@@ -99,7 +99,7 @@ def torch_inplace(size: int, rate: float) -> Calls:
 
 
 def torch_native(size: int, rate: float) -> Calls:
-    """`torch.native_dropout`, which hands out its mask, one byte an element."""
+    """`torch.native_dropout`, which returns its mask with one byte for each element."""
     torch = torch_on_one_thread()
     x, dy = torch.ones(size), torch.ones(size)
 
@@ -113,7 +113,7 @@ def torch_native(size: int, rate: float) -> Calls:
 def jax_on_one_thread() -> Any:
     import jax
 
-    # JAX takes its number of threads from here, once, when it starts. Only JAX is to see it.
+    # JAX reads its number of threads from this variable when it starts.
     before = os.environ.get("NPROC")
     os.environ["NPROC"] = "1"
     jax.devices()
@@ -125,7 +125,7 @@ def jax_on_one_thread() -> Any:
 
 
 def jax_dropout(size: int, rate: float, generator: str) -> Calls:
-    """What Flax's Dropout does, under one `jit` that makes the next key too."""
+    """The computation of Flax's Dropout, in one `jit` that also splits the key."""
     jax = jax_on_one_thread()
     key = jax.random.key(SEED, impl=generator)
     x, dy = jax.numpy.ones(size), jax.numpy.ones(size)
@@ -159,12 +159,12 @@ def jax_dropout(size: int, rate: float, generator: str) -> Calls:
 
 
 def jax_threefry(size: int, rate: float) -> Calls:
-    """JAX's default generator, whose numbers are the same on every machine."""
+    """JAX's default generator, with the same numbers on every machine."""
     return jax_dropout(size, rate, "threefry2x32")
 
 
 def jax_unsafe_rbg(size: int, rate: float) -> Calls:
-    """XLA's own generator: the fastest that JAX documents, with weaker promises."""
+    """XLA's generator, the fastest that JAX documents, with weaker guarantees."""
     return jax_dropout(size, rate, "unsafe_rbg")
 
 
@@ -208,22 +208,22 @@ PEERS = {
 
 
 class InvalidDropoutError(Exception):
-    """A result is no dropout of its input, so its time is worth nothing."""
+    """A result is not a dropout of its input, so its time means nothing."""
 
 
 def to_numpy(result: Any) -> np.ndarray:
-    # PyTorch refuses what it records gradients of.
+    # PyTorch does not convert a tensor that requires a gradient.
     return np.asarray(result.detach() if hasattr(result, "detach") else result)
 
 
 def check_dropout(result: Any, rate: float, name: str) -> None:
     """Raise InvalidDropoutError unless the result is a dropout of ones.
 
-    The kept fraction has to be within six sigma of 1 - rate. A kept element has to be the scale, up
-    to the one rounding by which a division by 1 - rate differs from it. All others have to be zero.
+    The fraction of kept elements must be within six sigma of 1 - rate. A kept element must be the
+    scale, up to one rounding, since a peer may divide by 1 - rate. The others must be zero.
     """
     result = to_numpy(result)
-    kept = result != 0  # NaN too, which is not the scale
+    kept = result != 0  # also NaN, which is not the scale
     sigma = math.sqrt(rate * (1 - rate) / result.size)
     if not abs(kept.mean() - (1 - rate)) <= SIGMAS * sigma:
         raise InvalidDropoutError(
@@ -235,13 +235,12 @@ def check_dropout(result: Any, rate: float, name: str) -> None:
     wrong = ~(off <= scale * float(ml_dtypes.finfo(result.dtype).eps))
     if wrong.any():
         raise InvalidDropoutError(
-            f"{name} makes {result[kept][wrong][0]} of a kept 1, and not the scale {scale}"
+            f"{name} returns {result[kept][wrong][0]} for a kept 1, not the scale {scale}"
         )
 
 
 def check_peer(name: str, make: Callable[[int, float], Calls], size: int, rate: float) -> None:
-    """Raise InvalidDropoutError unless each call is a dropout with a mask of its own, and the
-    gradient has the mask of the output."""
+    """Raise InvalidDropoutError unless each call draws a new mask, which its gradient uses too."""
     calls = make(size, rate)
     first = to_numpy(calls.forward()).copy()  # a copy: the next call may change it in place
     if first.shape != (size,):
@@ -250,7 +249,7 @@ def check_peer(name: str, make: Callable[[int, float], Calls], size: int, rate: 
     if np.array_equal(first != 0, to_numpy(calls.forward()) != 0):
         raise InvalidDropoutError(f"{name} has the same mask in two calls")
     if calls.training is not None:
-        # Made anew, since what was dropped in place is no longer ones.
+        # New arrays of ones, since a peer may drop in place.
         y, dx = map(to_numpy, make(size, rate).training())
         check_dropout(y, rate, name)
         check_dropout(dx, rate, f"the gradient of {name}")

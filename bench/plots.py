@@ -1,4 +1,4 @@
-"""Draws a run: time an element against the size, speed-ups, step times and memory."""
+"""Plots a run: time per element by size, speed-ups, step times and memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator
 
 from bench.runs import Case, Run, quartiles
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# Okabe and Ito's palette for colour-blind readers.
 OURS, THEIRS, LIMIT = "#0072B2", "#D55E00", "#999999"
 OTHERS = ("#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#F0E442", "#000000", "#8C564B", "#9467BD")
 
@@ -19,7 +19,7 @@ Values = Callable[[Case, str], list[float]]
 
 
 def draw(run: Run) -> Iterator[tuple[str, str, Figure]]:
-    """Yield the name, the caption and the figure of each plot that the run has cases for."""
+    """Yield the name, the caption and the figure of each plot that has cases in the run."""
     arrays = {group: cases for group, cases in run.of("arrays").items() if "backward" not in group}
     if arrays:
         yield (
@@ -64,7 +64,7 @@ def draw(run: Run) -> Iterator[tuple[str, str, Figure]]:
 
 
 def colour(case: Case, name: str) -> str:
-    """The colour of a candidate: ours and Keras's have the same in all plots."""
+    """The colour of a candidate. Ours and Keras's layer have the same in all plots."""
     if name in case.limits:
         return LIMIT
     if name == "keras.layers.Dropout":
@@ -76,7 +76,7 @@ def colour(case: Case, name: str) -> str:
 def against_size(
     groups: Groups, label: str, values: Values, names: Callable[[Case], object]
 ) -> Figure:
-    """A panel a group, a line a candidate: the medians, and the quartiles as a band."""
+    """Draw a panel for each group and a line for each candidate, with the quartiles as a band."""
     figure = Figure(figsize=(7 * len(groups), 5.5), layout="constrained")
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, (group, cases) in zip(panels, groups.items(), strict=True):
@@ -111,7 +111,7 @@ def against_size(
 
 
 def bars(cases: list[Case], limit: str, label: str, scale: str = "linear") -> Figure:
-    """Ours and the peers over a limit: a group of bars a case."""
+    """Draw fastdrop and the peers relative to a limit, with a group of bars for each case."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     names = [name for name in cases[0].figures if name != limit]

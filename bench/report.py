@@ -1,4 +1,4 @@
-"""Writes the report of a run: a page with every table and plot, and some of them for the README."""
+"""Writes the report of a run, a page with all tables and plots, and the README's tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.runs import Case, Run, quartiles
 
 
 class Table(NamedTuple):
-    """A table of the report. `factor` makes `unit` of seconds, or of what a benchmark measures."""
+    """A table of the report. `factor` converts seconds, or another measured unit, to `unit`."""
 
     title: str
     unit: str
@@ -53,8 +53,8 @@ TABLES = {
         "Fused operations",
         "ns an element",
         1e9,
-        "float32, one thread, rate 0.2, into memory that is there. The same traffic: NumPy's copy, "
-        "or its sum of two arrays.",
+        "float32, one thread, rate 0.2, into allocated arrays. The same traffic: NumPy's copy, or "
+        "its sum of two arrays.",
     ),
     "threads": Table(
         "Threads", "ns an element", 1e9, "float32 in place, rate 0.2, on all CPUs and on one."
@@ -102,10 +102,10 @@ TABLES = {
 }
 
 HOW = """\
-All that is in one row is timed in turns in one process, after each has shown that what it computes
-is a dropout. A ratio is taken within each round, where both sides see the same machine: its median
-is shown. "Faster than" is the peer's time over ours, **bold where the peer is faster**; "x" is ours
-over a limit.
+One process times all candidates of a row in turns, after a check that each computes a dropout. A
+ratio compares two times of one round, in which the machine has the same load. The tables have the
+medians of the ratios. "Faster than" is the peer's time over ours, **bold if the peer is faster**;
+"x" is our time over a limit.
 """
 
 STYLE = """
@@ -122,20 +122,20 @@ img { max-width: 100%; }
 
 
 def digits(value: float) -> str:
-    """Three digits that mean something, without an exponent."""
+    """The number with three significant digits, without an exponent."""
     magnitude = abs(value)
     decimals = next((d for d, least in enumerate((100, 10, 1, 0.1)) if magnitude >= least), 4)
     return f"{value:,.{decimals}f}"
 
 
 def cell(values: list[float], with_quartiles: bool) -> str:
-    """The median, and the quartiles of the rounds."""
+    """The median of the rounds, with their quartiles if asked for."""
     low, middle, high = map(digits, quartiles(values))
     return f"{middle} ({low}-{high})" if with_quartiles else middle
 
 
 def row(case: Case, table: Table, with_quartiles: bool) -> dict[str, str]:
-    """The cells of a case by their headings: its ratios, then the figure of ours."""
+    """The cells of a case by heading: its ratios, then our figure."""
     ours, *other_ways = case.ours
     cells = {"": case.row}
     for name in [*case.peers, *other_ways]:
@@ -150,7 +150,7 @@ def row(case: Case, table: Table, with_quartiles: bool) -> dict[str, str]:
 
 
 def markdown(cases: Iterable[Case], table: Table, with_quartiles: bool) -> str:
-    """Lay out the cases of one table and group."""
+    """The table of the cases of one group."""
     rows = [row(case, table, with_quartiles) for case in cases]
     headings = list(dict.fromkeys(heading for row in rows for heading in row))
     return tabulate(
@@ -163,7 +163,7 @@ def markdown(cases: Iterable[Case], table: Table, with_quartiles: bool) -> str:
 
 
 def tables(run: Run, level: int, *, readme: bool = False) -> str:
-    """The tables of the run in Markdown, under headings of this level."""
+    """The tables of the run in Markdown, with headings of this level."""
     parts = []
     for name, table in TABLES.items():
         groups = run.of(name) if table.in_readme or not readme else {}
@@ -205,13 +205,13 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 class NoMarksError(ValueError):
-    """A README without the two marks between which the tables go."""
+    """A README without the two marks around the tables."""
 
 
 def put_into(readme: Path, run: Run) -> None:
-    """Replace what is between the two marks in a README by the tables and plots of a run.
+    """Write the tables and plots of a run between the two marks in a README.
 
-    Raises NoMarksError, and writes nothing, where the marks are not there.
+    Raises NoMarksError, and writes nothing, if the README lacks the marks.
     """
     before, begin, rest = readme.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)

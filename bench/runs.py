@@ -1,4 +1,4 @@
-"""Reads stored runs, pytest-benchmark's JSON with our figures in it, and compares two."""
+"""Reads runs that pytest-benchmark stored as JSON, and compares two runs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 Figures = dict[str, list[float]]
 
-# What two runs are compared by: it is there on every machine, and none of it is ours.
+# Two runs are compared relative to the first of these in a case: they are on every machine.
 REFERENCES = ("numpy.multiply", "NumPy's operations", "keras.layers.Dropout")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark: the figures of ours, of its peers and of its limits, one a round."""
+    """One benchmark: the figures of fastdrop, its peers and its limits, one for each round."""
 
     table: str
     group: str
@@ -27,28 +27,28 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Where it stands in the report."""
+        """The case's place in the report."""
         return " · ".join(part for part in (self.table, self.group, self.row) if part)
 
     @property
     def first(self) -> str:
-        """The name of ours that all others are compared with."""
+        """The candidate of `ours` that the ratios are relative to."""
         return next(iter(self.ours))
 
     @property
     def figures(self) -> Figures:
-        """The figures of all."""
+        """The figures of all candidates."""
         return self.ours | self.peers | self.limits
 
     def ratio(self, over: str, under: str) -> list[float]:
-        """One candidate over another in each round, where both saw the same machine."""
+        """The ratio of two candidates in each round, in which the machine had the same load."""
         figures = self.figures
         return [a / b for a, b in zip(figures[over], figures[under], strict=True)]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A stored run: its cases in the order in which they ran, and what they ran on."""
+    """A stored run: its cases in their order, the date, the commit and the machine."""
 
     cases: list[Case]
     date: str
@@ -65,7 +65,7 @@ class Run:
 
 
 class NotARunError(ValueError):
-    """A file that `python -m bench run` has not written."""
+    """A file was not written by `python -m bench run`."""
 
 
 def load(path: Path) -> Run:
@@ -84,7 +84,7 @@ def load(path: Path) -> Run:
         raise NotARunError(f"{path} cannot be read: {error.strerror}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NotARunError(
-            f"{path} is no run of `python -m bench run`: {type(error).__name__}: {error}"
+            f"{path} was not written by `python -m bench run`: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -95,7 +95,7 @@ def quartiles(values: list[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Change:
-    """How a case of a new run stands to the same of an old run: over 1 is slower, or more."""
+    """Compares a case in two runs. A `factor` above 1 means slower, or more memory."""
 
     case: str
     reference: str
@@ -103,7 +103,7 @@ class Change:
     beyond_noise: bool
 
     def verdict(self, threshold: float) -> str:
-        """`slower`, `faster` or nothing."""
+        """Return `slower`, `faster` or an empty string."""
         if self.beyond_noise and self.factor > 1 + threshold:
             return "slower"
         if self.beyond_noise and self.factor < 1 / (1 + threshold):
@@ -112,9 +112,9 @@ class Change:
 
 
 def change(old: Case, new: Case) -> Change:
-    """Compare ours over a reference that ran in the same rounds.
+    """Compare two runs of a case, each relative to a reference that ran in the same rounds.
 
-    Times of two runs also differ by what else the machine did.
+    Times themselves also depend on the machine's other load.
     """
     reference = next(name for name in REFERENCES if name in new.figures)
     before, after = (quartiles(case.ratio(case.first, reference)) for case in (old, new))
@@ -127,7 +127,7 @@ def change(old: Case, new: Case) -> Change:
 
 
 def changes(old: Run, new: Run) -> list[Change]:
-    """Return the changes of the cases that both runs have, the worst first."""
+    """Return the changes of the cases in both runs, the worst first."""
     before = {case.label: case for case in old.cases}
     both = [change(before[case.label], case) for case in new.cases if case.label in before]
     return sorted(both, key=lambda change: -change.factor)

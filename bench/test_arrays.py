@@ -1,4 +1,4 @@
-"""How fast is dropout on NumPy arrays, beside the peers and what memory allows? On one thread."""
+"""How fast is dropout on NumPy arrays, compared with the peers and with memory? On one thread."""
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +11,7 @@ from bench.turns import Prepared
 # Version 2 of the random stream draws rates such as 0.5 from fewer bits than others.
 RATES = (0.5, 0.2)
 RATE = 0.2
-# What a peer computes is looked at on at most as many elements: a look takes ten passes.
+# A check takes ten passes, so it uses at most this many elements.
 CHECKED = 2**20
 
 
@@ -22,15 +22,15 @@ def one_thread():
 
 
 def zeros(shape, dtype=np.float32):
-    """Numbers that stay what they are however often they are scaled, and take as long as any.
+    """An array of zeros, which scaling does not change.
 
-    Written, since memory that never was is one page of zeros, however large.
+    `np.full` writes them. Memory that was never written is one page of zeros, whatever its size.
     """
     return np.full(shape, 0, dtype)
 
 
 def multiply(x):
-    """NumPy's multiplication in place: the limit of what changes each element of x."""
+    """NumPy's multiplication in place: the limit for a call that changes each element of x."""
     scale = x.dtype.type(1.25)
     return lambda: np.multiply(x, scale, out=x)
 
@@ -38,7 +38,7 @@ def multiply(x):
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.exponents(range(4, 25, 2), quick=(10, 16, 20))
 def test_forward(measure, exponent, rate):
-    """Ours, every peer that is installed, and the limits."""
+    """fastdrop, every installed peer, and the limits."""
     measure_peers(measure, exponent, rate, "forward")
 
 
@@ -88,7 +88,7 @@ KERNELS = {
 
 
 class Arrays:
-    """What the kernels work on."""
+    """The arguments of the kernels."""
 
     def __init__(self, size, dtype):
         self.x, self.y = zeros(size, dtype), zeros(size, dtype)
@@ -109,7 +109,7 @@ class Arrays:
 )
 @pytest.mark.parametrize("isa", fastdrop.available_isas())
 def test_kernels(measure, isa, dtype, kernel, exponent):
-    """Each way of calling, instruction set and dtype, over NumPy on as many bytes."""
+    """Each way of calling, instruction set and dtype, relative to NumPy on as many bytes."""
     size = 2**exponent
     with fastdrop._isa.using(isa):
         y, mask = fastdrop.dropout(np.ones(CHECKED, dtype), RATE, seed=42)
@@ -118,7 +118,7 @@ def test_kernels(measure, isa, dtype, kernel, exponent):
         check_dropout(gradient, RATE, f"dropout_grad of {isa}")
 
         arrays, call = Arrays(size, dtype), KERNELS[kernel]
-        # NumPy's float16 is in software: its float32 on as many bytes is the harder limit.
+        # NumPy computes float16 in software, so its float32 on as many bytes is the faster limit.
         wide = np.float64 if dtype is np.float64 else np.float32
         numbers, copied = (zeros(arrays.x.nbytes // np.dtype(wide).itemsize, wide) for _ in "12")
         measure(
@@ -161,7 +161,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(measure, layout, direction):
-    """Strides, orders and shared decisions, over NumPy's multiplication of the same view."""
+    """Strides, orders and noise shapes, relative to NumPy's multiplication of the same view."""
     x, noise_shape = LAYOUTS[layout]()
     mask = fastdrop.draw_mask(x.shape, RATE, seed=42, noise_shape=noise_shape)
     stream = fastdrop.Stream(42)
@@ -185,7 +185,7 @@ WIDTH = 1024
 @pytest.mark.exponents((20, 22, 24), quick=(20,))
 @pytest.mark.parametrize("operation", ["relu_dropout", "bias_dropout_add", "its gradient"])
 def test_fused(measure, operation, exponent):
-    """ReLU, bias and residual with dropout, beside NumPy's operations and the same traffic."""
+    """ReLU, bias and residual with dropout, compared with NumPy and with the same traffic."""
     size = 2**exponent
     shape = (size // WIDTH, WIDTH)
     generator = np.random.Generator(np.random.SFC64(42))
@@ -247,7 +247,7 @@ def test_fused(measure, operation, exponent):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.exponents(range(12, 27, 2), quick=(16, 20))
 def test_threads(measure, exponent, direction):
-    """All threads, and one."""
+    """All threads, and one thread."""
     size = 2**exponent
     arrays, threads = Arrays(size, np.float32), fastdrop._threads.allowed_cpus()
     call = KERNELS["backward" if direction == "backward" else f"in place, rate {RATE}"]
@@ -255,7 +255,7 @@ def test_threads(measure, exponent, direction):
     def on(count):
         return Prepared(lambda: call(arrays), before=lambda: fastdrop.set_num_threads(count))
 
-    # With a single CPU, these are one and the same.
+    # On a single CPU, the two have the same name.
     ours = {f"{threads} threads": on(threads), "1 thread": on(1)}
     limits = {"numpy.multiply": multiply(zeros(size))}
     measure("threads", f"2^{exponent}", group=direction, ours=ours, limits=limits, each=size)

@@ -1,7 +1,7 @@
-"""How fast are the layers in TensorFlow: in a graph, eager and where XLA is asked for?
+"""How fast are the layers in TensorFlow: in a graph, in eager calls and under `jit_compile=True`?
 
-In chains, since the call of a graph can cost more than the operations in it. The threads of all are
-as they are by default: all CPUs.
+Layers are timed in chains, since the call of a graph can cost more than its operations. All
+candidates use the default number of threads: all CPUs.
 """
 
 import functools
@@ -26,26 +26,26 @@ DIRECTIONS = pytest.mark.parametrize(
 
 
 def ours(seed, layer="Dropout", dtype=None):
-    """Our layer, through the bridge that is chosen."""
+    """Our layer, with the bridge that is set."""
     return functools.partial(
         getattr(fastdrop_keras, layer)(RATE, seed=seed, dtype=dtype), training=True
     )
 
 
 def keras_layer(seed, layer="Dropout", dtype=None):
-    """Keras's own layer, as everybody uses it."""
+    """Keras's own layer."""
     return functools.partial(
         getattr(keras.layers, layer)(RATE, seed=seed, dtype=dtype), training=True
     )
 
 
 def tf_dropout(seed):
-    """TensorFlow's function with the stateful generator."""
+    """TensorFlow's function with a stateful generator."""
     return lambda x: tf.nn.dropout(x, RATE, seed=seed)
 
 
 def tf_stateless_dropout(seed):
-    """TensorFlow's function of a seed, with a counter, without which each call drops the same."""
+    """TensorFlow's function of a seed, with a counter so that each call draws another mask."""
     seed, counter = tf.constant(seed, tf.int64), tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def drop(x):
@@ -55,7 +55,7 @@ def tf_stateless_dropout(seed):
     return drop
 
 
-# The default first; `numpy_function` is the one that there is on every machine.
+# The default first; `numpy_function` is available on every machine.
 DEFAULT = fastdrop_keras.get_bridge()
 BRIDGES = {"fastdrop_keras": DEFAULT}
 if DEFAULT != "numpy_function":
@@ -75,7 +75,7 @@ def default_bridge():
 
 
 def through(bridge, call_of):
-    """A call of our layers through a bridge: a graph keeps the one that it is traced with."""
+    """A call of our layers with a bridge. A graph keeps the bridge that it is traced with."""
     fastdrop_keras.set_bridge(bridge)
     call = call_of(ours)
     fastdrop_keras.set_bridge(DEFAULT)
@@ -83,7 +83,7 @@ def through(bridge, call_of):
 
 
 def candidates(call_of, peers=PEERS):
-    """The sides of `measure`: `call_of` makes a call of each function that makes layers."""
+    """The candidates for `measure`: `call_of` turns a function that creates layers into a call."""
     return {
         "ours": {name: through(bridge, call_of) for name, bridge in BRIDGES.items()},
         "peers": {name: call_of(make) for name, make in peers.items()},
@@ -91,7 +91,7 @@ def candidates(call_of, peers=PEERS):
 
 
 def step(layers, direction):
-    """The function that calls layers in a row, and takes their gradient if asked for."""
+    """A function that calls the layers one after the other, and may compute their gradient."""
 
     def forward(x):
         for layer in layers:
@@ -102,16 +102,16 @@ def step(layers, direction):
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = forward(x)
-        # Both, as in training: without y, TensorFlow would leave out what only y needs.
+        # Both, as in training: TensorFlow would skip operations whose results are not returned.
         return y, tape.gradient(y, x)
 
     return forward if direction == "forward" else forward_and_backward
 
 
 def layers_of(make, length, x, **options):
-    """Layers, after one of them has shown that it and its gradient are dropouts."""
+    """Layers, after a check that one of them and its gradient are dropouts."""
     for result in step([make(1, **options)], "forward and backward")(x):
-        # Where a channel is dropped as a whole, one place of it tells.
+        # A spatial layer drops whole channels, so one element of each channel is checked.
         channels = (slice(None),) + (0,) * (len(result.shape) - 2)
         decisions = result[channels] if "layer" in options else result
         check_dropout(decisions, RATE, make.__name__)
@@ -119,11 +119,11 @@ def layers_of(make, length, x, **options):
 
 
 def chain(make, length, x, direction, *, xla=False, **options):
-    """A graph of layers in a row, as a call."""
+    """A call of a graph with a chain of layers."""
     layers = layers_of(make, length, x, **options)
-    # XLA has no operation of ours: where it is asked for, Keras runs our layers in a plain graph.
+    # XLA cannot compile our operations. Under `jit_compile=True` Keras runs them in a plain graph.
     graph = tf.function(step(layers, direction), jit_compile=xla and make is not ours)
-    # Traced here. Each layer drops or scales by a power of two, so the product is exact.
+    # This call traces. Each layer scales by a power of two, so the product is exact.
     for result in tf.nest.flatten(graph(x)):
         values = set(np.unique(tf.cast(result, tf.float32)))
         assert values <= {0.0, (1 / (1 - RATE)) ** length}, f"{make.__name__}: {values}"
@@ -131,7 +131,7 @@ def chain(make, length, x, direction, *, xla=False, **options):
 
 
 def measure_chains(measure, x, direction, row, kind, peers=PEERS, **options):
-    # Chains of ten of the largest would need gigabytes, and are no faster an operation.
+    # A chain of ten layers on the largest arrays would take gigabytes.
     length = LENGTH if x.shape.num_elements() <= 2**20 else 3
     sides = candidates(lambda make: chain(make, length, x, direction, **options), peers)
     nothing = tf.function(tf.identity)
@@ -151,7 +151,7 @@ def test_chain(measure, exponent, direction):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.exponents((16, 20))
 def test_mixed_precision(measure, exponent, dtype):
-    """Layers whose policy is mixed, on what the layer before them gives."""
+    """Layers with a mixed policy, on inputs of its compute dtype."""
     x, policy = tf.ones([2**exponent], dtype), f"mixed_{dtype}"
     measure_chains(
         measure, x, "forward and backward", f"2^{exponent}", policy, peers=KERAS, dtype=policy
@@ -170,14 +170,14 @@ def test_spatial(measure, layer, shape):
 
 
 def difference(long, short):
-    """A call that returns the seconds by which one call takes longer than the other."""
+    """A call that returns the difference of the times of two calls, in seconds."""
 
     def measured():
         start = time.perf_counter()
         long()
         middle = time.perf_counter()
         short()
-        # Noise can make it negative; a time that divides others cannot be.
+        # Noise can make the difference negative, but it is a divisor.
         return max(2 * middle - start - time.perf_counter(), 1e-9)
 
     return measured
@@ -186,7 +186,7 @@ def difference(long, short):
 @DIRECTIONS
 @pytest.mark.exponents((10, 12, 14, 16))
 def test_further_layer(measure, exponent, direction):
-    """What one layer more costs: the same chains at two lengths."""
+    """The time of one more layer: the difference of two chains."""
     x, array, stream = (
         tf.ones([2**exponent]),
         np.full(2**exponent, 0, np.float32),
@@ -212,10 +212,10 @@ def test_further_layer(measure, exponent, direction):
 @DIRECTIONS
 @pytest.mark.exponents(range(8, 25, 4), quick=(16,))
 def test_eager(measure, exponent, direction):
-    """One layer without a graph."""
+    """One layer in an eager call."""
     x = tf.ones([2**exponent])
     sides = candidates(lambda make: functools.partial(step(layers_of(make, 1, x), direction), x))
-    # Eager calls ask for the bridge each time.
+    # Each eager call reads the bridge.
     sides["ours"] = {
         name: Prepared(call, before=functools.partial(fastdrop_keras.set_bridge, BRIDGES[name]))
         for name, call in sides["ours"].items()
@@ -226,7 +226,7 @@ def test_eager(measure, exponent, direction):
 @DIRECTIONS
 @pytest.mark.exponents((8, 12, 16, 20))  # XLA takes most of a second for a million elements.
 def test_xla(measure, exponent, direction):
-    """One layer where XLA is asked for."""
+    """One layer under `jit_compile=True`."""
     x = tf.ones([2**exponent])
     sides = candidates(lambda make: chain(make, 1, x, direction, xla=True))
     measure("one layer", f"2^{exponent}", group=f"XLA asked for, {direction}", **sides)

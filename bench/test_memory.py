@@ -1,8 +1,8 @@
-"""How much memory does an element of each layer take in training, ours beside Keras's? Linux only.
+"""How much memory do our layer and Keras's take in training? Linux only.
 
-A figure is the difference of a deep and a shallow model, each in a fresh process, for each element
-and each layer that the deep one has more: what is needed once goes out of it. Between the layers
-are negations, whose gradient needs nothing: all that is kept is kept for dropout.
+A figure is the difference of a deep and a shallow model, each in a fresh process, per element and
+per additional layer. Memory that both models need once cancels out. Between the dropout layers are
+negations, whose gradients need no memory.
 """
 
 import functools
@@ -16,18 +16,19 @@ from pathlib import Path
 import pytest
 
 SIZE = 2**21
-# In a graph, whether one array more is alive at the peak is up to how its operations fall together:
-# over many layers that does not matter.
+# In a graph, the order of operations can add an array at the peak. Many layers make it negligible.
 SHALLOW, DEEP = 4, {"graph": 132, "eager": 36}
 BIT = 1 / 8
 
-# glibc keeps much of what is freed, and how much is chance: from this size on it gives it back.
+# glibc keeps a varying amount of freed memory. From this size it returns all of it to the system.
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def train(package: str, mode: str, depth: int) -> tuple[int, int]:
-    """Train a model in this process, and return by how many bytes it has grown: at its peak, and
-    between forward and backward (0 in a graph, where nothing can look)."""
+    """Train a model in this process, and return the process's growth in bytes.
+
+    The two numbers are the growth at the peak, and between forward and backward (0 in a graph).
+    """
     import keras
     import tensorflow as tf
 
@@ -47,20 +48,20 @@ def train(package: str, mode: str, depth: int) -> tuple[int, int]:
             z = tf.reduce_sum(y)
         if mode == "eager":
             del y
-            gc.collect()  # what is only waiting for Python's collector is not kept for dropout
+            gc.collect()  # garbage is not memory for dropout
             between = resident()
         return tape.gradient(z, x)
 
     if mode == "graph":
         step = tf.function(step, input_signature=[tf.TensorSpec([None])])
-    # Tracing takes memory for each layer, but none for the elements.
+    # Trace first, since tracing takes memory for each layer.
     for _ in range(3):
         step(tf.ones([8]))
     before = resident()
     x = tf.ones([SIZE])
     for _ in range(3):
         step(x)
-    # Not ru_maxrss, which begins with the peak of the process that started this one.
+    # `ru_maxrss` would start with the peak of the parent process.
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
     return peak - before, between - before if between else 0
@@ -72,7 +73,7 @@ def resident() -> int:
 
 @functools.cache
 def growth(package: str, mode: str, depth: int) -> list[int]:
-    """What `train` returns in a fresh process."""
+    """The result of `train` in a fresh process."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.test_memory", package, mode, str(depth)],
         cwd=Path(__file__).parent.parent,
@@ -95,7 +96,7 @@ def growth(package: str, mode: str, depth: int) -> list[int]:
     ],
 )
 def test_deep_model(measure, row, mode, moment):
-    """Forward and backward through many layers, beside what the bits alone take."""
+    """Forward and backward through many layers, relative to the size of the packed masks."""
 
     def bytes_kept(package):
         deep, shallow = (growth(package, mode, depth)[moment] for depth in (DEEP[mode], SHALLOW))

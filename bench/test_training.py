@@ -1,4 +1,4 @@
-"""What does dropout add to a step of `model.fit`?"""
+"""How much time does dropout add to a step of `model.fit`?"""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ def made_up(batch, *shape):
 
 
 def digits_network(drop):
-    """The tutorials' network on scikit-learn's digits: two dropouts on 128 x 512."""
+    """A network of tutorials on scikit-learn's digits: two dropouts on 128 x 512."""
     batch = 128
     images, labels = load_digits(return_X_y=True)
     inputs = keras.Input((64,))
@@ -33,7 +33,7 @@ def digits_network(drop):
 
 
 def convolutional_network(drop):
-    """A small one: dropout behind each block."""
+    """A small convolutional network with dropout after each block."""
     inputs = x = keras.Input((32, 32, 3))
     for filters in (16, 32):
         x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
@@ -43,7 +43,7 @@ def convolutional_network(drop):
 
 
 def transformer_encoder(drop):
-    """Two blocks: dropout on the attention's weights, and behind each of the other layers."""
+    """Two encoder blocks, with dropout on attention weights and after each of the other layers."""
     length, width, heads = 64, 128, 4
     inputs = x = keras.Input((length, width))
     for _ in range(2):
@@ -72,7 +72,7 @@ def keras_dropout(x):
 
 
 class StepTimes(keras.callbacks.Callback):
-    """The seconds of each step, from just before to just after Keras runs the graph for it."""
+    """Measures the seconds of each step, around the call of Keras's graph."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self.seconds = []
@@ -81,12 +81,12 @@ class StepTimes(keras.callbacks.Callback):
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        # Keras has read the step's loss by now: the step is over and not merely on its way.
+        # Keras has read the step's loss, so the step has ended.
         self.seconds.append(time.perf_counter() - self.start)
 
 
 def epoch(network, drop, convert=False):
-    """A call of `fit` on a few steps, which returns the median seconds of a step."""
+    """A call that fits for a few steps and returns the median seconds of a step."""
     inputs, features, (x, y), batch = network(drop)
     model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(features))
     if convert:
@@ -96,7 +96,7 @@ def epoch(network, drop, convert=False):
 
     def fit():
         model.fit(x, y, batch_size=batch, shuffle=False, callbacks=[times], verbose=0)
-        # The first waits for the data.
+        # The first step waits for the data.
         return statistics.median(times.seconds[1:])
 
     return fit
@@ -110,7 +110,7 @@ def epoch(network, drop, convert=False):
     ],
 )
 def test_step(measure, network):
-    """With ours in the place of Keras's dropout, with Keras's, and without any."""
+    """With our dropout, with Keras's, and without dropout."""
     build = NETWORKS[network]
     measure(
         "training",

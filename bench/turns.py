@@ -1,4 +1,4 @@
-"""Times several calls in turns, so that a drifting machine slows all of them alike."""
+"""Times several calls in turns, so that a change of the machine's load affects all of them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-# A figure is the mean of as many calls as take this long: the clock's own cost vanishes in it.
+# A figure is the mean over calls that take this long together, so the clock's cost is negligible.
 FIGURE_SECONDS = 1e-3
 MOST_CALLS = 2000
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A call, and what has to be done before each of its turns, off the clock."""
+    """A call, and a call that runs before each of its turns and is not timed."""
 
     call: Callable[[], object]
     before: Callable[[], object]
@@ -24,10 +24,10 @@ Candidate = Callable[[], object] | Prepared
 
 
 class Turns:
-    """The candidates of one benchmark, warmed up, and the figures of each, one a round.
+    """The candidates of one benchmark after a warm-up, and the figures of each round.
 
-    A figure is the seconds of one call. A call that returns a float has measured itself: that float
-    is its figure, in seconds or in any other unit.
+    A figure is the seconds of one call. If a call returns a float, the float is the figure, in
+    seconds or any other unit.
     """
 
     def __init__(self, candidates: Mapping[str, Candidate]) -> None:
@@ -41,7 +41,7 @@ class Turns:
         self.calls = dict.fromkeys(self.candidates, 1)
         self.round_seconds = 0.0
         for name in self.candidates:
-            # The first call traces, compiles and fills pools; the second is what is to come.
+            # The first call traces, compiles and fills pools. The second call is typical.
             self.turn(name)
             start = time.perf_counter()
             self.turn(name)
@@ -50,7 +50,7 @@ class Turns:
             self.round_seconds += took * self.calls[name]
 
     def rounds(self, seconds: float, fewest: int, most: int) -> int:
-        """Return how many rounds fit into this time, within bounds."""
+        """Return the number of rounds that fit into this time, within bounds."""
         return max(fewest, min(most, int(seconds / self.round_seconds)))
 
     def turn(self, name: str) -> float:
@@ -71,8 +71,8 @@ class Turns:
     def round(self) -> None:
         """Give each candidate a turn.
 
-        Each round begins one candidate later than the last, so that no candidate always runs after
-        the same neighbour and finds the caches as that one left them.
+        Each round starts one candidate later than the round before, since the candidate before
+        leaves its data in the caches.
         """
         names = list(self.candidates)
         first = len(self.figures[names[0]]) % len(names)

@@ -1,4 +1,4 @@
-"""Checks what the layers need of TensorFlow and Keras, and says what to do if it is missing."""
+"""Checks that Keras runs on TensorFlow and that both have all that this package uses."""
 
 from __future__ import annotations
 
@@ -7,41 +7,40 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-# From here on, Keras saves what is in a layer besides its variables: the state of the seeds.
+# The first version whose files hold the state of objects in a layer that are not variables.
 _OLDEST_KERAS = (3, 11)
 
-# All that this package uses of TensorFlow and Keras beyond their public interfaces, by module or
-# class, and why. `make matrix` tests the oldest and the newest version.
+# The private names of TensorFlow and Keras that this package uses, by module or class.
+# `make matrix` tests with the oldest and the newest version.
 _PRIVATE = {
-    # Eager tapes keep one bit an element; forward mode through Python functions.
+    # Make eager tapes keep one bit an element, and give Python functions forward-mode derivatives.
     "tensorflow.python.eager.record": (
         "stop_recording",
         "record_operation",
         "record_operation_forwardprop_only",
     ),
-    # Recomputations are known by the tape that they open, in this module's `backprop`.
+    # A recomputation opens a tape of this module's `backprop`.
     "tensorflow.python.ops.custom_gradient": ("backprop", "recompute_grad"),
-    # SavedModels track a variable that checkpoints do not.
+    # Traces the body of a `tf.vectorized_map`.
+    "tensorflow.python.ops.parallel_for.control_flow_ops": ("_pfor_impl",),
+    # Adds the rate to SavedModels, and not to checkpoints.
     "tensorflow.train.Checkpoint": ("_trackable_children",),
-    # Each call of a traced function is checked for a checkpointed function around it.
+    # Runs a check at each call of a traced function.
     "tensorflow.__internal__.FuncGraph": ("capture_call_time_value",),
     "keras.src.backend": ("in_symbolic_scope", "in_stateless_scope"),
     # Keras has no public walk through layers that are not models.
     "keras.layers.Layer": ("_flatten_layers",),
 }
-# Attributes of objects: a graph's captures; a layer's calls in functional models, and what Keras
-# binds to each layer when it is made. Of a compiled model `_compile_config` is used, too.
+# Private attributes of instances. Of a compiled model the package also uses `_compile_config`.
 _PRIVATE_OF_GRAPHS = ("_function_captures", "outer_graph", "is_control_flow_graph")
-_PRIVATE_OF_LAYERS = ("_inbound_nodes", "_outbound_nodes", "_output_shape", "build", "quantize")
-# The name scope in which `tf.vectorized_map` traces its body, and the function that says so.
-_LOOP_SCOPE = "loop_body"
-_LOOP_FUNCTION = "tensorflow.python.ops.parallel_for.control_flow_ops._pfor_impl"
-
-_OTHER_BACKENDS = frozenset({"jax", "torch", "openvino"})
+_PRIVATE_OF_LAYERS = (
+    *("_inbound_nodes", "_layers", "_outbound_nodes", "_output_shape", "_tracker"),
+    *("build", "quantize"),
+)
 
 
 def check() -> None:
-    """Raise an ImportError that says what to do, unless Keras runs on TensorFlow here."""
+    """Raise an ImportError with instructions, unless the layers can be used here."""
     try:
         import tensorflow
     except ModuleNotFoundError as error:
@@ -51,8 +50,8 @@ def check() -> None:
     try:
         import keras
     except ModuleNotFoundError as error:
-        if error.name in _OTHER_BACKENDS:
-            # Keras imports what its backend needs, and that is not even installed.
+        if error.name in ("jax", "torch", "openvino"):
+            # Keras is set to another backend, which is not installed.
             raise _wrong_backend(os.environ.get("KERAS_BACKEND", error.name)) from error
         if error.name != "keras":
             raise
@@ -68,8 +67,8 @@ def check() -> None:
     missing = next(_missing_private_names(), None)
     if missing:
         raise ImportError(
-            f"fastdrop_keras needs {missing}, which is missing here: with TensorFlow "
-            f"{tensorflow.__version__} and Keras {keras.__version__}, use keras.layers.Dropout"
+            f"fastdrop_keras needs {missing}, which TensorFlow {tensorflow.__version__} with Keras "
+            f"{keras.__version__} does not have. Use keras.layers.Dropout with these versions"
         )
 
 
@@ -84,13 +83,10 @@ def _missing_private_names() -> Iterator[str]:
     yield from (f"FuncGraph.{name}" for name in _PRIVATE_OF_GRAPHS if not hasattr(graph, name))
     layer = vars(keras.layers.Lambda(abs, name="fastdrop"))
     yield from (f"keras.layers.Layer.{name}" for name in _PRIVATE_OF_LAYERS if name not in layer)
-    loop = getattr(_found(_LOOP_FUNCTION), "__code__", None)
-    if loop is None or _LOOP_SCOPE not in loop.co_consts:
-        yield f"the name scope {_LOOP_SCOPE!r} of tf.vectorized_map"
 
 
 def _found(path: str) -> Any:
-    """Return the module, or the class or function in one."""
+    """Return the module, class or function at `path`, or `None`."""
     try:
         return importlib.import_module(path)
     except ImportError:

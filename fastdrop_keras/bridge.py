@@ -1,4 +1,4 @@
-"""Dropout as a differentiable TensorFlow function around fastdrop's kernels.
+"""Defines dropout as a differentiable TensorFlow function that calls fastdrop's kernels.
 
     x, seed, rate ──> forward ──> y
                          │
@@ -6,7 +6,8 @@
                          │
               dy ──> backward ──> dx    linear in dy: its gradient is backward again
 
-Two bridges do the same: native operations, and `tf.numpy_function` where those are not available.
+There are two bridges to the kernels: native operations, and `tf.numpy_function` where TensorFlow
+cannot load native operations. Both give the same bits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import fastdrop
 from fastdrop_keras import native_bridge, numpy_bridge
 from fastdrop_keras.native_bridge import NoiseShape
 
-# The bridge of a forward pass, and the tensor that its backward pass needs.
+# The bridge of a forward pass, and the tensor `saved` for its backward pass.
 Saved = tuple[Any, tf.Tensor]
 
 SUPPORTED_DTYPES = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
@@ -30,18 +31,17 @@ BRIDGES = {"native": native_bridge, "numpy_function": numpy_bridge}
 
 
 def _checked_bridge(name: str, argument: str) -> str:
-    """Return the name of a bridge that is available."""
+    """Return `name`, or raise a ValueError if there is no such bridge here."""
     if name not in BRIDGES:
-        raise ValueError(
-            f"Invalid value received for argument `{argument}`. Expected 'native' or "
-            f"'numpy_function'. Received: {argument}={name!r}"
-        )
-    if name == "native" and native_bridge.OPERATIONS is None:
-        raise ValueError(
-            f"Invalid value received for argument `{argument}`. The native bridge cannot be used: "
-            f"{native_bridge.WHY_NOT}. Received: {argument}={name!r}"
-        )
-    return name
+        problem = "Expected 'native' or 'numpy_function'"
+    elif name == "native" and native_bridge.OPERATIONS is None:
+        problem = f"The native bridge cannot be used: {native_bridge.WHY_NOT}"
+    else:
+        return name
+    raise ValueError(
+        f"Invalid value received for argument `{argument}`. {problem}. "
+        f"Received: {argument}={name!r}"
+    )
 
 
 def _default_bridge() -> str:
@@ -61,9 +61,9 @@ def get_bridge() -> str:
     """Returns the name of the bridge from TensorFlow to the kernels.
 
     Returns:
-        `"native"` or `"numpy_function"`: the argument of the last `set_bridge`. Before, the value
-        of the environment variable `FASTDROP_KERAS_BRIDGE`. Without either, `"native"` if the
-        native operations could be built and loaded; `fastdrop_keras.show_config` says why not.
+        `"native"` or `"numpy_function"`: the argument of the last `set_bridge`, else the value of
+        the environment variable `FASTDROP_KERAS_BRIDGE`. Without either, `"native"` if the native
+        operations are built and loaded. If they are not, `fastdrop_keras.show_config` says why.
 
     Example:
 
@@ -77,15 +77,15 @@ def get_bridge() -> str:
 def set_bridge(name: str) -> None:
     """Sets the bridge from TensorFlow to the kernels.
 
-    Both bridges give the same bits. Functions that are already traced keep their bridge.
+    Both bridges give the same bits. Traced functions keep the bridge that they were traced with.
 
     Args:
         name: `"native"` for operations in C; `"numpy_function"` for `tf.numpy_function`, which
-            works with any TensorFlow and costs more: it calls Python, copies tensors when
-            eager, and draws the mask again for the gradient.
+            works with any TensorFlow and is slower: it calls Python, copies tensors in eager
+            calls, and draws the mask again for the gradient.
 
     Raises:
-        ValueError: If `name` is neither, or if the native operations are not available.
+        ValueError: If `name` is another value, or if the native operations are not available.
 
     Example:
 
@@ -101,9 +101,10 @@ def set_bridge(name: str) -> None:
 
 
 def show_config() -> None:
-    """Prints what is installed and in use, for bug reports.
+    """Prints the installation's versions and settings, for bug reports.
 
-    Prints the output of `fastdrop.show_config`, the bridge, and why it is not the native one.
+    Prints the output of `fastdrop.show_config`, the bridge, and why the native bridge is not
+    loaded.
 
     Example:
 
@@ -127,20 +128,18 @@ def dropout(
 
     Args:
         x: Tensor or variable of float16, bfloat16, float32 or float64, of any shape.
-        seed: Integer tensor of shape `(2,)`: the seed's low word and the step; or `(3,)`, with
-            the seed's high word after them.
+        seed: Integer tensor of the seed's low word, the step and, optionally, the seed's high word.
         rate: Scalar float64 tensor, from 0 to 1.
-        noise_shape: The mask's shape, broadcast against that of `x`: each entry 1, the size of
-            `x` there, or `None` for that size. `None` draws for each element of `x`.
+        noise_shape: The mask's shape, broadcast against the shape of `x`. An entry is 1, the size
+            of `x` there, or `None` for that size. `None` draws for each element of `x`.
 
     Returns:
-        A tensor of the dtype and shape of `x`; and a `Saved`, with which `dropout_again` drops
-        the same elements of another tensor.
+        A tensor of the dtype and shape of `x`, and a `Saved` for `dropout_again`.
 
     Raises:
         TypeError: If `x` is sparse, ragged or of another dtype.
-        ValueError: If `noise_shape` does not fit the static shape of `x`. If only the run can
-            know, it raises `tf.errors.InvalidArgumentError`.
+        ValueError: If `noise_shape` does not fit the static shape of `x`. If the shape is known
+            only at run time, the run raises `tf.errors.InvalidArgumentError`.
     """
     x = _checked(x)
     noise_shape = fitted(noise_shape, x.shape)
@@ -152,18 +151,10 @@ def dropout(
 def dropout_again(
     x: tf.Tensor | tf.Variable, saved: Saved, noise_shape: NoiseShape | None = None
 ) -> tf.Tensor:
-    """Drop the elements of `x` that an earlier `dropout` dropped, with gradients of every order.
+    """Drop the elements of `x` that an earlier call of `dropout` dropped.
 
-    Args:
-        x: Tensor or variable, of the shape and dtype that `dropout` was given.
-        saved: The second result of `dropout`.
-        noise_shape: The same as for `dropout`.
-
-    Returns:
-        A tensor of the dtype and shape of `x`.
-
-    Raises:
-        TypeError, ValueError: As `dropout` does.
+    The call had an input of the shape and dtype of `x`, returned `saved`, and had `noise_shape`.
+    Results and errors are as for `dropout`.
     """
     x = _checked(x)
     bridge, tensor = saved
@@ -173,14 +164,14 @@ def dropout_again(
 def fitted(
     noise_shape: NoiseShape | None, shape: tf.TensorShape | tuple[int, ...]
 ) -> NoiseShape | None:
-    """Extend `noise_shape` to the rank of the input, and refuse one that cannot broadcast."""
+    """Return `noise_shape` with the input's rank, or raise a ValueError if it cannot broadcast."""
     shape = tf.TensorShape(shape)
     if noise_shape is None or shape.rank is None:
         return noise_shape
     entries = noise_shape
     if None not in noise_shape:
-        # As in any broadcast, a shape of fewer dimensions counts from the last one. A `None` in
-        # it would be a guess: Keras counts those from the first.
+        # A shape of fewer dimensions is aligned at the last axis, as NumPy does. With `None` in it,
+        # that would be ambiguous: Keras aligns such a shape at the first axis.
         entries = (1,) * (shape.rank - len(noise_shape)) + noise_shape
     if len(entries) != shape.rank or not all(
         entry in (None, 1) or size in (None, entry)
@@ -195,7 +186,7 @@ def fitted(
 
 
 def _checked(x: tf.Tensor | tf.Variable) -> tf.Tensor:
-    """Return `x` as a tensor that the kernels can read."""
+    """Return `x` as a dense tensor of a dtype that the kernels support."""
     dense = not isinstance(x, (tf.SparseTensor, tf.RaggedTensor))
     dtype = getattr(x, "dtype", None)
     if not dense or dtype not in SUPPORTED_DTYPES:

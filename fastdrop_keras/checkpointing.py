@@ -1,10 +1,10 @@
-"""Gives a function that TensorFlow computes again for its gradient the masks of its first run.
+"""Reuses the masks of the forward pass when gradient checkpointing computes a function again.
 
-`tf.recompute_grad`, and with it `keras.remat` and `keras.RematScope`, calls a function in the
-forward pass, forgets the results, and calls it again in the backward pass. Importing this module
-replaces `tf.recompute_grad`: each call of a checkpointed function becomes a `Block`. In the first
-run of a block, each dropout layer writes down its mask. In later runs it reads the mask.
-`restore()` puts TensorFlow's function back.
+`tf.recompute_grad`, which `keras.remat` and `keras.RematScope` use, calls a function in the forward
+pass, discards the results, and calls it again in the backward pass. Importing this module replaces
+`tf.recompute_grad`: each call of a checkpointed function becomes a `Block`. In the first run of a
+block, each dropout layer saves its masks. In later runs it reads them. `restore()` restores
+TensorFlow's function.
 """
 
 from __future__ import annotations
@@ -24,35 +24,33 @@ from fastdrop_keras.layer_state import vectorized_loops
 
 
 class Block:
-    """One call of a checkpointed function, and what the dropout layers saved in its first run.
-
-    Args:
-        function: The function.
-    """
+    """One call of a checkpointed function, with the masks that layers save in its first run."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self._saved: dict[Any, list[Saved | None]] | None = None
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function, with the masks of the first run if there was one."""
+        """Call the function, which reuses the masks of an earlier run."""
         first = self._saved is None
         saved = {} if self._saved is None else self._saved
-        token = _runs.set((*_runs.get(), Run(first, saved)))
+        run = Run(first, saved)
+        token = _runs.set((*_runs.get(), run))
         try:
             results = self._function(*args, **kwargs)
         finally:
             _runs.reset(token)
-        self._saved = saved
+        if first:
+            self._saved = saved
+        else:
+            run.check_complete()
         return results
 
 
 class Run:
-    """One run of a block, in which each layer writes its masks down or reads them.
+    """One run of a block: its layers write their masks in the first run, and read them in others.
 
-    Args:
-        first: Whether the layers write.
-        saved: The saved masks of each layer's calls, `None` for calls in inference.
+    `saved` has the masks of each layer's calls, with `None` for calls in inference.
     """
 
     def __init__(self, first: bool, saved: dict[Any, list[Saved | None]]) -> None:
@@ -62,7 +60,7 @@ class Run:
         self._place = _place()
 
     def write(self, layer: Any, saved: Saved | None) -> None:
-        """Write down what a call of `layer` saved."""
+        """Store what a call of `layer` saved."""
         self._saved.setdefault(layer, []).append(saved)
 
     def read(self, layer: Any, training: bool) -> Saved | None:
@@ -73,42 +71,41 @@ class Run:
         if number < len(saved):
             return saved[number]
         if training:
-            raise RuntimeError(
-                "A function under gradient checkpointing (keras.remat, keras.RematScope, "
-                f"tf.recompute_grad) called a dropout layer {len(saved)} times in the forward "
-                "pass, and now calls it once more in the recomputation. There is no mask for this "
-                "call. The function must do the same each time that it is called, with the same "
-                "layers."
-            )
+            raise _other_calls(len(saved), number + 1)
         return None
+
+    def check_complete(self) -> None:
+        """Raise an error if this run skipped a call of a layer that dropped in the first run."""
+        for layer, saved in self._saved.items():
+            number = self._calls.get(layer, 0)
+            if any(one is not None for one in saved[number:]):
+                raise _other_calls(len(saved), number)
 
     def has_dropped(self, layer: Any) -> bool:
         """Return whether `layer` dropped in the first run."""
         return any(saved is not None for saved in self._saved.get(layer, ()))
 
     def is_near(self) -> bool:
-        """Return whether the run is of the current graph and loop, so that tensors can pass."""
+        """Return whether the run is in the current graph and loop, which can use its tensors."""
         return self._place == _place()
 
 
-# The runs around the current code, the innermost last. `None` is a recomputation by TensorFlow's
-# own `recompute_grad`, which knows nothing of masks.
+# The runs around the current call, the innermost last. `None` is a recomputation by TensorFlow's
+# own `recompute_grad`, without masks.
 _runs: contextvars.ContextVar[tuple[Run | None, ...]] = contextvars.ContextVar("runs", default=())
 
 
 def runs_around(layer: Any, training: bool) -> tuple[Run | None, list[Run]]:
-    """Return the run to read the mask of the next call of `layer` from, and those to write it to.
+    """Return the run from which this call of `layer` reads its mask, and the runs it writes to.
 
-    Args:
-        layer: The layer that is called.
-        training: Whether it is to drop, as far as it knows: in a recomputation, Keras forgets.
+    In a recomputation `training` may be wrong, since Keras does not keep it.
 
     Raises:
-        NotImplementedError: If the call is in a recomputation that cannot be given the mask.
+        NotImplementedError: If the call is in a recomputation that cannot use the mask.
     """
     reading: Run | None = None
     writing: list[Run] = []
-    # Keras computes shapes in a graph that it throws away.
+    # Keras discards this graph, in which it computes shapes.
     if in_symbolic_scope():
         return None, []
     for run in reversed(_runs.get()):
@@ -131,7 +128,7 @@ def runs_around(layer: Any, training: bool) -> tuple[Run | None, list[Run]]:
 
 
 def _place() -> tuple[int | None, tuple[int, ...]]:
-    """Return what identifies the current graph and the vectorized loops around."""
+    """Return an id of the current graph and the ids of the vectorized loops around."""
     if tf.executing_eagerly():
         return None, ()
     graph = tf.compat.v1.get_default_graph()
@@ -139,14 +136,14 @@ def _place() -> tuple[int | None, tuple[int, ...]]:
 
 
 def _watch_calls_of_function() -> None:
-    """Check each call of the `tf.function` that is now traced, whose calls reach no layer."""
+    """Check each call of the `tf.function` that is being traced: its calls run no layer."""
     graph = tf.compat.v1.get_default_graph()
     while getattr(graph, "is_control_flow_graph", False):
         graph = graph.outer_graph
     captures = getattr(graph, "_function_captures", None)
     if captures is not None and _check_call_of_function not in captures.by_ref_external:
-        # TensorFlow calls what a function captures by reference at each call, for its value. This
-        # value has no tensors.
+        # At each call TensorFlow calls the functions that are captured by reference, for their
+        # values. This value has no tensors.
         graph.capture_call_time_value(_check_call_of_function, (), key=_check_call_of_function)
         captures.by_ref_external[_check_call_of_function] = _check_call_of_function
         del captures.by_ref_internal[_check_call_of_function]
@@ -159,6 +156,15 @@ def _check_call_of_function() -> tuple[()]:
     if not tf.executing_eagerly():
         _watch_calls_of_function()
     return ()
+
+
+def _other_calls(before: int, now: int) -> RuntimeError:
+    return RuntimeError(
+        "A function under gradient checkpointing (keras.remat, keras.RematScope, "
+        f"tf.recompute_grad) called a dropout layer {before} times in the forward pass, and "
+        f"{now} times in the recomputation: it would use wrong masks. The function must do the "
+        "same each time that it is called, with the same layers."
+    )
 
 
 def _out_of_reach() -> NotImplementedError:
@@ -177,25 +183,23 @@ def _refusal(where: str) -> NotImplementedError:
     )
 
 
-_original = tf.recompute_grad
+_original = custom_gradient.recompute_grad
 
 
-def recompute_grad(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Do what `tf.recompute_grad` does, with the masks of the forward pass.
+class recompute_grad:  # noqa: N801 - it replaces a function
+    """Works as `tf.recompute_grad`, and reuses the masks of the forward pass."""
 
-    Args:
-        function: A function of tensors, which calls dropout layers.
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        functools.update_wrapper(self, function, updated=())
 
-    Returns:
-        A function with the same values, whose gradient computes `function` again.
-    """
-
-    @functools.wraps(function, updated=())
     @tf.autograph.experimental.do_not_convert
-    def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        return _original(Block(function).run)(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _original(Block(self._function).run)(*args, **kwargs)
 
-    return checkpointed
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind a method to its object."""
+        return self if instance is None else recompute_grad(self._function.__get__(instance, owner))
 
 
 class _Recomputation(tf.GradientTape):
@@ -212,12 +216,12 @@ class _Recomputation(tf.GradientTape):
 
 
 def replace() -> None:
-    """Put `recompute_grad` in the place of TensorFlow's; importing this module does."""
+    """Replace TensorFlow's `tf.recompute_grad`, as importing this module does."""
     tf.recompute_grad = recompute_grad
 
 
 def restore() -> None:
-    """Put TensorFlow's `tf.recompute_grad` back; dropout layers then refuse recomputations."""
+    """Restore TensorFlow's `tf.recompute_grad`; dropout layers then refuse recomputations."""
     tf.recompute_grad = _original
 
 

@@ -1,39 +1,40 @@
-"""Turns Keras's dropout layers in a model or its copy into those of this package, and back."""
+"""Replaces Keras's dropout layers in a model by the layers of this package, and back."""
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import inspect
 import tempfile
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
-from fastdrop_keras import layer_search, layers
+from fastdrop_keras import layer_code, layers
 
-_OURS = (layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D)
-_TO_KERAS: dict[type, type] = {ours: getattr(keras.layers, ours.__name__) for ours in _OURS}
-_TO_OURS: dict[type, type] = {theirs: ours for ours, theirs in _TO_KERAS.items()}
+_TO_OURS = layers.CLASSES
+_TO_KERAS: dict[type, type] = {ours: theirs for theirs, ours in _TO_OURS.items()}
 _OTHERS = (keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise)
-# Layers that get theirs as arguments, and make them again from their own configurations.
-_CONTAINERS = (
-    keras.layers.Wrapper,
-    keras.layers.Bidirectional,
-    keras.layers.RNN,
-    keras.layers.StackedRNNCells,
+# Keras's layers that make dropout layers when they are built.
+_MAKERS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+# Layers whose configurations hold the configurations of the layers in them.
+_CONTAINERS = tuple(
+    getattr(keras.layers, name) for name in ("Wrapper", "Bidirectional", "RNN", "StackedRNNCells")
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """Says what became of one layer.
+    """Reports on one layer of a converted model.
 
     Args:
-        path: String, the names of the layers that it is in, and its own, with slashes between.
-        before: Its class before.
-        after: Its class now, or `None` where it stayed.
-        note: String: why it stayed, or what to know of it.
+        path: String, the names from the model's layer to this one, separated by slashes.
+        before: Class of the layer before the conversion.
+        after: Class of the layer now, or `None` if it was not changed.
+        note: String, the reason why it was not changed, or a restriction.
 
     Example:
 
@@ -56,14 +57,15 @@ class LayerReport:
 
 @dataclasses.dataclass(frozen=True)
 class ConversionReport:
-    """Says what `convert` or `to_keras` changed and what it could not: `print(report)`.
+    """Lists the layers that `convert` or `to_keras` changed and did not change; `print` it.
 
     Args:
         model: String, the model's name.
-        in_place: Boolean: whether the model itself was changed.
-        changed: Tuple of a `LayerReport` for each layer that was changed.
-        unchanged: Tuple of one for each layer that drops units or adds noise, and stayed.
-        notes: Tuple of strings: what else could not be kept.
+        in_place: Boolean, whether the model itself was changed.
+        changed: Tuple of a `LayerReport` for each changed layer.
+        unchanged: Tuple of a `LayerReport` for each other layer that drops units or adds noise.
+        notes: Tuple of strings: why a model was not copied, which models keep the layers of a
+            copied one, and what could not be compiled or traced again.
 
     Example:
 
@@ -98,40 +100,45 @@ def convert(
     verbose: bool = True,
     return_report: bool = False,
 ) -> Any:
-    """Turns Keras's dropout layers in a model into those of this package.
+    """Replaces Keras's dropout layers in a model by the layers of this package.
 
-    It finds `Dropout` and `SpatialDropout1D`, `2D` and `3D` wherever Keras does: in models in
-    models, in wrappers, in the attributes of layers, `MultiHeadAttention` among them. Names, rates,
-    seeds, noise shapes, data formats, dtype policies and flags stay, and so do the states of the
-    seed generators, though the masks are other ones. All else in the model is as it was.
+    It finds `Dropout` and `SpatialDropout1D`, `2D` and `3D` wherever Keras does: in nested models,
+    wrappers and attributes of layers, such as `MultiHeadAttention`. The layers keep their names,
+    rates, seeds, noise shapes, data formats, dtype policies, flags and the states of their seed
+    generators, but draw other masks. The rest of the model does not change.
 
-    A sequential or functional model is copied, with its weights and what it was compiled with; the
-    copy shares no state with the original. A subclassed model is Python code, which cannot be
-    copied: it is changed itself. A dropout layer that is changed in place stays the same object, of
-    another class, so that all references to it hold. Compile other models that share it again.
+    A sequential or functional model is copied with its weights and its compilation, and so are the
+    models in it. The copy shares no state with the original, nor with other models that have layers
+    of the original: they keep Keras's layers, and train apart from the copy. To convert models that
+    share layers, such as those of a GAN, use `in_place=True`.
 
-    The report lists what stays Keras's: subclasses of its layers, whose `call` may do something
-    else; other kinds (`AlphaDropout`, `GaussianDropout`, `GaussianNoise`); what drops without a
-    dropout layer (recurrent cells, `keras.layers.Attention`); layers that Keras does not find, in
-    plain objects and functions; and methods of a layer that the model holds.
+    A model that cannot be copied is changed in place: a subclassed model, which is Python code, or
+    one whose layers lack `get_config`. Then a dropout layer stays the same object and gets another
+    class, so all references to it remain valid: other models that share the layer are converted
+    too, and Keras traces their steps again. A `tf.function` keeps its trace: make it again.
 
-    A layer that makes its dropout layer itself, such as `MultiHeadAttention`, makes Keras's again
-    when a `.keras` file is loaded: convert the loaded model then.
+    The report lists the layers that stay Keras's: subclasses of its dropout layers, whose `call`
+    may differ; other kinds (`AlphaDropout`, `GaussianDropout`, `GaussianNoise`); layers that drop
+    without a dropout layer (recurrent cells, `keras.layers.Attention`, layers whose own code draws
+    random numbers); layers in objects, functions and bound methods that the model refers to and
+    Keras does not search; and layers that are not built, since they may make dropout layers then.
+
+    A layer that makes its own dropout layer, such as `MultiHeadAttention`, makes Keras's again when
+    a `.keras` file is loaded. Convert the loaded model again.
 
     Args:
         model: A Keras model, built or not, compiled or not.
-        in_place: Boolean: whether to change the model itself, which takes no memory. `None` for
-            what the kind of the model allows.
-        verbose: Boolean: whether to print the report.
-        return_report: Boolean: whether to return the report too.
+        in_place: Boolean, whether to change the model itself, which takes no memory. `None`
+            changes a model in place only if it cannot be copied.
+        verbose: Boolean, whether to print the report.
+        return_report: Boolean, whether to return the report too.
 
     Returns:
         The converted model, or with `return_report=True` a tuple of it and a `ConversionReport`.
 
     Raises:
         TypeError: If `model` is not a Keras model.
-        ValueError: If a layer cannot be copied, or if `in_place` is `False` and the model is a
-            subclassed one. The model is as it was then.
+        ValueError: If `in_place` is `False` and the model cannot be copied. It is then unchanged.
 
     Example:
 
@@ -158,10 +165,10 @@ def to_keras(
     verbose: bool = True,
     return_report: bool = False,
 ) -> Any:
-    """Turns the dropout layers of this package in a model into Keras's: `convert`, backwards.
+    """Replaces the dropout layers of this package in a model by Keras's: the inverse of `convert`.
 
-    Arguments, results and errors are those of `fastdrop_keras.convert`. The rates of Keras's
-    layers are fixed when a training step is traced.
+    Arguments, results and errors are as for `fastdrop_keras.convert`. Tracing a training step
+    fixes the rates of Keras's layers.
 
     Example:
 
@@ -178,18 +185,32 @@ def to_keras(
 def _converted(
     model: Any, classes: dict[type, type], in_place: bool | None, verbose: bool, return_report: bool
 ) -> Any:
-    layer_search.check_model(model, "convert" if classes is _TO_OURS else "to_keras")
-    if in_place is None:
-        in_place = not _can_be_copied(model)
-    elif not in_place and not _can_be_copied(model):
+    layers.check_model(model, "convert" if classes is _TO_OURS else "to_keras")
+    if in_place is not None and not in_place and not _can_be_copied(model):
         raise ValueError(
             f"A subclassed model can only be changed in place. Received: in_place={in_place} for "
             f"{model.name!r} of type {type(model).__name__}"
         )
-    with model.distribute_strategy.scope():
-        result = model if in_place else _copied(model)
+    result, notes, sharing = model, [], layers.models_with_layers_of(model)
+    with model.distribute_strategy.scope(), layers.enabled(False):
+        if not in_place and _can_be_copied(model):
+            try:
+                result = _copied(model)
+            except ValueError as error:
+                if in_place is not None:
+                    raise
+                reason = " ".join(str(error.__cause__).partition("\n\n")[0].split())
+                notes.append(f"Changed in place, since it cannot be copied: {reason}")
+        in_place = result is model
         reports = _change(result, classes)
-        notes = _forget_traces(result) if in_place else _compile_like(result, model)
+        if in_place:
+            for one in (model, *sharing):
+                _reset_compiled(one)
+        else:
+            notes += _compile_like(result, model)
+            if sharing:
+                names = ", ".join(sorted(repr(one.name) for one in sharing))
+                notes.append(f"The new model has copies of layers that these models keep: {names}")
     changed = tuple(one for one in reports if one.after is not None)
     missed, traced = _missed(result, classes)
     unchanged = (*(one for one in reports if one.after is None), *missed)
@@ -201,54 +222,61 @@ def _converted(
 
 
 def _change(model: keras.Model, classes: dict[type, type]) -> list[LayerReport]:
-    """Turn every layer of one of `classes` into the other class."""
+    """Change each layer of a class in `classes` to the other class, and report on it."""
     reports, changes = [], []
-    for path, line in layer_search.with_paths(model):
-        layer, after, note = line[-1], classes.get(type(line[-1])), _maker(line)
+    for path, line in layers.layers_with_paths(model):
+        layer, after, note = line[-1], classes.get(type(line[-1])), _creator_note(line)
         if after is None:
-            note = _why_it_stays(layer, classes)
+            note = _reason_to_stay(layer, classes)
+            if classes is _TO_OURS and _is_unbuilt(layer) and not any(map(_is_unbuilt, line[:-1])):
+                note = "not built: call it once, then convert it again"
         else:
             try:
-                changes.append((layer, _twin(layer, after)))
+                changes.append((layer, _replacement(layer, after)))
             except (TypeError, ValueError) as error:
                 after, note = None, str(error)
         if after or note:
-            reports.append(LayerReport(path, type(layer), after, note))
-    # Only now that there is all that is needed: nothing is changed by halves.
-    for layer, twin in changes:
-        _become(layer, twin)
+            reports.append(LayerReport(path or model.name, type(layer), after, note))
+    # After the loop: an error in it leaves the model unchanged.
+    for layer, replacement in changes:
+        _become(layer, replacement)
     return reports
 
 
-def _twin(layer: keras.Layer, twin_class: type) -> keras.Layer:
-    """Return a dropout layer of `twin_class` that goes on where `layer` is."""
-    names = inspect.signature(twin_class).parameters.keys() - {"name", "dtype", "kwargs"}
+def _replacement(layer: keras.Layer, new_class: type) -> keras.Layer:
+    """Return a dropout layer of `new_class` with the arguments and the state of `layer`."""
+    names = inspect.signature(new_class).parameters.keys() - {"name", "dtype", "kwargs"}
     arguments = {name: getattr(layer, name) for name in names}
     has_seed = hasattr(layer, "seed_generator")
     if has_seed and layer.rate == 0:
-        # Keras's layer gets a seed generator only where its first rate is not 0.
+        # Keras creates a seed generator only if the first rate is not 0.
         arguments["rate"] = 0.5
-    twin = twin_class(**arguments, name=layer.name, dtype=layer.dtype_policy)
-    twin.rate = layer.rate
-    twin.trainable = layer.trainable
-    twin.activity_regularizer = layer.activity_regularizer
+    new = new_class(**arguments, name=layer.name, dtype=layer.dtype_policy)
+    new.rate = layer.rate
+    new.trainable = layer.trainable
+    new.activity_regularizer = layer.activity_regularizer
     if has_seed:
-        twin.seed_generator.state.assign(layer.seed_generator.state)
-    return twin
+        new.seed_generator.state.assign(layer.seed_generator.state)
+    return new
 
 
-def _become(layer: keras.Layer, twin: keras.Layer) -> None:
-    """Make `layer` what `twin` is, for all that refers to it, in whatever way."""
-    # What Keras bound to the object when it was made, and its calls in functional models.
-    stays = ("build", "quantize", "_inbound_nodes", "_outbound_nodes")
-    attributes = vars(twin) | {name: vars(layer)[name] for name in stays}
-    # Not with the `__setattr__` of layers, which tracks what it sets.
+def _become(layer: keras.Layer, replacement: keras.Layer) -> None:
+    """Give `layer` the class and attributes of `replacement`, so that references stay valid."""
+    # Methods that Keras binds to the object, and the layer's calls in functional models.
+    kept = ("build", "quantize", "autocast", "_remat_mode", "_inbound_nodes", "_outbound_nodes")
+    # Attributes that other code has set.
+    own = vars(layer).keys() - vars(type(layer)(0.5, seed=0, name=layer.name)).keys()
+    attributes = {name: vars(layer)[name] for name in own} | vars(replacement)
+    attributes |= {name: vars(layer)[name] for name in kept}
+    # The `__setattr__` of layers would track these values.
     object.__setattr__(layer, "__dict__", attributes)
-    object.__setattr__(layer, "__class__", type(twin))
+    object.__setattr__(layer, "__class__", type(replacement))
 
 
-def _why_it_stays(layer: keras.Layer, classes: dict[type, type]) -> str:
-    """Return why a layer that drops is not changed, or nothing if it does not drop."""
+def _reason_to_stay(layer: keras.Layer, classes: dict[type, type]) -> str:
+    """Return why a layer that drops is not changed, or an empty string if it does not drop."""
+    if type(layer) in classes.values():
+        return ""
     if isinstance(layer, tuple(classes)):
         return "a subclass, whose `call` may do something else"
     if classes is _TO_KERAS:
@@ -256,57 +284,126 @@ def _why_it_stays(layer: keras.Layer, classes: dict[type, type]) -> str:
     if isinstance(layer, _OTHERS):
         return "not dropout of this kind"
     attention = isinstance(layer, (keras.layers.Attention, keras.layers.AdditiveAttention))
-    # A recurrent layer shows the rates of its cell, which is in the list itself.
+    # A recurrent layer returns the rates of its cell, which is reported itself.
     cell = hasattr(layer, "recurrent_dropout") and not hasattr(layer, "cell")
     drops = (attention or cell) and (layer.dropout or getattr(layer, "recurrent_dropout", 0))
-    return "drops without a dropout layer" if drops else ""
+    if drops:
+        return "drops without a dropout layer"
+    name = layer_code.random_name(layer)
+    return f"may drop in its own code, which names {name!r}" if name else ""
 
 
-def _maker(line: list[keras.Layer]) -> str:
-    """Return a note on the layer on `line` that makes the last one itself, if there is one."""
-    for owner in line[:-1]:
+def _is_unbuilt(layer: keras.Layer) -> bool:
+    """Return whether `layer` may make other layers when it is built, and is not built."""
+    own_code = not layer_code.of_a_framework(type(layer))
+    builds = isinstance(layer, keras.Model) or not layer_code.of_a_framework(type(layer).build)
+    return not layer.built and (isinstance(layer, _MAKERS) or (own_code and builds))
+
+
+def _creator_note(line: list[keras.Layer]) -> str:
+    """Return a note if a layer on `line` makes the last one itself, when a file is loaded."""
+    for end in range(len(line) - 1, 0, -1):
+        owner = line[end - 1]
         if not _can_be_copied(owner) and not isinstance(owner, _CONTAINERS):
-            return f"{type(owner).__name__} makes one as before when a file is loaded"
+            path = "/".join(one.name for one in line[1:end]) or owner.name
+            return f"made by {type(owner).__name__} {path!r}, again when a file is loaded"
     return ""
 
 
 def _missed(model: keras.Model, classes: dict[type, type]) -> tuple[list[LayerReport], list[str]]:
-    """Return the layers that `model` may call and Keras does not find, and notes on functions."""
+    """Return reports on layers that Keras does not find in `model`, and notes on functions."""
     reports, notes = [], []
-    for path, attribute, value in layer_search.unknown_to_keras(model):
-        if isinstance(value, keras.Layer):
-            if type(value) in classes or _why_it_stays(value, classes):
-                note = f"Keras does not find it in the attribute {attribute!r}"
-                where = "/".join(filter(None, (path, value.name)))
-                reports.append(LayerReport(where, type(value), None, note))
-        elif isinstance(value, types.MethodType):
-            owner: Any = value.__self__
-            name = getattr(value, "__name__", "")
-            if type(owner) in classes.values() and value != getattr(owner, name, None):
-                note = f"the attribute {attribute!r} holds its method {name!r} of before"
-                before = (_TO_KERAS | _TO_OURS)[type(owner)]
-                where = "/".join(filter(None, (path, owner.name)))
-                reports.append(LayerReport(where, before, None, note))
-        elif value.experimental_get_tracing_count():
-            notes.append(f"{path or model.name}: the `tf.function` {attribute!r} stays as traced")
+    for path, attribute, value in _missed_by_keras(model):
+        layer, before, note = value, type(value), ""
+        if isinstance(value, types.MethodType):
+            layer, name = value.__self__, getattr(value, "__name__", "")
+            if type(layer) in classes.values() and value != getattr(layer, name, None):
+                before = (_TO_KERAS | _TO_OURS)[type(layer)]
+                note = f"the attribute {attribute!r} refers to its former method {name!r}"
+        elif not isinstance(value, keras.Layer):
+            if value.experimental_get_tracing_count():
+                notes.append(
+                    f"{path or model.name}: the `tf.function` {attribute!r} keeps its trace"
+                )
+        elif type(value) in classes or _reason_to_stay(value, classes):
+            note = f"Keras does not find it in the attribute {attribute!r}"
+        if note:
+            where = "/".join(filter(None, (path, layer.name)))
+            reports.append(LayerReport(where, before, None, note))
     return reports, notes
 
 
-def _forget_traces(model: keras.Model) -> list[str]:
-    """Let Keras trace the steps again, with the layers that are there now."""
-    for layer in layer_search.every_layer(model):
+def _missed_by_keras(model: keras.Layer) -> Iterator[tuple[str, str, Any]]:
+    """Yield layers, bound methods and `tf.function`s that Keras does not find in `model`.
+
+    They are in the attributes of its layers, at any depth of objects, functions and containers.
+    Each comes with the path of the layer and the name of the attribute.
+    """
+    wanted = (keras.Layer, types.MethodType, tf.types.experimental.PolymorphicFunction)
+    # The objects too, since Python reuses the id of a deleted object.
+    visited = {id(layer): layer for layer in model._flatten_layers()}
+    for path, line in layers.layers_with_paths(model):
+        # Public names first: TensorFlow's private lists hold all attributes again.
+        attributes = _attributes(line[-1])
+        for attribute in sorted(attributes, key=lambda name: name.startswith("_")):
+            waiting = [attributes[attribute]]
+            while waiting:
+                value = waiting.pop()
+                # Python's garbage collector tracks only objects that can refer to others.
+                if id(value) in visited or not gc.is_tracked(value):
+                    continue
+                visited[id(value)] = value
+                if isinstance(value, wanted):
+                    yield path, attribute, value
+                waiting.extend(_referents(value))
+
+
+def _attributes(layer: keras.Layer) -> dict[str, Any]:
+    """Return the attributes of `layer`, with the `tf.function`s of its class bound to it."""
+    functions = [
+        name
+        for base in type(layer).__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, tf.types.experimental.PolymorphicFunction)
+    ]
+    return {**{name: getattr(layer, name) for name in functions}, **vars(layer)}
+
+
+def _referents(value: Any) -> list[Any]:
+    """Return the objects that `value` refers to, unless it belongs to a framework."""
+    if isinstance(value, tf.types.experimental.PolymorphicFunction):
+        return [value.python_function]
+    if isinstance(value, types.FunctionType) and not layer_code.of_a_framework(value):
+        # Only the layers among a module's globals: the others lead through the whole program.
+        used = [value.__globals__.get(name) for name in value.__code__.co_names]
+        found = [other for other in used if isinstance(other, keras.Layer)]
+        return found + [
+            other for other in gc.get_referents(value) if other is not value.__globals__
+        ]
+    if isinstance(value, keras.Layer):
+        return list(_attributes(value).values())
+    if isinstance(value, (type, types.ModuleType, types.FunctionType)):
+        return []
+    container = isinstance(value, (dict, list, tuple, set))
+    return (
+        gc.get_referents(value) if container or not layer_code.of_a_framework(type(value)) else []
+    )
+
+
+def _reset_compiled(model: keras.Model) -> None:
+    """Make Keras trace the steps of `model` again."""
+    for layer in list(model._flatten_layers()):
         if isinstance(layer, keras.Model):
             layer.train_function = layer.test_function = layer.predict_function = None
-            # XLA compiles Keras's layers and not ours: what was asked for counts again. `None`
-            # first, since Keras looks at nothing where the value is the same object as before.
+            # XLA compiles Keras's layers but not ours, so Keras must check the user's setting
+            # again. It does so only if the value changes: `None` first.
             layer.jit_compile = None
             if layer.compiled:
                 layer.jit_compile = layer._compile_config.config["jit_compile"]
-    return []
 
 
 def _can_be_copied(model: keras.Layer) -> bool:
-    """Return whether a model is sequential or functional, without a constructor of its own."""
+    """Return whether a model is sequential or functional, without its own constructor."""
     functional = isinstance(model, keras.Model) and isinstance(model, keras.Function)
     own = type(model).__init__.__module__.partition(".")[0] != "keras"
     return type(model) is keras.Sequential or (functional and not own)
@@ -314,26 +411,26 @@ def _can_be_copied(model: keras.Layer) -> bool:
 
 def _copied(model: keras.Model) -> keras.Model:
     """Return a copy of `model` with its state, but not compiled."""
-    layers = layer_search.every_layer(model)
-    scope = {keras.saving.get_registered_name(type(layer)): type(layer) for layer in layers}
-    compiled = [one for one in layers if isinstance(one, keras.Model) and one.compiled]
+    originals = list(model._flatten_layers())
+    scope = {keras.saving.get_registered_name(type(layer)): type(layer) for layer in originals}
+    compiled = [one for one in originals if isinstance(one, keras.Model) and one.compiled]
     for one in compiled:
-        # Keras would compile its clone from a configuration, which holds no functions.
+        # Keras would compile its clone from a configuration, which cannot hold functions.
         one.compiled = False
     try:
         with keras.saving.custom_object_scope(scope):
-            result = keras.models.clone_model(model, clone_function=_made_again, recursive=True)
-        for layer, copy in zip(layers, layer_search.every_layer(result), strict=True):
+            result = keras.models.clone_model(model, clone_function=_clone, recursive=True)
+        for layer, copy in zip(originals, list(result._flatten_layers()), strict=True):
             _copy_state(layer, copy)
-        # Setting a layer's flag set those of all that is in it; no file has the seeds' states.
+        # A layer sets the flag `trainable` of all variables in it, and saves no seed's state.
         for variable, copy in zip(model.variables, result.variables, strict=True):
             copy.trainable = variable.trainable
             copy.assign(variable)
     except Exception as error:
         raise ValueError(
             f"The model {model.name!r} cannot be copied: {str(error).strip()}. Give its layers "
-            "the methods `get_config` and `from_config` that make them again, or change the model "
-            "itself, with in_place=True."
+            "the methods `get_config` and `from_config`, or change the model in place, with "
+            "in_place=True."
         ) from error
     finally:
         for one in compiled:
@@ -341,10 +438,10 @@ def _copied(model: keras.Model) -> keras.Model:
     return result
 
 
-def _made_again(layer: keras.Operation) -> keras.Operation:
-    """Return another `layer`, without its state."""
+def _clone(layer: keras.Operation) -> keras.Operation:
+    """Return a new layer from the configuration of `layer`, without its state."""
     if type(layer) is keras.layers.Lambda:
-        # Its configuration holds the code of a lambda, but not the globals that it uses.
+        # A configuration holds a lambda's code without the globals that the code uses.
         shape, flags = layer._output_shape, {"name": layer.name, "dtype": layer.dtype_policy}
         return keras.layers.Lambda(layer.function, shape, layer.mask, layer.arguments, **flags)
     try:
@@ -355,22 +452,22 @@ def _made_again(layer: keras.Operation) -> keras.Operation:
 
 
 def _copy_state(layer: keras.Layer, copy: keras.Layer) -> None:
-    """Copy the state of `layer` itself, without that of the layers in it."""
-    # Layers make Keras's dropout layers again, whichever are in theirs now.
+    """Copy the state of `layer`, without the states of the layers in it."""
+    # A layer that creates its own dropout layer creates Keras's, whichever it has now.
     before, after = (_TO_OURS.get(type(one), type(one)) for one in (layer, copy))
     if before is not after or copy is layer:
-        raise TypeError(f"made again, {layer!r} is {copy!r}")
-    if before in _OURS:
-        _become(copy, _twin(layer, type(layer)))
+        raise TypeError(f"the copy of {layer!r} is {copy!r}")
+    if before in _TO_KERAS:
+        _become(copy, _replacement(layer, type(layer)))
         return
     for flag in ("sparse", "ragged", "optional"):
         if isinstance(layer, keras.layers.InputLayer) and getattr(layer, flag, False):
-            raise ValueError(f"Keras cannot make {layer!r} again, which is {flag}")
-    # Layers that others make have names that count on.
+            raise ValueError(f"Keras cannot copy {layer!r}, which is {flag}")
+    # The default names of layers that other layers create are numbered.
     copy.name, copy.trainable = layer.name, layer.trainable
     if isinstance(layer, keras.Model):
         copy.dtype_policy = layer.dtype_policy
-    # Keras's own way to files and back, which layers may override.
+    # As Keras writes and reads files. Layers may override these methods.
     store: dict[str, Any] = {}
     layer.save_own_variables(store)
     if store:
@@ -380,19 +477,19 @@ def _copy_state(layer: keras.Layer, copy: keras.Layer) -> None:
             layer.save_assets(directory)
             copy.load_assets(directory)
     if isinstance(layer, keras.layers.RNN) and layer.stateful:
-        # Between batches only: they are in no file.
+        # Files do not have the states between batches.
         for state, other in zip(*map(keras.tree.flatten, (layer.states, copy.states)), strict=True):
             other.assign(state)
 
 
 def _compile_like(copy: keras.Model, model: keras.Model) -> list[str]:
-    """Compile `copy` as `model` is, with the optimizer's state, or return a note on why not."""
+    """Compile `copy` as `model` is, with the optimizer's state, or return a note why not."""
     if not model.compiled:
         return []
     if type(model).compile is not keras.Model.compile:
         name = type(model).__name__
         return [f"The new model is not compiled, since {name} has a `compile` of its own"]
-    # The optimizer in use is wrapped already, if it is to be, in one that scales the loss.
+    # The model's optimizer already includes a loss scaling optimizer, if there is one.
     asked = model._compile_config.config | {"optimizer": model.optimizer, "auto_scale_loss": False}
     try:
         for name in ("optimizer", "metrics", "weighted_metrics"):
@@ -410,7 +507,7 @@ def _compile_like(copy: keras.Model, model: keras.Model) -> list[str]:
 
 
 def _with_own_state(value: Any) -> Any:
-    """Return another optimizer or metric like `value`, or what has no state as it is."""
+    """Return a new optimizer or metric like `value`, or `value` itself if it is neither."""
     stateful = isinstance(value, (keras.optimizers.Optimizer, keras.metrics.Metric))
     return type(value).from_config(value.get_config()) if stateful else value
 

@@ -1,36 +1,37 @@
-"""Holds the state of a dropout layer outside its weights: the rate, and the position in the stream.
+"""Stores a dropout layer's rate and stream position, and saves the position in files.
 
-Keras saves the weights of a layer but not the state of its seed generator, so an interrupted and
-resumed training run would start its stream of masks again.
+Keras does not save the state of a layer's seed generator. Without this module, a resumed training
+run would start its stream of masks again.
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
+import contextvars
+import functools
+import inspect
 import weakref
-from collections.abc import MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops.parallel_for import control_flow_ops
 
 from fastdrop._config import STREAM_VERSION
 
 
 class Rate:
-    """A drop rate that takes effect at the next step, in functions that are already traced too.
+    """A rate from 0 to 1 that takes effect at the next step, also in traced functions.
 
-    Graphs read it from a variable. Neither Keras nor checkpoints see the variable, since this
-    object is not one of their kinds: the rate is a setting and not a weight.
-
-    Args:
-        value: Float between 0 and 1.
+    Graphs read the rate from a variable. Keras and checkpoints do not track the variable, since
+    they do not track this class: the rate is a setting and not a weight.
     """
 
     def __init__(self, value: float) -> None:
         self._value = value
-        # A lifted tensor and variable, so that a layer can be made while a function is traced.
+        # Outside of all graphs, since a layer may be created while a function is traced.
         with tf.init_scope():
             self._tensor = tf.constant(value, tf.float64)
             self.variable = tf.Variable(
@@ -49,7 +50,7 @@ class Rate:
     @value.setter
     def value(self, value: float) -> None:
         if not tf.executing_eagerly():
-            # Later calls in this graph have this rate, as other Python values in it do.
+            # The later calls in this graph use this rate, as with any Python value.
             self._in_graphs[tf.compat.v1.get_default_graph()] = value
         with tf.init_scope():
             self._tensor = tf.constant(value, tf.float64)
@@ -57,48 +58,71 @@ class Rate:
         self._value = value
 
     def read(self) -> tf.Tensor:
-        """Return the rate as a scalar float64 tensor: eager, or read at each run of the graph."""
+        """Return the rate as a scalar float64 tensor, which a graph reads at each run."""
         if tf.executing_eagerly():
             return self._tensor
-        graph = tf.compat.v1.get_default_graph()
-        while graph is not None:
+        for graph in _graphs_of_function():
             if graph in self._in_graphs:
                 return tf.constant(self._in_graphs[graph], tf.float64)
-            graph = getattr(graph, "outer_graph", None)
         return self.variable.read_value()
+
+
+# The loop variable of each `tf.vectorized_map` whose body is being traced, the innermost last.
+_loops: contextvars.ContextVar[tuple[tf.Tensor, ...]] = contextvars.ContextVar("loops", default=())
+_trace_loop = inspect.unwrap(control_flow_ops._pfor_impl)  # also if this module is reloaded
+
+
+@contextlib.contextmanager
+def _inside(loop_variable: tf.Tensor) -> Iterator[None]:
+    token = _loops.set((*_loops.get(), loop_variable))
+    try:
+        yield
+    finally:
+        _loops.reset(token)
+
+
+@functools.wraps(_trace_loop)
+def _trace_loop_and_tell(body: Callable[[tf.Tensor], Any], *args: Any, **kwargs: Any) -> Any:
+    """Trace the body of a vectorized loop, and give the layers in it the loop's variable."""
+
+    def known_body(loop_variable: tf.Tensor) -> Any:
+        with _inside(loop_variable):
+            return body(loop_variable)
+
+    # Only TensorFlow itself passes a body with an argument `pfor_config`.
+    configured = kwargs.get("pfor_config") is not None
+    return _trace_loop(body if configured else known_body, *args, **kwargs)
+
+
+control_flow_ops._pfor_impl = _trace_loop_and_tell
 
 
 def vectorized_loops() -> list[tf.Tensor]:
     """Return the loop variables of each `tf.vectorized_map` around, the outermost first.
 
-    TensorFlow traces the body of the loop once, in the name scope `loop_body`.
+    A function has no access to the loop variables of its caller, since it has other callers too.
     """
+    graphs = set(_graphs_of_function())
+    return [variable for variable in _loops.get() if variable.graph in graphs]
+
+
+def _graphs_of_function() -> Iterator[tf.Graph]:
+    """Yield the current graph and the graphs around it, up to the function's graph."""
     graph = tf.compat.v1.get_default_graph()
-    names = tf.get_current_name_scope().split("/")
-    found = []
-    for depth, name in enumerate(names, 1):
-        if re.fullmatch(r"loop_body(_\d+)?", name):
-            try:
-                path = "/".join([*names[:depth], "PlaceholderWithDefault"])
-                found.append(graph.get_operation_by_name(path).outputs[0])
-            except KeyError:
-                # A scope of somebody else.
-                continue
-    return found
+    while graph is not None:
+        yield graph
+        control_flow = getattr(graph, "is_control_flow_graph", False)
+        graph = graph.outer_graph if control_flow else None
 
 
 class SeedState(keras.Operation):
     """Puts a seed generator's state into `.keras` and `.weights.h5` files.
 
-    It is an object beside the layer's weights and not one of them: a file without it loads and
-    leaves the state as it is, and `keras.layers.Dropout` can load a file with it. It is an
-    operation, the simplest public class of Keras whose state its files hold. Nobody calls it.
+    It is not a weight of the layer: a file without it loads and leaves the state unchanged, and
+    `keras.layers.Dropout` can load a file with it. `keras.Operation` is the simplest public class
+    whose state Keras's files hold; nothing calls it.
 
-    It also saves the number of the random stream, since the same position in another stream gives
-    other masks.
-
-    Args:
-        generator: The `keras.random.SeedGenerator` whose state is saved and restored.
+    It also saves the number of the random stream: another stream draws other masks.
     """
 
     def __init__(self, generator: keras.random.SeedGenerator) -> None:
@@ -111,18 +135,18 @@ class SeedState(keras.Operation):
         store["stream"] = np.array([STREAM_VERSION])
 
     def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
-        """Read the state from a file, where there is one; called by Keras."""
+        """Read the state from a file, if the file has one; called by Keras."""
         if "state" not in store.keys():  # noqa: SIM118 - Keras's stores are not all dicts
             return
         saved = store["state"]
-        # Before anything is read: a damaged file may be of any size, and numbers of any kind.
+        # Before the data is read: in a damaged file it may have any size and type.
         if np.dtype(saved.dtype).kind not in "iu" or tuple(saved.shape) != tuple(self._state.shape):
             raise ValueError(
                 "The state of a dropout layer's seed generator must be two integers. Received: an "
                 f"array of shape {tuple(saved.shape)} and dtype {saved.dtype} in the file, for "
                 f"{self._state.path}"
             )
-        # Stream 1 wrote no number.
+        # Files of stream 1 have no number.
         stream = store["stream"] if "stream" in store.keys() else np.array([1])  # noqa: SIM118
         if np.dtype(stream.dtype).kind not in "iu" or tuple(stream.shape) != (1,):
             raise ValueError(
@@ -135,17 +159,17 @@ class SeedState(keras.Operation):
 
 
 class StreamNumber(tf.train.experimental.PythonState):
-    """Puts the number of the random stream into checkpoints, and refuses checkpoints of another.
+    """Saves the number of the random stream in checkpoints, and refuses checkpoints of another.
 
     TensorFlow restores Python states before variables, so a refusal changes nothing.
     """
 
     def serialize(self) -> str:
-        """Return what to write; called by TensorFlow."""
+        """Return the text for the checkpoint; called by TensorFlow."""
         return str(STREAM_VERSION)
 
     def deserialize(self, string_value: bytes) -> None:
-        """Check what was read; called by TensorFlow."""
+        """Check the text from the checkpoint; called by TensorFlow."""
         number = string_value.decode(errors="replace")
         _check_stream(int(number) if number.isdecimal() else number, "the checkpoint")
 
@@ -161,13 +185,9 @@ def _check_stream(number: int | str, where: str) -> None:
 
 
 class Tracked(tf.train.Checkpoint):
-    """What TensorFlow tracks of a layer: checkpoints the seed's state, SavedModels the rate too.
+    """Makes checkpoints track the seed's state, and SavedModels the rate too.
 
-    As an attribute of the layer, each variable would count among its weights.
-
-    Args:
-        generator: The `keras.random.SeedGenerator` whose state is saved and restored.
-        rate: The layer's rate.
+    As attributes of the layer, the variables would be among its weights.
     """
 
     def __init__(self, generator: keras.random.SeedGenerator, rate: Rate) -> None:
@@ -177,7 +197,7 @@ class Tracked(tf.train.Checkpoint):
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
         children: dict[str, Any] = super()._trackable_children(save_type, **kwargs)
         if save_type != "checkpoint":
-            # Operations carry the number of their stream.
+            # In a graph, each operation has the number of its stream.
             children.pop("stream", None)
             children["rate"] = self._rate.variable
         return children

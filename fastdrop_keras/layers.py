@@ -1,15 +1,20 @@
-"""Defines the Keras layers, with the arguments, errors and configurations of Keras's own."""
+"""Defines dropout layers with the arguments, errors and configurations of Keras's own.
+
+It also finds these layers in a model, and checks the arguments of this package's functions.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import gc
+import inspect
 import math
 import numbers
 import operator
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -20,15 +25,15 @@ from keras.src.backend import in_stateless_scope
 from fastdrop_keras import bridge, checkpointing, layer_state
 from fastdrop_keras.native_bridge import NoiseShape
 
-# Draws for the layers in inference, if `mc_predict` set it in this thread.
+# In this thread, `mc_predict` sets the object that gives each layer its seed, also in inference.
 sampler: contextvars.ContextVar[Any] = contextvars.ContextVar("sampler", default=None)
 
-# Reentrant: a signal's handler may call a layer while its own thread is in here.
+# Reentrant: a signal handler may call a layer while its own thread has the lock.
 _taking_a_seed = threading.RLock()
 
 
 def _forget_the_lock() -> None:
-    """In a forked child, whose parent's other threads are not there to release it."""
+    """Make a new lock in a forked child: the thread that has the old one is not in the child."""
     global _taking_a_seed
     _taking_a_seed = threading.RLock()
 
@@ -37,33 +42,45 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_the_lock)
 
 
-class BaseDropout(keras.layers.Layer):
-    """Implements the dropout layers, except for the shape of the mask."""
+class BaseDropout(keras.layers.Dropout):
+    """Implements a dropout layer, except for the mask's shape.
 
-    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    It is an instance of Keras's class for `isinstance`, but uses none of its methods.
+    """
+
+    _input_rank: int | None = None  # any
+
+    def __init__(
+        self,
+        rate: float,
+        seed: int | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        keras.layers.Layer.__init__(self, name=name, dtype=dtype, **kwargs)
+        if self._input_rank is not None:
+            self.input_spec = keras.layers.InputSpec(ndim=self._input_rank)
         self._rate = layer_state.Rate(checked_rate(rate))
         self.seed = checked_seed(seed)
-        # At rate 0 too: the rate can be raised later.
+        # Also at rate 0, since the rate can be raised later.
         self.seed_generator = keras.random.SeedGenerator(self.seed)
-        self._seed_state = layer_state.SeedState(self.seed_generator)
-        self._tracked_state = layer_state.Tracked(self.seed_generator, self._rate)
         self.supports_masking = True
-        # XLA cannot compile the bridges. Keras then runs the model without it.
+        # XLA cannot compile the bridges. Keras then runs the model without XLA.
         self.supports_jit = False
-        # There is nothing to build, unless a subclass says so.
+        # Keras sets `built` only where a layer builds, and these layers have nothing to build.
         self.built = type(self).build is keras.layers.Layer.build
 
     @property
     def rate(self) -> float:
-        """The fraction of the input units to drop.
+        """Float between 0 and 1. Fraction of the input units to drop.
 
-        Setting it takes effect at the next step, in compiled models and `tf.function`s too,
-        without retracing. In a function that is being traced, it holds for the calls after it.
+        A new rate takes effect at the next step, in compiled models and `tf.function`s too,
+        without retracing. If a function sets it while it is traced, its later calls use it.
 
         Raises:
-            TypeError: If the value is not a number.
-            ValueError: If it is not between 0 and 1.
+            TypeError: If the new rate is not a number.
+            ValueError: If the new rate is not between 0 and 1.
         """
         return self._rate.value
 
@@ -71,8 +88,28 @@ class BaseDropout(keras.layers.Layer):
     def rate(self, value: float) -> None:
         self._rate.value = checked_rate(value)
 
+    @property
+    def seed_generator(self) -> keras.random.SeedGenerator:
+        """`keras.random.SeedGenerator`. Its state is the seed and the step of the next call.
+
+        A new generator takes effect in functions that are traced later. Files and checkpoints save
+        the state of the current generator.
+        """
+        return self._seed_generator
+
+    @seed_generator.setter
+    def seed_generator(self, generator: keras.random.SeedGenerator) -> None:
+        self._seed_generator = generator
+        self._seed_state = layer_state.SeedState(generator)
+        self._tracked_state = layer_state.Tracked(generator, self._rate)
+
     def call(self, inputs: tf.Tensor, training: bool | tf.Tensor | None = False) -> tf.Tensor:
-        """Drop in training, pass the inputs through otherwise."""
+        """Drop elements in training, and return the inputs in inference."""
+        if type(inputs).__module__.startswith("tf_keras"):
+            raise TypeError(
+                "fastdrop_keras has layers for Keras 3. Received a tensor of Keras 2, from the "
+                "package tf_keras, which is tf.keras if TF_USE_LEGACY_KERAS is set"
+            )
         drawing = sampler.get()
         if drawing is not None:
             seed, mask_shape = drawing.draw(self, inputs, self._mask_shape())
@@ -100,34 +137,33 @@ class BaseDropout(keras.layers.Layer):
         return outputs
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return `layer_call` as it is; called by Keras for a layer made in a `RematScope`.
+        """Return `layer_call` unchanged; called by Keras for a layer made in a `RematScope`.
 
-        Between forward pass and gradient the layer keeps one bit an element. To compute it again,
-        TensorFlow would keep all of its inputs.
+        The layer saves one bit for each element. Recomputation would save all of its inputs.
         """
         return layer_call
 
     def _mask_shape(self) -> NoiseShape | None:
-        """Return the mask's shape, with `None` where it is the input's."""
+        """Return the mask's shape, with `None` for the input's size."""
         raise NotImplementedError
 
     def _next_seed(self) -> tf.Tensor:
-        """Return the next (low word of the seed, step), and a high word if several draw at once."""
-        # The next of the generator as its `next` gives it, in two operations instead of five.
+        """Return the seed's low word and the step, and a high word if several calls share both."""
+        # The seed generator's `next` does the same with five operations. These are two.
         state = self.seed_generator.state
         distributed = tf.distribute.has_strategy()
-        # Between reading and advancing no other thread may read: both would drop the same. Replicas
-        # wait for each other on the way, and a graph's threads know nothing of Python's locks.
+        # Two threads that read before either advances would draw one mask. Under a distribution
+        # strategy no lock: replicas wait for each other here. Graphs run without Python's locks.
         alone = tf.executing_eagerly() and not distributed
         with _taking_a_seed if alone else contextlib.nullcontext():
             seed = tf.convert_to_tensor(state)
             step = tf.constant([0, 1], seed.dtype)
             if in_stateless_scope():
-                state.assign(seed + step)  # which the scope keeps for its caller
+                state.assign(seed + step)  # the scope stores it for its caller
             else:
                 state.value.assign_add(step, read_value=False)
-        # Replicas and iterations of a vectorized loop have the same generator state, and must not
-        # draw the same masks.
+        # Replicas and the iterations of a vectorized loop read the same state. Their numbers make
+        # their masks differ.
         numbers = [] if tf.executing_eagerly() else layer_state.vectorized_loops()[::-1]
         if distributed:
             replica = tf.distribute.get_replica_context()
@@ -141,41 +177,42 @@ class BaseDropout(keras.layers.Layer):
         return tf.concat([seed, tf.reshape(high, [1])], axis=0)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Sequence[int | None]:
-        """Return `input_shape`: dropout changes no shape."""
+        """Return `input_shape`, which is the output's shape too."""
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make this layer again, with the rate of now."""
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+        """Return the arguments to make a layer like this one, with the current rate."""
+        config = keras.layers.Layer.get_config(self)
+        return {**config, "rate": self.rate, "seed": self.seed}
 
 
 @keras.saving.register_keras_serializable(package="fastdrop")
 class Dropout(BaseDropout):
     """Applies dropout to the input, as `keras.layers.Dropout` does.
 
-    In training, the layer drops each input unit with probability `rate`, independently: the unit
-    becomes zero, even if it was NaN or infinite. It multiplies the others by `1 / (1 - rate)`, so
-    that the expected sum stays the same. In inference it returns its inputs.
+    In training, the layer drops each input unit independently with probability `rate`: the unit
+    becomes zero, even if it was NaN or infinite. The layer multiplies the other units by
+    `1 / (1 - rate)`, which keeps the expected sum. In inference it returns its inputs.
 
-    The mask is a pure function of the seed, the number of the call, the rate and the position: the
-    same in eager and in graph mode, on every CPU and with any number of threads, and the same as
-    that of `fastdrop.dropout` with this seed and step. The gradient uses the mask of the forward
-    pass, which the layer keeps in between, at one bit an element. So does a recomputation under
-    gradient checkpointing: `keras.remat`, `keras.RematScope`, `tf.recompute_grad`. In
+    The mask is a pure function of the seed, the number of the call, the rate and the position. It
+    is the same in eager and in graph mode, on every CPU and with any number of threads, and
+    `fastdrop.dropout` draws the same mask with this seed and step. The gradient uses the mask of
+    the forward pass, which the layer saves with one bit for each element. A recomputation under
+    gradient checkpointing (`keras.remat`, `keras.RematScope`, `tf.recompute_grad`) uses it too. In
     `tf.vectorized_map`, each iteration has its own mask.
 
     The layer runs on the CPU. Models, weights and `tf.train.Checkpoint` save the seed's state. The
     attribute `rate` can be set at any time, also while training. XLA cannot compile the layer:
-    under `jit_compile=True`, Keras warns and goes on without.
+    under `jit_compile=True`, Keras warns and runs the model without XLA.
 
     Args:
         rate: Float between 0 and 1. Fraction of the input units to drop.
         noise_shape: Tuple or list of integers or `None`: the shape of the mask, which is
-            broadcast against the input. `None` stands for the input's size there. For inputs of
+            broadcast against the input. `None` means the input's size there. For inputs of
             shape `(batch_size, timesteps, features)`, `noise_shape=(None, 1, None)` drops the
             same features in all time steps.
-        seed: Integer from 0 to 2**63 - 1, or `None` for one that `keras.utils.set_random_seed`
-            determines.
+        seed: Integer from 0 to 2**63 - 1, or `None` for a seed from Keras's global generator,
+            which `keras.utils.set_random_seed` sets.
         **kwargs: The arguments of every Keras layer: `name`, `dtype`, `trainable` and so on.
 
     Call arguments:
@@ -186,11 +223,11 @@ class Dropout(BaseDropout):
         The shape of the input.
 
     Raises:
-        TypeError: If `rate` or `seed` is of the wrong type; in training, if the inputs are of
-            another dtype, sparse or ragged.
+        TypeError: If `rate` or `seed` has the wrong type; in training, if the inputs have another
+            dtype or are sparse or ragged.
         ValueError: If `rate`, `seed` or `noise_shape` is not a valid value; in training, if
-            `noise_shape` does not fit the inputs. If only the run of a graph can know, it raises
-            `tf.errors.InvalidArgumentError`.
+            `noise_shape` does not fit the inputs. If the shape is known only at run time, the run
+            raises `tf.errors.InvalidArgumentError`.
 
     Reference:
 
@@ -215,24 +252,24 @@ class Dropout(BaseDropout):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(rate, seed=seed, **kwargs)
+        BaseDropout.__init__(self, rate, seed=seed, **kwargs)
         self.noise_shape = _checked_noise_shape(noise_shape)
 
     def _mask_shape(self) -> NoiseShape | None:
         return self.noise_shape
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make this layer again, with the rate of now."""
-        return {**super().get_config(), "noise_shape": self.noise_shape}
+        """Return the arguments to make a layer like this one, with the current rate."""
+        return {**BaseDropout.get_config(self), "noise_shape": self.noise_shape}
 
 
 @keras.saving.register_keras_serializable(package="fastdrop")
-class SpatialDropout1D(BaseDropout):
+class SpatialDropout1D(BaseDropout, keras.layers.SpatialDropout1D):
     """Drops entire 1D feature maps, as `keras.layers.SpatialDropout1D` does.
 
-    It draws once for each feature map of each sample, and drops all of the map or nothing. This
-    regularizes better than single elements where neighbouring time steps are strongly
-    correlated. Otherwise it is like `fastdrop_keras.Dropout`, and raises the same errors.
+    In training, the layer drops or keeps each feature map of each sample as a whole. This
+    regularizes better than dropping single elements if neighbouring time steps are strongly
+    correlated. Otherwise the layer is like `fastdrop_keras.Dropout`, with the same errors.
 
     Args:
         rate: Float between 0 and 1. Fraction of the feature maps to drop.
@@ -260,25 +297,16 @@ class SpatialDropout1D(BaseDropout):
             [0., 0., 2., 2.]]], dtype=float32)
     """
 
-    def __init__(
-        self,
-        rate: float,
-        seed: int | None = None,
-        name: str | None = None,
-        dtype: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(rate, seed=seed, name=name, dtype=dtype, **kwargs)
-        self.input_spec = keras.layers.InputSpec(ndim=3)
+    _input_rank = 3
 
     def _mask_shape(self) -> NoiseShape:
         return (None, 1, None)
 
 
 class BaseSpatialDropout(BaseDropout):
-    """Adds `data_format` for the layers for images and volumes."""
+    """Adds the argument `data_format`, for images and volumes."""
 
-    _spatial_dimensions: int
+    _input_rank: int
 
     def __init__(
         self,
@@ -289,28 +317,30 @@ class BaseSpatialDropout(BaseDropout):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(rate, seed=seed, name=name, dtype=dtype, **kwargs)
-        self.data_format = _checked_data_format(data_format)
-        self.input_spec = keras.layers.InputSpec(ndim=self._spatial_dimensions + 2)
+        BaseDropout.__init__(self, rate, seed, name, dtype, **kwargs)
+        if data_format not in ("channels_first", "channels_last", None):
+            formats = "'channels_first', 'channels_last' or None"
+            raise wrong_value("data_format", formats, repr(data_format))
+        self.data_format = data_format or keras.config.image_data_format()
 
     def _mask_shape(self) -> NoiseShape:
-        ones = (1,) * self._spatial_dimensions
+        ones = (1,) * (self._input_rank - 2)
         if self.data_format == "channels_first":
             return (None, None, *ones)
         return (None, *ones, None)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make this layer again, with the rate of now."""
-        return {**super().get_config(), "data_format": self.data_format}
+        """Return the arguments to make a layer like this one, with the current rate."""
+        return {**BaseDropout.get_config(self), "data_format": self.data_format}
 
 
 @keras.saving.register_keras_serializable(package="fastdrop")
-class SpatialDropout2D(BaseSpatialDropout):
+class SpatialDropout2D(BaseSpatialDropout, keras.layers.SpatialDropout2D):
     """Drops entire 2D feature maps, as `keras.layers.SpatialDropout2D` does.
 
-    It draws once for each feature map of each sample, and drops all of the map or nothing. This
-    regularizes better than single elements where neighbouring pixels are strongly
-    correlated. Otherwise it is like `fastdrop_keras.Dropout`, and raises the same errors.
+    In training, the layer drops or keeps each feature map of each sample as a whole. This
+    regularizes better than dropping single elements if neighbouring pixels are strongly
+    correlated. Otherwise the layer is like `fastdrop_keras.Dropout`, with the same errors.
 
     Args:
         rate: Float between 0 and 1. Fraction of the feature maps to drop.
@@ -344,16 +374,16 @@ class SpatialDropout2D(BaseSpatialDropout):
              [0., 0., 2., 2.]]]], dtype=float32)
     """
 
-    _spatial_dimensions = 2
+    _input_rank = 4
 
 
 @keras.saving.register_keras_serializable(package="fastdrop")
-class SpatialDropout3D(BaseSpatialDropout):
+class SpatialDropout3D(BaseSpatialDropout, keras.layers.SpatialDropout3D):
     """Drops entire 3D feature maps, as `keras.layers.SpatialDropout3D` does.
 
-    It draws once for each feature map of each sample, and drops all of the map or nothing. This
-    regularizes better than single elements where neighbouring voxels are strongly
-    correlated. Otherwise it is like `fastdrop_keras.Dropout`, and raises the same errors.
+    In training, the layer drops or keeps each feature map of each sample as a whole. This
+    regularizes better than dropping single elements if neighbouring voxels are strongly
+    correlated. Otherwise the layer is like `fastdrop_keras.Dropout`, with the same errors.
 
     Args:
         rate: Float between 0 and 1. Fraction of the feature maps to drop.
@@ -384,27 +414,179 @@ class SpatialDropout3D(BaseSpatialDropout):
            [0., 0., 2., 2.]], dtype=float32)
     """
 
-    _spatial_dimensions = 3
+    _input_rank = 5
+
+
+# Our class for each of Keras's.
+CLASSES: dict[type, type] = {
+    getattr(keras.layers, ours.__name__): ours
+    for ours in (Dropout, SpatialDropout1D, SpatialDropout2D, SpatialDropout3D)
+}
+
+# Whether Keras's classes create our layers: in this context, with `None` for the global setting.
+_made_here: contextvars.ContextVar[bool | None] = contextvars.ContextVar("made", default=None)
+_made_everywhere = False
+_new_of_keras = keras.layers.Dropout.__new__
+
+
+def _new(keras_class: type, *args: Any, **kwargs: Any) -> Any:
+    """Create a layer of `keras_class` or of our class, which Python initializes as a subclass."""
+    here = _made_here.get()
+    if _made_everywhere if here is None else here:
+        keras_class = CLASSES.get(keras_class, keras_class)
+    return _new_of_keras(keras_class, *args, **kwargs)
+
+
+# `help` would print the signature of `_new`.
+_new.__signature__ = inspect.signature(keras.layers.Dropout.__init__)  # type: ignore[attr-defined]
+keras.layers.Dropout.__new__ = staticmethod(_new)
+
+
+def enable() -> None:
+    """Makes Keras's dropout classes create the layers of this package, in all threads.
+
+    `keras.layers.Dropout(0.5)` then returns a `fastdrop_keras.Dropout`, also when Keras or other
+    code calls it, for example in `MultiHeadAttention` and when a model is loaded. The same holds
+    for `SpatialDropout1D`, `2D` and `3D`. Subclasses of Keras's layers do not change.
+
+    Example:
+
+    >>> import keras, fastdrop_keras
+    >>> fastdrop_keras.enable()
+    >>> isinstance(keras.layers.Dropout(0.5), fastdrop_keras.Dropout)
+    True
+    >>> fastdrop_keras.disable()
+    >>> isinstance(keras.layers.Dropout(0.5), fastdrop_keras.Dropout)
+    False
+    """
+    global _made_everywhere
+    _made_everywhere = True
+
+
+def disable() -> None:
+    """Ends `fastdrop_keras.enable`. Existing layers do not change.
+
+    Example:
+
+    >>> import keras, fastdrop_keras
+    >>> fastdrop_keras.disable()
+    >>> type(keras.layers.Dropout(0.5)).__module__.partition(".")[0]
+    'keras'
+    """
+    global _made_everywhere
+    _made_everywhere = False
+
+
+@contextlib.contextmanager
+def enabled(value: bool = True) -> Iterator[None]:
+    """Works as `fastdrop_keras.enable`, but only in a `with` statement and in its thread.
+
+    Args:
+        value: Boolean. `False` makes Keras's classes create Keras's layers.
+
+    Example:
+
+    >>> import keras, fastdrop_keras
+    >>> with fastdrop_keras.enabled():  # or: model = keras.models.load_model("model.keras")
+    ...     layer = keras.layers.MultiHeadAttention(2, 8, dropout=0.1)
+    ...     y = layer(keras.ops.ones((1, 3, 8)), keras.ops.ones((1, 3, 8)))
+    >>> type(layer._dropout_layer)
+    <class 'fastdrop_keras.layers.Dropout'>
+    """
+    token = _made_here.set(value)
+    try:
+        yield
+    finally:
+        _made_here.reset(token)
+
+
+def dropout_layers(model: Any, needed_by: str) -> list[BaseDropout]:
+    """Return the layers of this package in `model`, for the public function `needed_by`.
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If it has no such layer.
+    """
+    check_model(model, needed_by)
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, BaseDropout)]
+    if not found:
+        raise ValueError(
+            f"`{needed_by}` needs a model with dropout layers of fastdrop_keras, and the model "
+            f"{model.name!r} has none. `model = fastdrop_keras.convert(model)` replaces Keras's "
+            "dropout layers."
+        )
+    return found
+
+
+def layers_with_paths(model: keras.Layer) -> Iterator[tuple[str, list[keras.Layer]]]:
+    """Yield each layer in `model` once: a path of names, and the layers from `model` to it."""
+    visited = {id(model)}
+    waiting = [[model]]
+    while waiting:
+        line = waiting.pop()
+        yield "/".join(layer.name for layer in line[1:]), line
+        children = line[-1]._flatten_layers(include_self=False, recursive=False)
+        new = [child for child in children if id(child) not in visited]
+        visited.update(map(id, new))
+        waiting.extend([*line, child] for child in reversed(new))
+
+
+def models_with_layers_of(model: keras.Model, collected: bool = False) -> list[keras.Model]:
+    """Return the other models in this process that have layers of `model`, and those in it."""
+    own = {id(one) for one in model._flatten_layers() if type(one) is not keras.layers.InputLayer}
+    alive = [one for one in gc.get_objects() if issubclass(type(one), keras.Model)]
+    # Not those that are half made.
+    alive = [one for one in alive if hasattr(one, "_layers")]
+    excluded = {id(model)}
+    for one in alive:
+        if isinstance(one, keras.Sequential):
+            # Beside its layers it has each functional model that it was since they were added.
+            tracked = one._tracker.config["layers"][1]
+            excluded.update({id(layer) for layer in tracked} - {id(layer) for layer in one.layers})
+    found = [
+        one
+        for one in alive
+        if id(one) not in excluded and any(id(layer) in own for layer in one._flatten_layers())
+    ]
+    if found and not collected:
+        # Without those that only reference cycles keep alive.
+        del alive, found, one
+        gc.collect()
+        return models_with_layers_of(model, collected=True)
+    return found
+
+
+def check_model(model: Any, needed_by: str) -> None:
+    """Raise a TypeError if `model` is not a Keras model."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`{needed_by}` expects a Keras model for argument `model`. "
+            f"Received: model={model!r} (of type {type(model).__name__})"
+        )
 
 
 def checked_rate(rate: Any, argument: str = "rate") -> float:
-    """Return the rate that was given as `argument` as a Python float."""
+    """Return `rate`, the value of `argument`, as a Python float."""
     expected = "a float value between 0 and 1"
+    if np.ndim(rate) == 0 and hasattr(rate, "numpy"):
+        rate = rate.numpy()  # an eager tensor or variable, for example from a Keras schedule
+    if isinstance(rate, np.ndarray) and rate.ndim == 0:
+        rate = rate[()]
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)):
         raise wrong_type(argument, expected, rate)
-    # The number that is used is checked: a subclass may compare as another number than it is.
+    # Before the conversion, since a large integer has no float. After it, since a subclass may
+    # compare as another number. NaN fails both times.
     number = float(rate) if 0 <= rate <= 1 else math.nan
-    # Written so that NaN fails.
     if not 0 <= number <= 1:
         raise wrong_value(argument, expected, rate)
     return number
 
 
 def checked_seed(seed: Any) -> int | None:
-    """Return `seed` as a Python integer that Keras's seed generators can hold."""
+    """Return `seed` as a Python integer that fits Keras's seed generators."""
     if seed is None:
         return None
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+    if not _is_integer(seed):
         raise wrong_type("seed", "an integer or None", seed)
     number = operator.index(seed)
     if not 0 <= number < 2**63:
@@ -413,12 +595,16 @@ def checked_seed(seed: Any) -> int | None:
 
 
 def checked_count(value: Any, argument: str) -> int:
-    """Return the positive integer that was given as `argument`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    """Return `value`, the value of `argument`, as a positive Python integer."""
+    if not _is_integer(value):
         raise wrong_type(argument, "a positive integer", value)
     if value < 1:
         raise wrong_value(argument, "a positive integer", value)
     return int(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _checked_noise_shape(noise_shape: Any) -> NoiseShape | None:
@@ -429,22 +615,12 @@ def _checked_noise_shape(noise_shape: Any) -> NoiseShape | None:
         raise wrong_value("noise_shape", "a tuple or list of integers", repr(noise_shape))
     noise_shape = tuple(noise_shape)
     for index, entry in enumerate(noise_shape):
-        integer = isinstance(entry, numbers.Integral) and not isinstance(entry, bool)
+        integer = _is_integer(entry)
         if entry is not None and not (integer and entry > 0):
             kind = "dimensions to be positive integers" if integer else "elements to be integers"
             found = f"{noise_shape}, with {entry!r} at index {index}"
             raise wrong_value("noise_shape", f"all {kind} or None", found)
     return tuple(None if entry is None else operator.index(entry) for entry in noise_shape)
-
-
-def _checked_data_format(data_format: str | None) -> str:
-    """Return `data_format`, or the one that Keras is configured to."""
-    if data_format is None:
-        return str(keras.config.image_data_format())
-    if data_format not in ("channels_first", "channels_last"):
-        formats = "'channels_first', 'channels_last' or None"
-        raise wrong_value("data_format", formats, repr(data_format))
-    return data_format
 
 
 def wrong_type(argument: str, expected: str, value: Any) -> TypeError:
@@ -457,7 +633,7 @@ def wrong_value(argument: str, expected: str, value: Any) -> ValueError:
     try:
         return ValueError(_message(argument, expected, str(value)))
     except ValueError:
-        # Python prints no integer of more than some 4,000 digits.
+        # Python refuses to print integers of more than about 4,000 digits.
         return ValueError(_message(argument, expected, f"an integer of {value.bit_length()} bits"))
 
 

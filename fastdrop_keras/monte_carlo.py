@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -11,14 +13,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fastdrop_keras import layer_search
 from fastdrop_keras.bridge import get_bridge
-from fastdrop_keras.layers import BaseDropout, checked_count, checked_seed, sampler
+from fastdrop_keras.layers import (
+    BaseDropout,
+    checked_count,
+    checked_seed,
+    dropout_layers,
+    layers_with_paths,
+    sampler,
+)
 from fastdrop_keras.native_bridge import NoiseShape
 
-_DEFAULT_BATCH_SIZE = 32
-
-# Batches are so many steps apart, which is how often a layer can be called in one.
+# The distance of the first steps of two batches: a pass can call a layer so often.
 _STEPS_OF_A_BATCH = 2**32
 
 
@@ -34,48 +40,48 @@ def mc_predict(
 ) -> tuple[Any, Any]:
     """Predicts with dropout `n` times, and returns the mean and the standard deviation.
 
-    The dropout layers of this package drop as in training, and nothing else in the model is in
-    training: batch normalization uses its moving averages, noise layers add none. The spread of
-    the predictions is a measure of how unsure the model is (Monte Carlo dropout).
+    The dropout layers of this package drop as in training. The rest of the model is in inference:
+    batch normalization uses its moving averages, and noise layers add no noise. The deviation of
+    the predictions measures the model's uncertainty (Monte Carlo dropout).
 
-    The moments are updated with each pass, in float64, so `n` costs time and no memory.
+    Each pass updates both moments in float64, so memory does not grow with `n`.
 
-    The same `seed`, `x`, batches and model give the same masks, whatever happened before, on every
-    machine. With `shared_masks=True` they do not depend on the batches either.
+    The same `seed`, `x`, batches and model give the same masks on every machine, whatever was
+    computed before. With `shared_masks=True` the masks do not depend on the batches either.
 
-    The model is left as it is: its weights, the states of its seeds and what Keras has compiled.
-    The first call traces a function, which the model keeps for later calls. Threads may predict,
-    with dropout or without, with one model at once; in one that trains meanwhile, the passes see
-    different weights.
+    The model's weights, the states of its seeds and its compiled functions do not change. The first
+    call traces a function, which the model keeps for later calls. Several threads may predict with
+    one model at once, with or without dropout. If another thread trains it meanwhile, the passes
+    use different weights.
 
     Args:
-        model: A Keras model with dropout layers of this package. `fastdrop_keras.convert` puts
-            them in the place of Keras's.
+        model: A Keras model with dropout layers of this package, such as `fastdrop_keras.convert`
+            returns.
         x: Array or tensor; list, tuple or dict of them; or a finite `tf.data.Dataset` or
-            `keras.utils.PyDataset` of batches, which may hold targets and weights too. A dataset
+            `keras.utils.PyDataset` of batches, which may include targets and weights. A dataset
             is iterated once.
-        n: Positive integer: the number of passes.
-        seed: Integer from 0 to 2**63 - 1, or `None` for one that `keras.utils.set_random_seed`
-            determines.
-        batch_size: Positive integer, or `None` for 32. Not with a dataset, which has batches.
-        shared_masks: Boolean: whether all inputs of a pass are predicted with the same mask, drawn
-            without the first axis of each dropout layer's inputs: with the same thinned network,
-            so that differences between inputs are not those between masks.
-        verbose: Boolean: whether to show a progress bar.
+        n: Positive integer, the number of passes.
+        seed: Integer from 0 to 2**63 - 1, or `None` for a seed from Keras's global generator,
+            which `keras.utils.set_random_seed` sets.
+        batch_size: Positive integer, or `None` for 32. Must be `None` for a dataset.
+        shared_masks: Boolean, whether all inputs of a pass share one mask, drawn without the first
+            axis of each dropout layer's inputs. One thinned network then predicts all inputs of a
+            pass, so differences between inputs do not come from different masks.
+        verbose: Boolean, whether to show a progress bar.
 
     Returns:
-        A tuple `(mean, standard deviation)`, each of the structure and shapes of
-        `model.predict(x)`, of dtype float64. The deviation is that of the population: the squares
-        are divided by `n`, and it is 0 where `n` is 1.
+        A tuple `(mean, standard deviation)`, each with the structure and shapes of
+        `model.predict(x)` and dtype float64. The deviation is the population's: the sum of squares
+        is divided by `n`, and for `n=1` the deviation is 0.
 
     Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If `n`, `seed` or `batch_size` is not a valid value; if `x` is empty, or its
-            arrays are not of one length; if the model has no dropout layer of this package, or
-            calls none in inference, or calls one in a `tf.function` of its own.
+        TypeError: If an argument has the wrong type.
+        ValueError: If `n`, `seed` or `batch_size` is not a valid value; if `x` is empty or its
+            arrays differ in length; if the model has no dropout layer of this package, calls none
+            in inference, or calls one in its own `tf.function`.
 
     Warns:
-        UserWarning: If the model calls some of its dropout layers but not all in inference.
+        UserWarning: If the model calls only some of its dropout layers in inference.
 
     Reference:
 
@@ -122,43 +128,45 @@ def mc_predict(
         results.append(moments)
     if progress is not None and progress.target is None:
         progress.update(len(results) * n, finalize=True)
-    return _joined([r.mean for r in results]), _joined([r.deviation() for r in results])
+    means, deviations = [r.mean for r in results], [r.deviation() for r in results]
+    concatenate = functools.partial(keras.tree.map_structure, lambda *parts: np.concatenate(parts))
+    return concatenate(*means), concatenate(*deviations)
 
 
 def _passes_of(model: keras.Model, shared_masks: bool) -> _Passes:
-    """Return the passes that the model keeps, or new ones if it has other layers now."""
-    layers = layer_search.dropout_layers(model, "mc_predict")
-    made_for = (shared_masks, model.run_eagerly, get_bridge(), *map(id, layers))
-    # Not by `setattr`: Keras and TensorFlow would look at the value.
+    """Return the passes that `model` keeps, or new ones if it or the bridge has changed."""
+    layers = dropout_layers(model, "mc_predict")
+    # The traced function depends on these objects: `compile`, new layers and new variables replace
+    # some of them. Python may reuse the id of a deleted object, so the list has the objects.
+    made_for = [getattr(model, "_compile_config", None), *model._flatten_layers(), *model.variables]
+    for layer in layers:
+        made_for += [layer._rate, layer._mask_shape()]
+    made_for += [model.run_eagerly, get_bridge()]
+    # Keras and TensorFlow would track a value that `setattr` sets.
     kept: dict[bool, _Passes] = vars(model).setdefault("_fastdrop_passes", {})
-    if shared_masks not in kept or kept[shared_masks].made_for != made_for:
+    if shared_masks not in kept or not kept[shared_masks].is_made_for(made_for):
         kept[shared_masks] = _Passes(model, layers, shared_masks, made_for)
     return kept[shared_masks]
 
 
 class _Passes:
-    """Runs a model in inference and draws the masks of its dropout layers.
+    """Runs a model in inference, and gives its dropout layers their seeds.
 
-    Args:
-        model: The model.
-        layers: Its dropout layers.
-        shared_masks: Whether all elements along the first axis, in all batches, share one mask.
-        made_for: What identifies all that the traced function depends on.
+    `made_for` identifies the model's settings that the traced function depends on.
     """
 
     def __init__(
-        self,
-        model: keras.Model,
-        layers: list[BaseDropout],
-        shared_masks: bool,
-        made_for: tuple[Any, ...],
+        self, model: keras.Model, layers: list[BaseDropout], shared: bool, made_for: list[Any]
     ) -> None:
-        self.made_for = made_for
+        self._made_for = made_for
+        # The variables and attributes are for one pass at a time.
+        self._lock = threading.Lock()
         self._model = model
         self._layers = layers
-        self._shared_masks = shared_masks
+        self._shared_masks = shared
         self._called: set[int] = set()
-        # Low word of the seed, step and high word: passes and layers differ in the last one.
+        # The seed's low word, the step, and the seed's high word, which differs between passes and
+        # between layers.
         self._positions = {
             id(layer): tf.Variable([0, 0, 0], dtype=tf.int64, trainable=False) for layer in layers
         }
@@ -167,10 +175,19 @@ class _Passes:
         if not model.run_eagerly:
             self._pass = tf.function(self._run, reduce_retracing=True, autograph=False)
 
+    def is_made_for(self, made_for: list[Any]) -> bool:
+        """Return whether the traced function depends on these objects and values."""
+        pairs = zip(self._made_for, made_for, strict=False)
+        return len(self._made_for) == len(made_for) and all(
+            a is b or (isinstance(a, (bool, str, tuple)) and a == b) for a, b in pairs
+        )
+
     def predict(self, batch: Any, seed: int, number: int, batch_number: int) -> Any:
         """Return the outputs of one pass over one batch."""
         batch = keras.tree.map_structure(tf.convert_to_tensor, batch)
-        return self._pass(batch, *(tf.constant(n, tf.int64) for n in (seed, number, batch_number)))
+        numbers = (tf.constant(n, tf.int64) for n in (seed, number, batch_number))
+        with self._lock:
+            return self._pass(batch, *numbers)
 
     def _run(self, batch: Any, seed: tf.Tensor, number: tf.Tensor, batch_number: tf.Tensor) -> Any:
         step = tf.zeros_like(seed) if self._shared_masks else batch_number * _STEPS_OF_A_BATCH
@@ -186,11 +203,11 @@ class _Passes:
     def draw(
         self, layer: BaseDropout, inputs: tf.Tensor, mask_shape: NoiseShape | None
     ) -> tuple[tf.Tensor, NoiseShape | None]:
-        """Return the next seed for `layer`, and the shape of the mask; called by the layer."""
+        """Return the next seed for `layer`, and the mask's shape; called by the layer."""
         if id(layer) not in self._positions:
             raise ValueError(
-                f"The layer {layer.name!r} is not among those that Keras finds in the model: it "
-                "has to be an attribute of a layer, or in a list or dict that is one"
+                f"Keras does not find the layer {layer.name!r} in the model. Make it an attribute "
+                "of a layer, or an element of a list or dict that is an attribute"
             )
         self._refuse_other_functions(layer)
         self._called.add(id(layer))
@@ -206,31 +223,28 @@ class _Passes:
             )
         if mask_shape is None:
             mask_shape = (None,) * rank
-        # A shape of fewer dimensions has one mask for all already.
+        # A mask of fewer dimensions is shared along the first axis already.
         return seed, (1, *mask_shape[1:]) if len(mask_shape) == rank and rank else mask_shape
 
     def _refuse_other_functions(self, layer: BaseDropout) -> None:
-        """Raise an error in a `tf.function` of the model's own.
-
-        It would keep the trace with dropout, and drop in every later inference.
-        """
+        """Raise an error in the model's own `tf.function`: its trace would always drop."""
         graph = tf.compat.v1.get_default_graph()
-        # The graphs of branches and loops are of subclasses.
+        # The graphs of branches and loops have subclasses of `FuncGraph`.
         while graph is not self._graph and type(graph) is not tf.__internal__.FuncGraph:
             graph = graph.outer_graph
         if graph is not self._graph:
             raise ValueError(
-                f"The layer {layer.name!r} is called in a `tf.function` within the model, where "
-                "it cannot be made to drop in inference. Remove the decorator: Keras compiles "
-                "the whole model."
+                f"The layer {layer.name!r} is called in a `tf.function` in the model, which keeps "
+                "its trace: it would drop in every later inference. Remove the decorator: Keras "
+                "compiles the whole model."
             )
 
     def check_called(self) -> None:
-        """Raise an error if the model called no dropout layer, warn if it did not call all."""
+        """Raise an error if the model called no dropout layer; warn if it called only some."""
         missed = [
             path
-            for path, line in layer_search.with_paths(self._model)
-            # At rate 0 there is nothing to miss.
+            for path, line in layers_with_paths(self._model)
+            # At rate 0 a call changes nothing.
             if line[-1] in self._layers and line[-1].rate > 0 and id(line[-1]) not in self._called
         ]
         if not self._called:
@@ -247,7 +261,7 @@ class _Passes:
 
 
 class _Moments:
-    """Mean and deviation of the arrays that are added, by Welford's recurrence."""
+    """Computes the mean and the deviation of arrays by Welford's recurrence."""
 
     def __init__(self) -> None:
         self.mean: Any = None
@@ -272,29 +286,22 @@ class _Moments:
         return keras.tree.map_structure(lambda s: np.sqrt(s / self._count), self._squares)
 
 
-def _joined(parts: list[Any]) -> Any:
-    return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
-
-
 def _batches(x: Any, batch_size: int | None) -> tuple[Iterator[Any], int | None]:
     """Return the batches of inputs, and their number if it is known."""
     if not isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
-        return _batches_of_arrays(x, batch_size or _DEFAULT_BATCH_SIZE)
+        return _batches_of_arrays(x, batch_size or 32)
     if batch_size is not None:
         raise ValueError(
-            "A dataset has batches of its own: expected batch_size=None with a `tf.data.Dataset` "
+            "A dataset has its own batches: expected batch_size=None with a `tf.data.Dataset` "
             f"or `keras.utils.PyDataset`. Received: batch_size={batch_size}"
         )
     elements: Iterator[Any]
     if isinstance(x, tf.data.Dataset):
-        number = int(x.cardinality())
-        infinite = number == tf.data.INFINITE_CARDINALITY
-        elements = iter(x)
+        number, elements = int(x.cardinality()), iter(x)
     else:
-        number = -1 if x.num_batches is None else x.num_batches
-        infinite = number < 0
+        number = tf.data.INFINITE_CARDINALITY if x.num_batches is None else x.num_batches
         elements = (x[index] for index in range(number))
-    if infinite:
+    if number == tf.data.INFINITE_CARDINALITY:
         raise ValueError("`mc_predict` expects a finite dataset. Received an infinite one")
     inputs = (keras.utils.unpack_x_y_sample_weight(element)[0] for element in elements)
     return inputs, number if number >= 0 else None
@@ -311,7 +318,7 @@ def _batches_of_arrays(x: Any, batch_size: int) -> tuple[Iterator[Any], int]:
     shapes = [tuple(array.shape) for array in arrays]
     if not all(shapes) or len({shape[0] for shape in shapes}) != 1 or shapes[0][0] == 0:
         raise ValueError(
-            "`mc_predict` expects an array or arrays of one length, not empty, for argument `x`. "
+            "`mc_predict` expects an array or arrays of one length, at least 1, for argument `x`. "
             f"Received arrays of shapes {shapes}"
         )
     starts = range(0, shapes[0][0], batch_size)

@@ -1,4 +1,4 @@
-"""Runs dropout as a native TensorFlow operation, without Python at run time."""
+"""Runs dropout as an operation of TensorFlow in C, without Python at run time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIBRARY = Path(__file__).parent / f"_native_op{sysconfig.get_config_var('EXT_SUF
 
 
 def _load() -> tuple[Any, str]:
-    """Return the operations, or `None` and the reason."""
+    """Return the operations and an empty string, or `None` and the reason why not."""
     if not LIBRARY.exists():
         where = f", which is for Linux, not {sys.platform}" if sys.platform != "linux" else ""
         return None, f"it was not built{where}"
@@ -47,7 +47,7 @@ def _load() -> tuple[Any, str]:
     return operations, ""
 
 
-# The functions that make the operations, or `None` and why they are not available.
+# The functions that create the operations, or `None`; then `WHY_NOT` is the reason.
 OPERATIONS, WHY_NOT = _load()
 
 
@@ -69,7 +69,7 @@ def forward(
 
 
 def backward(dy: tf.Tensor, saved: tf.Tensor, noise_shape: NoiseShape | None) -> tf.Tensor:
-    """Drop the same elements again: see `fastdrop_keras.bridge.dropout_again`."""
+    """Drop the same elements of `dy`: see `fastdrop_keras.bridge.dropout_again`."""
     # The gradient of `tf.gather` is sparse, and a kernel needs a tensor.
     dy = tf.convert_to_tensor(dy)
     with _hidden_from_eager_tapes():
@@ -78,9 +78,9 @@ def backward(dy: tf.Tensor, saved: tf.Tensor, noise_shape: NoiseShape | None) ->
 
 
 def _hidden_from_eager_tapes() -> contextlib.AbstractContextManager[None]:
-    """Keep eager tapes from storing the inputs and outputs of an operation.
+    """Stop eager tapes, which would store the inputs and outputs of an operation.
 
-    Those are four bytes an element and more of float32. The gradient needs one bit.
+    The gradient needs one bit for each element, and float32 inputs have 32.
     """
     return record.stop_recording() if tf.executing_eagerly() else contextlib.nullcontext()
 
@@ -88,14 +88,14 @@ def _hidden_from_eager_tapes() -> contextlib.AbstractContextManager[None]:
 def _differentiable(
     x: tf.Tensor, y: tf.Tensor, gradient: Callable[[tf.Tensor], tf.Tensor]
 ) -> tf.Tensor:
-    """Return `y`, which eager tapes take for a linear function of `x`."""
+    """Return `y`, and record it on eager tapes as a linear function of `x` with `gradient`."""
     if tf.executing_eagerly():
         record.record_operation("fastdrop", [y], [x], lambda dy: [gradient(dy)])
     return y
 
 
 def _saved_shape(noise_shape: NoiseShape | None, shape: tf.TensorShape) -> list[int | None]:
-    """Return the static shape of `saved`: one bit for each entry of the mask, and the rate."""
+    """Return the static shape of `saved`: a bit for each entry of the mask, and the rate."""
     if not shape.is_fully_defined():
         return [None]
     mask_shape = [entry or size for entry, size in zip(noise_shape or shape, shape, strict=True)]
@@ -119,7 +119,7 @@ def _gradient(op: tf.Operation, dy: tf.Tensor, saved: tf.Tensor) -> tf.Tensor:
 
 
 if OPERATIONS is not None:
-    # TensorFlow refuses a second registration when this module is loaded again.
+    # TensorFlow refuses a second registration if this module is reloaded.
     with contextlib.suppress(KeyError):
 
         @tf.RegisterGradient("FastdropForward")

@@ -1,8 +1,8 @@
 /* Registers dropout as two TensorFlow operations, FastdropForward and FastdropBackward.
 
-   It uses TensorFlow's stable C interface. This file declares the functions that it needs itself,
-   so that it builds without TensorFlow's headers: they have not changed since TensorFlow 2.5. The
-   dropout comes from fastdrop's public C interface, which Python passes in. */
+   It declares the functions of TensorFlow's C interface itself, and so builds without TensorFlow's
+   headers. The functions have not changed since TensorFlow 2.5. Python passes in fastdrop's public C
+   interface, which computes the dropout. */
 
 #define _GNU_SOURCE /* for madvise */
 #include <inttypes.h>
@@ -107,7 +107,7 @@ TF_Tensor *TF_ForwardInputOrAllocateOutput(TF_OpKernelContext *, const int *inpu
 
 static _Atomic(const fastdrop_api *) fastdrop;
 
-/* Returns 0, or the version of the interface that this needs where fastdrop's is older. */
+/* Returns 0, or the version of the interface that this file needs if `api` is older. */
 EXPORTED int fastdrop_use(const fastdrop_api *api) {
     if (api && !fastdrop_serves(api))
         return FASTDROP_API_VERSION;
@@ -118,20 +118,22 @@ EXPORTED int fastdrop_use(const fastdrop_api *api) {
 /* ---- Kernels ---- */
 
 typedef struct {
+    bool forward;
     int kind;
-    TF_DataType dtype;
     int64_t rank;                           /* of the noise shape, -1 without one */
     int64_t noise_shape[FASTDROP_MAX_DIMS]; /* -1 for the input's size */
 } operation;
 
-static void invalid(TF_Status *status, const char *format, ...) {
+static void fail(TF_Status *status, TF_Code code, const char *format, ...) {
     char message[512];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
-    TF_SetStatus(status, TF_INVALID_ARGUMENT, message);
+    TF_SetStatus(status, code, message);
 }
+
+#define invalid(status, ...) fail(status, TF_INVALID_ARGUMENT, __VA_ARGS__)
 
 static bool failed(const TF_Status *status) { return TF_GetCode(status) != TF_OK; }
 
@@ -145,40 +147,36 @@ static int kind_of(TF_DataType dtype) {
 static const fastdrop_api *fastdrop_or_failure(TF_Status *status) {
     const fastdrop_api *api = atomic_load(&fastdrop);
     if (!api)
-        TF_SetStatus(status, TF_FAILED_PRECONDITION,
-                     "Dropout's operations need the package fastdrop_keras to be imported");
+        fail(status, TF_FAILED_PRECONDITION,
+             "Dropout's operations need the package fastdrop_keras to be imported");
     return api;
 }
 
-/* A graph may have been saved by another version of fastdrop. Its seeds would give other masks here
-   than where it was made, and nobody would notice. */
+/* Refuses a graph that a fastdrop with another stream saved: its seeds would draw other masks here,
+   without a message. */
 static void check_stream(TF_OpKernelConstruction *construction, TF_Status *status) {
     int64_t stream;
-    char message[200];
     const fastdrop_api *api = fastdrop_or_failure(status);
     if (!api)
         return;
     TF_OpKernelConstruction_GetAttrInt64(construction, "stream", &stream, status);
-    if (failed(status) || stream == (int64_t)api->stream)
-        return;
-    snprintf(message, sizeof message,
+    if (!failed(status) && stream != (int64_t)api->stream)
+        fail(status, TF_FAILED_PRECONDITION,
              "This graph was made with random stream %" PRId64
-             ", and the installed fastdrop draws stream %" PRIu32 ", whose masks are others",
+             ", and the installed fastdrop draws stream %" PRIu32 ", which has other masks",
              stream, api->stream);
-    TF_SetStatus(status, TF_FAILED_PRECONDITION, message);
 }
 
-static void read_attributes(operation *op, TF_OpKernelConstruction *construction, bool forward,
+static void read_attributes(operation *op, TF_OpKernelConstruction *construction,
                             TF_Status *status) {
     int32_t count = 0, total = 0;
-    TF_OpKernelConstruction_GetAttrType(construction, "T", &op->dtype, status);
-    if (failed(status))
-        return;
-    op->kind = kind_of(op->dtype);
-    TF_OpKernelConstruction_GetAttrInt64(construction, "noise_rank", &op->rank, status);
-    if (failed(status))
-        return;
-    TF_OpKernelConstruction_GetAttrSize(construction, "noise_shape", &count, &total, status);
+    TF_DataType dtype = TF_FLOAT;
+    TF_OpKernelConstruction_GetAttrType(construction, "T", &dtype, status);
+    op->kind = kind_of(dtype);
+    if (!failed(status))
+        TF_OpKernelConstruction_GetAttrInt64(construction, "noise_rank", &op->rank, status);
+    if (!failed(status))
+        TF_OpKernelConstruction_GetAttrSize(construction, "noise_shape", &count, &total, status);
     if (failed(status))
         return;
     if (count > FASTDROP_MAX_DIMS || (op->rank != -1 && op->rank != count)) {
@@ -191,18 +189,19 @@ static void read_attributes(operation *op, TF_OpKernelConstruction *construction
     if (count)
         TF_OpKernelConstruction_GetAttrInt64List(construction, "noise_shape", op->noise_shape,
                                                  count, status);
-    if (failed(status) || !forward)
-        return;
-    check_stream(construction, status);
+    if (!failed(status) && op->forward)
+        check_stream(construction, status);
 }
 
 static void *create(TF_OpKernelConstruction *construction, bool forward) {
     TF_Status *status = TF_NewStatus();
     operation *op = calloc(1, sizeof *op);
-    if (op)
-        read_attributes(op, construction, forward, status);
-    else
-        invalid(status, "no memory for an operation");
+    if (op) {
+        op->forward = forward;
+        read_attributes(op, construction, status);
+    } else {
+        invalid(status, "There is no memory for an operation of dropout");
+    }
     if (failed(status))
         TF_OpKernelConstruction_Failure(construction, status);
     TF_DeleteStatus(status);
@@ -219,30 +218,36 @@ static void *create_backward(TF_OpKernelConstruction *construction) {
 
 static void destroy(void *op) { free(op); }
 
-/* A tensor's shape and that of the mask for it. */
+/* The shapes of a tensor and of its mask. */
 typedef struct {
     int ndim;
     int64_t shape[FASTDROP_MAX_DIMS];
     int64_t noise_shape[FASTDROP_MAX_DIMS];
-    int64_t saved_bytes; /* of the packed mask, and the rate that it was drawn with */
+    int64_t saved_bytes; /* for the packed mask and the rate */
 } shapes;
 
-static void text_of_shape(char *text, size_t room, const int64_t *shape, int64_t count) {
-    size_t used = (size_t)snprintf(text, room, "(");
+typedef struct {
+    char text[200];
+} shape_text;
+
+/* The shape as Python prints it, cut off after 199 characters. */
+static shape_text text_of(const int64_t *shape, int64_t count) {
+    shape_text of = {"("};
+    size_t used = 1;
+    const size_t room = sizeof of.text;
     for (int64_t i = 0; i < count && used < room; i++) {
-        if (shape[i] < 0)
-            used += (size_t)snprintf(text + used, room - used, "%sNone", i ? ", " : "");
-        else
-            used +=
-                (size_t)snprintf(text + used, room - used, "%s%" PRId64, i ? ", " : "", shape[i]);
+        const char *comma = i ? ", " : "";
+        used += (size_t)(shape[i] < 0 ? snprintf(of.text + used, room - used, "%sNone", comma)
+                                      : snprintf(of.text + used, room - used, "%s%" PRId64, comma,
+                                                 shape[i]));
     }
     if (used < room)
-        snprintf(text + used, room - used, count == 1 ? ",)" : ")");
+        snprintf(of.text + used, room - used, count == 1 ? ",)" : ")");
+    return of;
 }
 
 static bool read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of,
                         TF_Status *status) {
-    int64_t bytes;
     of->ndim = TF_NumDims(tensor);
     if (of->ndim > FASTDROP_MAX_DIMS) {
         invalid(status, "Dropout expects at most %d dimensions. Received: %d", FASTDROP_MAX_DIMS,
@@ -251,49 +256,42 @@ static bool read_shapes(const operation *op, const TF_Tensor *tensor, shapes *of
     }
     for (int i = 0; i < of->ndim; i++)
         of->shape[i] = TF_Dim(tensor, i);
-    /* As the layer's: no entries are for all dimensions, and not for none of them. */
+    /* Without a noise shape, the mask has the tensor's shape. */
     memcpy(of->noise_shape, of->shape, sizeof of->shape);
     if (op->rank >= 0
         && fastdrop_fit_noise_shape(of->ndim, of->shape, (int)op->rank, op->noise_shape,
                                     of->noise_shape)
                != FASTDROP_OK) {
-        char noise[200], shape[200];
-        text_of_shape(noise, sizeof noise, op->noise_shape, op->rank);
-        text_of_shape(shape, sizeof shape, of->shape, of->ndim);
         invalid(status,
                 "Invalid value received for argument `noise_shape`. Expected as many entries as "
                 "the input has dimensions, each None, 1 or the input's size there. Received: "
                 "noise_shape=%s for an input of shape %s",
-                noise, shape);
+                text_of(op->noise_shape, op->rank).text, text_of(of->shape, of->ndim).text);
         return false;
     }
-    bytes = fastdrop_mask_bytes(of->ndim, of->noise_shape);
-    if (bytes < 0) {
-        char shape[200];
-        text_of_shape(shape, sizeof shape, of->noise_shape, of->ndim);
+    of->saved_bytes = fastdrop_mask_bytes(of->ndim, of->noise_shape) + (int64_t)sizeof(double);
+    if (of->saved_bytes < (int64_t)sizeof(double))
         invalid(status,
                 "`noise_shape` must have a product below 2^63. Received: a mask of shape %s",
-                shape);
-        return false;
-    }
-    of->saved_bytes = bytes + (int64_t)sizeof(double);
-    return true;
+                text_of(of->noise_shape, of->ndim).text);
+    return !failed(status);
 }
 
-/* From this size on, glibc takes memory from the system for each block and gives it back with it, so
-   that every page of an output is new: 16,384 page faults for 64 MiB, or 32 of huge pages. */
+/* From this size, glibc maps and unmaps memory for each allocation, so all pages of an output are
+   new: for 64 MiB that is 16,384 page faults, or 32 with huge pages. */
 static const size_t always_new = (size_t)32 << 20;
 
 static void advise_huge_pages(void *data, size_t bytes) {
     if (bytes < always_new)
         return;
     const uintptr_t page = 4096, first = ((uintptr_t)data + page - 1) & ~(page - 1);
-    /* Only advice: a system that has no huge pages refuses it, and nothing else changes. */
+    /* A system without huge pages ignores the advice. */
     (void)madvise((void *)first, ((uintptr_t)data + bytes - first) & ~(page - 1), MADV_HUGEPAGE);
 }
 
-/* Where the result of an input goes: over it where TensorFlow allows that, which it does only while
-   nobody has a handle of it. The input's memory stays where it is until the kernel returns. */
+/* Returns an output over the input if TensorFlow can reuse its memory, else a new tensor.
+   TensorFlow reuses memory only without other handles of the input, so this function deletes the
+   handle. The memory itself remains until the kernel returns. */
 static TF_Tensor *output_over(TF_OpKernelContext *context, TF_Tensor **input, const shapes *of,
                               TF_Status *status) {
     int forwarded, candidate = 0;
@@ -314,7 +312,7 @@ static bool read_seed(const TF_Tensor *tensor, fastdrop_seed *seed, TF_Status *s
                 "`seed` must hold 2 or 3 integers: the low word, the step and, if there, "
                 "the high word. Received: %zu of rank %d",
                 count, TF_NumDims(tensor));
-        return;
+        return false;
     }
     memcpy(words, TF_TensorData(tensor), count * sizeof(int64_t));
     seed->low = (uint64_t)words[0];
@@ -335,23 +333,22 @@ static bool read_rate(const TF_Tensor *tensor, double *rate, TF_Status *status) 
     return !failed(status);
 }
 
-/* By its rate, and not by a scale that was computed here: the caller may round otherwise. */
+/* fastdrop computes the scale from the rate: this thread may have another rounding mode. */
 static fastdrop_dropout dropout_of(const operation *op, const shapes *of, double rate) {
-    fastdrop_dropout dropout = {.kind = op->kind,
-                                .ndim = of->ndim,
-                                .shape = of->shape,
-                                .noise_shape = of->noise_shape,
-                                .rate = rate,
-                                .scale = FASTDROP_INVERTED};
-    return dropout;
+    return (fastdrop_dropout){.kind = op->kind,
+                              .ndim = of->ndim,
+                              .shape = of->shape,
+                              .noise_shape = of->noise_shape,
+                              .rate = rate,
+                              .scale = FASTDROP_INVERTED};
 }
 
 static void check_done(int done, TF_Status *status) {
     if (done != FASTDROP_OK)
-        invalid(status, "Dropout was refused by fastdrop, with status %d of fastdrop.h", done);
+        invalid(status, "fastdrop refused the dropout, with status %d of fastdrop.h", done);
 }
 
-/* The inputs come first in `tensors`, then the outputs; `compute` deletes all of them. */
+/* `tensors` are the inputs, then the outputs. `compute` deletes them. */
 static void forward(const operation *op, TF_OpKernelContext *context, TF_Tensor **tensors,
                     TF_Status *status) {
     const void *x = TF_TensorData(tensors[0]);
@@ -389,12 +386,11 @@ static void backward(const operation *op, TF_OpKernelContext *context, TF_Tensor
     if (failed(status) || !read_shapes(op, tensors[0], &of, status))
         return;
     if (TF_NumDims(tensors[1]) != 1 || TF_Dim(tensors[1], 0) != of.saved_bytes) {
-        char shape[200];
-        text_of_shape(shape, sizeof shape, of.shape, of.ndim);
         invalid(status,
                 "`saved` must be %" PRId64 " bytes for `dy` of shape %s. Received: %zu "
                 "of rank %d",
-                of.saved_bytes, shape, TF_TensorByteSize(tensors[1]), TF_NumDims(tensors[1]));
+                of.saved_bytes, text_of(of.shape, of.ndim).text, TF_TensorByteSize(tensors[1]),
+                TF_NumDims(tensors[1]));
         return;
     }
     tensors[2] = output_over(context, &tensors[0], &of, status);
@@ -405,29 +401,21 @@ static void backward(const operation *op, TF_OpKernelContext *context, TF_Tensor
     check_done(api->backward(&dropout, TF_TensorData(tensors[2]), NULL, dy, NULL, saved), status);
 }
 
-static void compute(const operation *op, TF_OpKernelContext *context, int inputs,
-                    void (*pass)(const operation *, TF_OpKernelContext *, TF_Tensor **,
-                                 TF_Status *)) {
+static void compute(void *created, TF_OpKernelContext *context) {
+    const operation *op = created;
+    const int inputs = op->forward ? 3 : 2;
     TF_Status *status = TF_NewStatus();
     TF_Tensor *tensors[5] = {NULL};
     for (int i = 0; i < inputs && !failed(status); i++)
         TF_GetInput(context, i, &tensors[i], status);
     if (!failed(status))
-        pass(op, context, tensors, status);
+        (op->forward ? forward : backward)(op, context, tensors, status);
     for (int i = 0; i < 5; i++)
         if (tensors[i])
             TF_DeleteTensor(tensors[i]);
     if (failed(status))
         TF_OpKernelContext_Failure(context, status);
     TF_DeleteStatus(status);
-}
-
-static void compute_forward(void *op, TF_OpKernelContext *context) {
-    compute(op, context, 3, forward);
-}
-
-static void compute_backward(void *op, TF_OpKernelContext *context) {
-    compute(op, context, 2, backward);
 }
 
 /* ---- Registration ---- */
@@ -448,7 +436,7 @@ static void infer_shapes(TF_ShapeInferenceContext *context, TF_Status *status) {
     TF_DeleteShapeHandle(vector);
 }
 
-static void report(const char *name, const TF_Status *status) {
+static void print_failure(const char *name, const TF_Status *status) {
     if (failed(status))
         fprintf(stderr, "fastdrop: TensorFlow did not register %s: %s\n", name, TF_Message(status));
 }
@@ -465,20 +453,19 @@ static void register_operation(const char *name, const char *const *inputs,
         TF_OpDefinitionBuilderAddOutput(builder, *outputs);
     TF_OpDefinitionBuilderSetShapeInferenceFunction(builder, infer_shapes);
     TF_RegisterOpDefinition(builder, status);
-    report(name, status);
+    print_failure(name, status);
     TF_DeleteStatus(status);
 }
 
-static void register_kernels(const char *name, void *(*make)(TF_OpKernelConstruction *),
-                             void (*run)(void *, TF_OpKernelContext *)) {
+static void register_kernels(const char *name, void *(*make)(TF_OpKernelConstruction *)) {
     static const TF_DataType dtypes[] = {TF_HALF, TF_BFLOAT16, TF_FLOAT, TF_DOUBLE};
     TF_Status *status = TF_NewStatus();
     for (int i = 0; i < 4; i++) {
-        TF_KernelBuilder *builder = TF_NewKernelBuilder(name, "CPU", make, run, destroy);
+        TF_KernelBuilder *builder = TF_NewKernelBuilder(name, "CPU", make, compute, destroy);
         TF_KernelBuilder_TypeConstraint(builder, "T", dtypes[i], status);
         if (!failed(status))
             TF_RegisterKernelBuilder(name, builder, status);
-        report(name, status);
+        print_failure(name, status);
     }
     TF_DeleteStatus(status);
 }
@@ -493,6 +480,6 @@ __attribute__((constructor)) static void register_all(void) {
                        (const char *[]){TYPES, NOISE_SHAPE, "stream: int", NULL});
     register_operation("FastdropBackward", (const char *[]){"dy: T", "saved: uint8", NULL},
                        (const char *[]){"dx: T", NULL}, (const char *[]){TYPES, NOISE_SHAPE, NULL});
-    register_kernels("FastdropForward", create_forward, compute_forward);
-    register_kernels("FastdropBackward", create_backward, compute_backward);
+    register_kernels("FastdropForward", create_forward);
+    register_kernels("FastdropBackward", create_backward);
 }

@@ -1,7 +1,7 @@
-"""Runs dropout in `tf.numpy_function`: it works with any TensorFlow, and costs more.
+"""Runs dropout in `tf.numpy_function`, which works with any TensorFlow and is slower.
 
-The forward and the backward pass are the same function: `fastdrop` redraws the mask from the seed,
-so the two integers of the seed and the rate are all that is saved in between.
+The forward and the backward pass are one function, which draws the mask from the seed each time.
+The forward pass saves only the seed and the rate.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ def forward(
 
 
 def backward(dy: tf.Tensor, saved: tf.Tensor, noise_shape: NoiseShape | None) -> tf.Tensor:
-    """Drop the same elements again: see `fastdrop_keras.bridge.dropout_again`."""
+    """Drop the same elements of `dy`: see `fastdrop_keras.bridge.dropout_again`."""
     # The gradient of `tf.gather` is sparse, and NumPy needs a tensor.
     return _product(tf.convert_to_tensor(dy), saved, noise_shape)
 
 
 def _product(x: tf.Tensor, saved: tf.Tensor, noise_shape: NoiseShape | None) -> tf.Tensor:
     if tf.executing_eagerly():
-        # Looks at the tensor without a copy, which arrays without dimensions do not allow.
+        # Without a copy, unless the tensor is a scalar.
         array = np.asarray(x) if x.shape.rank else x.numpy()
         y = tf.convert_to_tensor(_drop(array, saved.numpy(), noise_shape))
     else:
         override = {"PyFuncStateless": _gradient_name(noise_shape)}
         graph = tf.compat.v1.get_default_graph()
         with record.stop_recording(), graph.gradient_override_map(override):
-            # Stateful functions run one after the other, even in branches that could run at once.
+            # TensorFlow runs stateful functions one after the other.
             y = tf.numpy_function(
                 lambda x, saved: _drop(x, saved, noise_shape),
                 [x, saved],
@@ -49,8 +49,8 @@ def _product(x: tf.Tensor, saved: tf.Tensor, noise_shape: NoiseShape | None) -> 
                 stateful=False,
                 name="fastdrop",
             )
-        # The gradient may be built in another graph, which can reach this one but not always
-        # the one that `saved` comes from.
+        # The graph of the gradient can use this graph's tensors, but not always those of the
+        # graph in which `saved` was made.
         saved = y.op.inputs[1]
     y.set_shape(x.shape)
 
@@ -62,8 +62,8 @@ def _product(x: tf.Tensor, saved: tf.Tensor, noise_shape: NoiseShape | None) -> 
         return y, gradient
 
     if not tf.executing_eagerly():
-        # In a graph, `tf.custom_gradient` leaves forward mode to the operations that made y. A
-        # Python function has no derivative, so the tangent would silently be zero.
+        # In a graph, `tf.custom_gradient` does not define forward mode: the tangent would be that
+        # of the Python function, which is zero.
         record.record_operation_forwardprop_only(
             "fastdrop", [y], [x], lambda dy: [gradient(dy)], None
         )
@@ -71,7 +71,7 @@ def _product(x: tf.Tensor, saved: tf.Tensor, noise_shape: NoiseShape | None) -> 
 
 
 def _drop(x: np.ndarray, saved: np.ndarray, noise_shape: NoiseShape | None) -> np.ndarray:
-    """Return `x` with elements dropped: the callback on arrays."""
+    """Return `x` with elements dropped; called by TensorFlow with arrays."""
     *words, rate_bits = (int(word) for word in saved)
     low, step, high = (word & 0xFFFFFFFFFFFFFFFF for word in (*words, 0)[:3])
     stream = fastdrop.Stream(0)
@@ -82,15 +82,15 @@ def _drop(x: np.ndarray, saved: np.ndarray, noise_shape: NoiseShape | None) -> n
     try:
         return fastdrop.dropout(x, rate, seed=stream, noise_shape=noise_shape, store_mask=False)[0]
     except MemoryError as error:
-        # Keras cannot add to the message of NumPy's own kind, and makes it a RuntimeError.
+        # Keras adds to the message, which is not possible with NumPy's subclass of MemoryError.
         raise MemoryError(str(error)) from error
 
 
 @functools.cache
 def _gradient_name(noise_shape: NoiseShape | None) -> str:
-    """Return the name under which TensorFlow finds the gradient of the Python function.
+    """Return the name of the gradient of the Python function in TensorFlow's registry.
 
-    `tf.vectorized_map` copies operations without their `tf.custom_gradient`. The copies use this.
+    `tf.vectorized_map` copies operations without their `tf.custom_gradient`; copies use the name.
     """
     name = f"fastdrop.numpy_function{noise_shape}"
 

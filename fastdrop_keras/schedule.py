@@ -1,4 +1,4 @@
-"""Drop rates that change while a model trains."""
+"""Changes the rate of dropout layers while a model trains."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import keras
 
-from fastdrop_keras import layer_search
 from fastdrop_keras.layers import (
     BaseDropout,
     checked_count,
     checked_rate,
+    dropout_layers,
     wrong_type,
     wrong_value,
 )
@@ -21,29 +21,28 @@ from fastdrop_keras.layers import (
 class RateSchedule(keras.callbacks.Callback):
     """Sets the rate of a model's dropout layers before each epoch, or before each step.
 
-    The rate takes effect without retracing anything, and stays when training ends: it is in the
-    layers' configuration, so a model that is saved has the rate in use. At the end of each epoch
-    it is in the logs, and so in the history.
+    A new rate takes effect without retracing. When training ends, the layers keep the last rate,
+    also in their configurations, so a saved model has the rate in use. At the end of each epoch,
+    the callback adds the rate to the logs, and thus to the history.
 
-    A training run that is resumed goes on where it was: epochs count from `initial_epoch`, and
-    steps are those of `model.optimizer.iterations`, which is saved with the model.
+    A resumed training run continues the schedule: epochs count from `initial_epoch`, and steps
+    are counted by `model.optimizer.iterations`, which Keras saves with the model.
 
     Args:
-        schedule: Function of the number of the epoch, or of the step, from 0 on. Returns the rate:
-            a float between 0 and 1.
-        layers: What it is set on: a dropout layer of this package or the name of one, or several
-            of them; `None` for all of them in the model, at any depth. A name stands for every
-            layer that has it.
-        unit: `"epoch"` or `"step"`: what `schedule` is a function of. A step is an update of the
-            weights. With `steps_per_execution` above 1, the rate is set once for as many steps.
+        schedule: Function of the number of the epoch or step, from 0. Returns the rate: a float
+            between 0 and 1.
+        layers: A dropout layer of this package, the name of one, or several of both. A name means
+            every layer with this name. `None` for all dropout layers in the model, at any depth.
+        unit: `"epoch"` or `"step"`, the unit that `schedule` counts. A step is an update of the
+            weights. With `steps_per_execution` above 1, the rate is set once for so many steps.
         log_as: String, the key of the rate in the logs.
 
     Raises:
-        TypeError: If `schedule` is not callable or `log_as` no string.
-        ValueError: If `unit` is not one of the two. When training starts: if the model has no
-            dropout layer of this package, or not those of `layers`; if steps are to be counted
-            and there is no optimizer. While it runs, with the number of the epoch or step: if
-            what `schedule` returns is not a rate; that is a `TypeError` if it is not a number.
+        TypeError: If `schedule` is not callable or `log_as` is not a string; in training, if
+            `schedule` does not return a number.
+        ValueError: If `unit` is another value; when training starts, if the model has no dropout
+            layer of this package or lacks one of `layers`, or if `unit` is `"step"` and the model
+            has no optimizer; in training, if `schedule` does not return a rate.
 
     Example:
 
@@ -80,12 +79,12 @@ class RateSchedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Find the layers; called by Keras."""
-        layers = layer_search.dropout_layers(self.model, "RateSchedule")
-        self._layers = layers if self._choice is None else layer_search.chosen(layers, self._choice)
+        found = dropout_layers(self.model, "RateSchedule")
+        self._layers = found if self._choice is None else _chosen(found, self._choice)
         if self.unit == "step" and self.model.optimizer is None:
             raise ValueError(
-                "`RateSchedule` with unit='step' counts by `model.optimizer.iterations`, and the "
-                f"model {self.model.name!r} has no optimizer"
+                "`RateSchedule` with unit='step' needs `model.optimizer.iterations`, and the model "
+                f"{self.model.name!r} has no optimizer"
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -116,20 +115,43 @@ class RateSchedule(keras.callbacks.Callback):
             layer.rate = rate
 
 
+def _chosen(layers: list[BaseDropout], choice: Any) -> list[BaseDropout]:
+    """Return the layers in `choice`, which is a layer, a name or several of both.
+
+    Raises:
+        ValueError: If `choice` is empty, or if it has a layer or name that is not in `layers`.
+    """
+
+    def matches(one: Any, layer: BaseDropout) -> bool:
+        return one is layer or (isinstance(one, str) and one == layer.name)
+
+    several = isinstance(choice, Iterable) and not isinstance(choice, str)
+    wanted = list(choice) if several else [choice]
+    missing = [one for one in wanted if not any(matches(one, layer) for layer in layers)]
+    if missing or not wanted:
+        names = sorted({layer.name for layer in layers})
+        expected = (
+            f"dropout layers of fastdrop_keras that are in the model, or their names: {names}"
+        )
+        received = f"{choice!r}" + (f", with {missing[0]!r}" if several and missing else "")
+        raise wrong_value("layers", expected, received)
+    return [layer for layer in layers if any(matches(one, layer) for one in wanted)]
+
+
 def linear_ramp(start: float, end: float, steps: int) -> Callable[[int], float]:
-    """Returns a schedule that goes from one rate to another in a straight line, and stays there.
+    """Returns a schedule that changes the rate linearly, and then keeps it.
 
     Args:
         start: Float between 0 and 1. The rate at 0.
         end: Float between 0 and 1. The rate from `steps` on.
-        steps: Positive integer. In how many epochs or steps, whichever `RateSchedule` counts.
+        steps: Positive integer. The number of epochs or steps, whichever `RateSchedule` counts.
 
     Returns:
         A function of an integer, for `fastdrop_keras.RateSchedule`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If it is not a valid value.
+        ValueError: If an argument is not a valid value.
 
     Example:
 
@@ -142,21 +164,11 @@ def linear_ramp(start: float, end: float, steps: int) -> Callable[[int], float]:
 
 
 def cosine_ramp(start: float, end: float, steps: int) -> Callable[[int], float]:
-    """Returns a schedule that goes from one rate to another along a cosine, and stays there.
+    """Returns a schedule that changes the rate along a cosine, and then keeps it.
 
-    It leaves `start` and reaches `end` slowly, and is fastest in the middle.
+    The rate changes slowly near `start` and `end`, and fastest halfway.
 
-    Args:
-        start: Float between 0 and 1. The rate at 0.
-        end: Float between 0 and 1. The rate from `steps` on.
-        steps: Positive integer. In how many epochs or steps, whichever `RateSchedule` counts.
-
-    Returns:
-        A function of an integer, for `fastdrop_keras.RateSchedule`.
-
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If it is not a valid value.
+    Arguments, results and errors are as for `fastdrop_keras.linear_ramp`.
 
     Example:
 
@@ -171,14 +183,13 @@ def cosine_ramp(start: float, end: float, steps: int) -> Callable[[int], float]:
 def _ramp(
     start: float, end: float, steps: int, shape: Callable[[float], float]
 ) -> Callable[[int], float]:
-    """Return the schedule that covers `shape(i / steps)` of the way from `start` to `end`."""
+    """Return a schedule that has made `shape(i / steps)` of its way after `i` steps."""
     first, last = checked_rate(start, "start"), checked_rate(end, "end")
     checked_count(steps, "steps")
 
     def rate(number: int) -> float:
-        # The end itself, and not what is rounded to somewhere near it.
         if number >= steps:
-            return last
+            return last  # exactly, without rounding
         return first + (last - first) * shape(max(number, 0) / steps)
 
     return rate

@@ -1,8 +1,8 @@
-"""Streams that are wrong on purpose: the statistical tests' negative controls, in NumPy.
+"""Draws wrong streams in NumPy, as negative controls for the statistical tests.
 
-Each has the lanes, blocks, planes and keys of stream version 2 and one thing worse, the kind of
-thing that a faster or simpler version of the library might do. Each is called like the library
-in ``test_statistics.py``: ``draw(seed, step, rate, size, offset=0)`` gives the packed bits.
+Each stream has the lanes, blocks, planes and keys of stream version 2 with one fault, which a
+simpler implementation might have. Each is called like the library in ``test_statistics.py``:
+``draw(seed, step, rate, size, offset=0)`` returns the packed bits.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def draw(
     threshold=reference.threshold,
     next_vectors=reference.next_vectors,
 ):
-    """Stream version 2 with its parts open to replacement."""
+    """Stream version 2 with replaceable parts."""
     assert size % 8 == 0
     keys, t = keys_of(seed, step), threshold(rate)
     pieces = []
@@ -47,7 +47,7 @@ def draw(
 
 
 def xorshift128(seed, step, rate, size, offset=0):
-    """Marsaglia's of 2003: every bit is a linear function of 128 bits of state."""
+    """Marsaglia's generator of 2003: every bit is a linear function of 128 bits of state."""
 
     def next_words(state):
         x, y, z, w = state.astype(np.uint32)
@@ -63,7 +63,7 @@ def xorshift128(seed, step, rate, size, offset=0):
 
 
 def xorshift128plus(seed, step, rate, size, offset=0):
-    """Vigna's of 2014: sums of three outputs in a row are tied, near enough, by exclusive ors."""
+    """Vigna's generator of 2014: exclusive ors nearly relate sums of three consecutive outputs."""
 
     def next_words(state):
         s0, s1 = state
@@ -79,7 +79,7 @@ def xorshift128plus(seed, step, rate, size, offset=0):
 
 
 def narrow_words(seed, step, rate, size, offset=0):
-    """Each random bit decides for two neighbours, as where bytes are counted and words meant."""
+    """Each random bit decides for two neighbours, as if bytes were counted instead of words."""
 
     def next_words(state):
         word = reference.next_words(state) & np.uint64(0xFFFFFFFF)
@@ -110,7 +110,7 @@ def unmixed_lane_keys(seed, step, rate, size, offset=0):
 
 
 def unmixed_keys(seed, step, rate, size, offset=0):
-    """Neither the keys nor the lanes' states are mixed: the cheapest seeding there is."""
+    """Neither the keys nor the lanes' states are mixed, which is the cheapest seeding."""
 
     def keys_of(seed, step):
         lo, hi = seed & reference.WORD, seed >> 64
@@ -120,7 +120,7 @@ def unmixed_keys(seed, step, rate, size, offset=0):
 
 
 def lanes_share_a_state(seed, step, rate, size, offset=0):
-    """Half of the lanes repeat the other half: a dead vector half, as has happened."""
+    """Half of the lanes repeat the other half, as in a published SIMD generator."""
 
     def lane_states(keys, lanes):
         return reference.lane_states(keys, lanes & ~np.uint64(4))
@@ -129,7 +129,7 @@ def lanes_share_a_state(seed, step, rate, size, offset=0):
 
 
 def blocks_share_a_state(seed, step, rate, size, offset=0):
-    """Every block starts from the same state: the counter that is never advanced."""
+    """Every block starts from the same state: the counter does not advance."""
 
     def lane_states(keys, lanes):
         return reference.lane_states(keys, lanes % np.uint64(LANES))
@@ -150,7 +150,7 @@ def short_threshold(seed, step, rate, size, offset=0):
 
 
 def missing_plane(seed, step, rate, size, offset=0):
-    """The twelve planes are followed by digit 14: one digit falls between the two loops."""
+    """Digit 14 follows the twelve planes: the two loops skip digit 13."""
 
     def threshold(rate):
         first, later = divmod(reference.threshold(rate), 2 ** (DIGITS - 12))
@@ -160,7 +160,7 @@ def missing_plane(seed, step, rate, size, offset=0):
 
 
 def digits_from_the_wrong_end(seed, step, rate, size, offset=0):
-    """The first plane meets the threshold's last digit."""
+    """The first plane uses the threshold's last digit."""
 
     def threshold(rate):
         return int(f"{reference.threshold(rate):0{DIGITS}b}"[::-1], 2)
@@ -168,11 +168,11 @@ def digits_from_the_wrong_end(seed, step, rate, size, offset=0):
     return draw(seed, step, rate, size, offset, threshold=threshold)
 
 
-# Other ways through the planes.
+# Other orders of the planes.
 
 
 class Remembered:
-    """An engine that knows the state before its last step."""
+    """An engine that keeps the state before its last step."""
 
     def __init__(self, next_words):
         self.next_words = next_words
@@ -183,7 +183,7 @@ class Remembered:
 
 
 def plane_used_twice(seed, step, rate, size, offset=0):
-    """The planes after the twelfth go on from a state of before it: the twelfth comes again."""
+    """The planes after the twelfth start from the state before it, which repeats the twelfth."""
 
     def next_vectors(state, t, next_words):
         engine = Remembered(next_words)
@@ -197,7 +197,7 @@ def plane_used_twice(seed, step, rate, size, offset=0):
 
 
 def plane_of_two_vectors(seed, step, rate, size, offset=0):
-    """A vector's twelfth plane, or its last of fewer, is the first of the next vector too."""
+    """The twelfth or last plane of a vector is the first plane of the next vector too."""
 
     def next_vectors(state, t, next_words):
         engine = Remembered(next_words)
@@ -210,7 +210,7 @@ def plane_of_two_vectors(seed, step, rate, size, offset=0):
 
 
 def outside_is_not_counted(seed, step, rate, size, offset=0):
-    """A vector is done when its elements inside of the piece are, whatever the others need."""
+    """A vector ends when its elements in the piece are decided, even if others are undecided."""
     first, end = offset // BLOCK, -(-(offset + size) // BLOCK)
     assert end - first <= AT_ONCE
     places = np.arange(first * BLOCK, end * BLOCK)

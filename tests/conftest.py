@@ -1,4 +1,4 @@
-"""Fixtures that more than one test file uses, and hypothesis's profiles."""
+"""Defines the fixtures that several test files use, and hypothesis's profiles."""
 
 import json
 import os
@@ -11,17 +11,17 @@ import pytest
 
 import fastdrop
 
-# The tests and the benchmarks, whatever way pytest imports the tests; last, to shadow nothing.
+# For imports of the helper modules and of `bench`; last, so that they shadow nothing.
 TESTS = pathlib.Path(__file__).parent
 sys.path += [str(TESTS), str(TESTS.parent)]
 
 hypothesis.settings.register_profile(
     "local",
     deadline=None,
-    # A test under `isa` keeps its instruction set for all of its examples, as it should.
+    # All examples of a test use the same instruction set, as intended.
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
-# The same examples at every run, so that a red build is red again.
+# The same examples at every run, so that failures are reproducible.
 hypothesis.settings.register_profile(
     "ci", hypothesis.settings.get_profile("local"), derandomize=True, print_blob=True
 )
@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_collection_modifyitems(items):
-    """Refuse a test without parameters, which pytest would skip without a word."""
+    """Refuse a test without parameters, which pytest would skip silently."""
     for item in items:
         for mark in item.iter_markers("skip"):
             if "empty parameter set" in mark.kwargs.get("reason", ""):
@@ -45,7 +45,7 @@ def isa(request):
 
 @pytest.fixture
 def stream_at():
-    """A Stream at a given place: ``stream_at(seed, step)``."""
+    """A Stream at a given position: ``stream_at(seed, step)``."""
 
     def stream_at(seed, step=0):
         stream = fastdrop.Stream(seed)
@@ -57,9 +57,9 @@ def stream_at():
 
 @pytest.fixture
 def run_python(tmp_path):
-    """A program run in a fresh interpreter: ``run_python(code, FASTDROP_ISA="portable")``."""
+    """Run a program in a fresh interpreter: ``run_python(code, FASTDROP_ISA="portable")``."""
 
-    # A child that hangs after a fork is a failure, not a build that never ends.
+    # The timeout makes a child that hangs after a fork a failure.
     def run_python(code, timeout=120, **environment):
         clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTDROP_")}
         return subprocess.run(
@@ -74,11 +74,11 @@ def run_python(tmp_path):
     return run_python
 
 
-# A child that is forked before fastdrop is imported stands for a new interpreter.
+# A child that is forked before fastdrop is imported is as good as a new interpreter.
 IMPORT_IN_CHILDREN = """
 import json, os, sys, warnings
 import numpy
-warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside NumPy's threads
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with NumPy's threads
 printed = []
 for environment in {environments!r}:
     read, write = os.pipe()
@@ -101,7 +101,7 @@ print(json.dumps(printed))
 
 @pytest.fixture
 def import_in(run_python):
-    """What a program prints that imports fastdrop in each environment, or the error it ends with.
+    """Run a program that imports fastdrop in each environment, and return its output or error.
 
     ``import_in([{"FASTDROP_ISA": "portable"}, {}], code)``. All share one import of NumPy.
     """

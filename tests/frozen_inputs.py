@@ -1,7 +1,7 @@
-"""The numbers that frozen results are made from: a function of the dtype, the size and a salt.
+"""Computes the inputs of the frozen results from the dtype, the size and a salt.
 
-They come from the reference's mixing function alone, so that no version of NumPy and no machine
-changes them.
+They come from the reference's mixing function only, so they are the same with every NumPy and on
+every machine.
 """
 
 import numpy as np
@@ -12,9 +12,9 @@ FORMATS = {"float16": (5, 10), "bfloat16": (8, 7), "float32": (8, 23), "float64"
 
 
 def numbers(dtype, size, salt):
-    """Bit patterns: an eighth of them any at all, an eighth special, the rest of ordinary size.
+    """Numbers: an eighth have random bits, an eighth are special, the others are of ordinary size.
 
-    Of an integer dtype, any at all.
+    Numbers of an integer dtype have random bits.
     """
     words = reference.mix64_array(reference.weyl(salt + 1, np.arange(1, size + 1, dtype=np.uint64)))
     if dtype.kind == "u":
@@ -31,7 +31,7 @@ def numbers(dtype, size, salt):
 
     patterns = words.astype(width)
     kind = words >> np.uint64(61)
-    # Sign and fraction as they are, and an exponent from a quarter to just below four.
+    # Random sign and fraction, with an exponent for absolute values from 1/4 to 4.
     exponents = (words >> np.uint64(56) & np.uint64(3)).astype(width) << width.type(fraction_bits)
     fractions = patterns & width.type(sign | (smallest_normal - 1))
     ordinary = fractions | (exponents + width.type(one - 2 * smallest_normal))

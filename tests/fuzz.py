@@ -1,10 +1,10 @@
-"""Fuzzes, guided by coverage, all that takes bytes or a state: pickles, states, configs, files.
+"""Fuzzes pickles, states, configurations and files, guided by coverage.
 
-``python tests/fuzz.py`` runs every target for a minute, each in a process of its own with limits of
-memory and time; arguments choose targets, ``--seconds`` how long. It needs atheris, and clang to
-build the compiled modules with AddressSanitizer and counters of coverage into ``build/fuzz``. What
-a target may do is raise a TypeError or a ValueError, or give what the state says; anything else is
-a crash, whose input is left in ``build/fuzz/crashes``.
+``python tests/fuzz.py`` runs every target for a minute, each in its own process with limits of
+memory and time. Arguments choose targets, ``--seconds`` the time. It needs atheris, and clang to
+build the compiled modules with AddressSanitizer and coverage counters into ``build/fuzz``. A target
+must raise a TypeError or a ValueError, or return what the state defines. Anything else is a crash,
+whose input is saved in ``build/fuzz/crashes``.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "fuzz"
 REFUSED = (TypeError, ValueError)
-SMALL = 2**20  # bits that are looked at one by one
+SMALL = 2**20  # bits that are checked one by one
 
-# Values at which arithmetic on sizes, offsets and steps could go wrong.
+# Values at which arithmetic on sizes, offsets and steps could overflow.
 EDGES = [0, 1, 7, 8, 9, 63, 64, 65, 4095, 4096, 4097]
 EDGES += [2**k + d for k in (31, 32, 40, 61, 62, 63, 64, 128) for d in (-1, 0, 1)]
 
 
 class Source:
-    """Values of all kinds, made of a fuzzer's bytes."""
+    """Makes values of all kinds from a fuzzer's bytes."""
 
     def __init__(self, data: bytes) -> None:
         import atheris
@@ -83,7 +83,7 @@ class Source:
 
 
 def check_mask(mask: Any, stored: bytes | None) -> None:
-    """A mask must be whole: its bits and what it does agree with what they are by definition."""
+    """Check that a mask's bits and results are as defined."""
     import reference
 
     import fastdrop
@@ -112,14 +112,14 @@ def check_mask(mask: Any, stored: bytes | None) -> None:
     try:
         x = np.ones(mask.shape, np.float32)
     except ValueError:
-        # Without elements, but with sizes beside the zero that only bits can have.
+        # A shape with a zero and with sizes that only a packed mask can have.
         assert elements == 0
         return
     reference.assert_same_bits(mask.apply(x), reference.dropout(x, kept, mask.scale))
 
 
 def mask_state(data: bytes) -> None:
-    """What a pickle of a mask gives to the library, in any combination."""
+    """The parts of a pickled mask, in any combination."""
     from fastdrop import _pickle
 
     source = Source(data)
@@ -152,23 +152,23 @@ def mask_state(data: bytes) -> None:
 
 
 class OursOnly(pickle.Unpickler):
-    """Loads masks and streams; what other names in a pickle do is not fastdrop's."""
+    """Loads masks and streams, and refuses other names in a pickle."""
 
     def find_class(self, module: str, name: str) -> Any:
-        # A crafted pickle may call anything; what is not of these modules is not theirs.
+        # A crafted pickle may call anything, which is not a fault of these modules.
         if module in ("fastdrop._pickle", "fastdrop._memory") and "." not in name:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(name)
 
 
 def pickled(data: bytes) -> None:
-    """The bytes of a pickle, as they are."""
+    """The bytes of a pickle."""
     import fastdrop
 
     try:
         loaded = OursOnly(io.BytesIO(data)).load()
     except Exception as error:
-        # The unpickler has errors of every kind for bytes that are no pickle.
+        # The unpickler raises errors of every kind for bytes that are not a pickle.
         if not isinstance(error, REFUSED) and files_of(error)[-1].endswith(".pyx"):
             raise
         return
@@ -220,7 +220,7 @@ def packing(data: bytes) -> None:
     columns = source.bytes.ConsumeIntInRange(1, 40)
     rows = memory.size // columns
     kept = memory[: rows * columns].reshape(rows, columns)[:: steps[0], :: steps[1]]
-    # A bool is a byte, and a buffer from elsewhere may have any number in it.
+    # A bool is a byte, and in a foreign buffer it may have any value.
     kept = source.pick([kept, kept.T]).view(source.pick([bool, bool, bool, np.uint8]))
     try:
         mask = fastdrop.Mask.pack(kept, rate=rate, scale=scale)
@@ -230,7 +230,7 @@ def packing(data: bytes) -> None:
 
 
 def files_of(error: BaseException) -> list[str]:
-    """The files that an error came through, the one that raised it last."""
+    """The files of an error's traceback; the last one raised it."""
     return [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
@@ -240,7 +240,7 @@ def our_fault(error: BaseException) -> bool:
 
 
 def use_layer(layer: Any) -> None:
-    """A layer that was made must work, or refuse its inputs."""
+    """Check that a layer works or refuses its inputs."""
     import tensorflow as tf
 
     assert 0 <= layer.rate <= 1
@@ -310,7 +310,7 @@ def saved_model() -> dict[str, bytes]:
 
 
 def model_file(data: bytes) -> None:
-    """A `.keras` archive with other text in its config and other seeds among its weights."""
+    """A `.keras` archive with other text in its config and other seeds in its weights."""
     import h5py
     import keras
 
@@ -381,7 +381,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
     "layer_config": (layer_config, no_seeds),
     "model_file": (model_file, no_seeds),
 }
-# Those that need TensorFlow, which goes without AddressSanitizer; their own Python is followed.
+# Targets with TensorFlow, which is not built for AddressSanitizer; coverage follows our Python.
 KERAS_TARGETS = ("layer_config", "model_file")
 
 
@@ -389,7 +389,7 @@ KERAS_TARGETS = ("layer_config", "model_file")
 
 
 def build() -> None:
-    """The compiled modules once more, for the fuzzer, beside the package's Python files."""
+    """Build the compiled modules for the fuzzer, with a copy of the package's Python files."""
     instrument = "-fsanitize=address,fuzzer-no-link -g -fno-omit-frame-pointer"
     environment = os.environ | {"CC": "clang", "LDSHARED": "clang -shared", "CFLAGS": instrument}
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(BUILD / "lib")]
@@ -400,7 +400,7 @@ def build() -> None:
 
 
 def fuzz(target: str, seconds: int) -> int:
-    """Run one target in a process of its own."""
+    """Run one target in its own process."""
     import atheris
 
     corpus, crashes = BUILD / "corpus" / target, BUILD / "crashes"
@@ -412,7 +412,7 @@ def fuzz(target: str, seconds: int) -> int:
         paths.insert(0, str(BUILD / "lib"))
         sanitizer = Path(atheris.__file__).parent.parent / "asan_with_fuzzer.so"
         environment["LD_PRELOAD"] = str(sanitizer)
-        # Python frees little at its end; what is too large is a MemoryError, as without the tool.
+        # Python frees little at exit. Too large allocations raise MemoryError, as without the tool.
         environment["ASAN_OPTIONS"] = (
             "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=512"
         )
@@ -425,7 +425,7 @@ def fuzz(target: str, seconds: int) -> int:
 
 
 def inside(target: str, arguments: list[str]) -> None:
-    """What runs in the process of a target."""
+    """Run in the process of a target."""
     import atheris
 
     function, seeds = TARGETS[target]

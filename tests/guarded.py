@@ -1,4 +1,4 @@
-"""Gives memory between pages that must not be touched, and runs tests that survive a touch."""
+"""Allocates memory between inaccessible pages, and runs tests in child processes that may crash."""
 
 import ctypes
 import functools
@@ -20,9 +20,9 @@ libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Guarded:
-    """Bytes with an inaccessible page right before the first and right behind the last.
+    """Bytes with an inaccessible page directly before the first and after the last.
 
-    `start` and `end` give views of them, which are as long as the memory.
+    `start` and `end` are views of all bytes.
     """
 
     def __init__(self, size):
@@ -41,13 +41,13 @@ class Guarded:
         return self.bytes[first : first + size].view(dtype)
 
     def copy(self, place, content, *, away=0):
-        """The content of an array, C order, there."""
+        """A copy of an array there, in C order."""
         array = self.array(place, content.size, content.dtype, away=away).reshape(content.shape)
         array[...] = content
         return array
 
 
-# What a child tells the test that made it: the case that it is at, then its traceback.
+# A child writes its current case to the test that forked it, and then its traceback.
 _case = mmap.mmap(-1, PAGE)
 _failure = mmap.mmap(-1, 8 * PAGE)
 
@@ -62,19 +62,19 @@ def _read(place):
 
 
 def at(*case):
-    """Notes what is about to be tried: where a crash happens, this is all that is known of it."""
+    """Report the next case: after a crash, nothing else is known."""
     _write(_case, repr(case))
 
 
 def survives(test):
-    """A test that runs in a child process: a crash there is a failure, and no end of all tests."""
+    """Run a test in a child process, so that a crash is a failure of this test only."""
 
     @functools.wraps(test)
     def in_a_child(*args, **kwargs):
         _write(_case, "")
         _write(_failure, "")
         with warnings.catch_warnings():
-            # Python warns of forking beside threads: the child starts none and waits for none.
+            # Python warns of a fork with threads, but this child uses no threads.
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if child == 0:

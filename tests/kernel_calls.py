@@ -1,7 +1,7 @@
-"""Calls of the kernels' table as ``native/run_kernels.c`` reads them, and what each must leave.
+"""Makes calls of the kernels' table for ``native/run_kernels.c``, with the expected results.
 
-A call is a dict of the fields of that program's ``call`` and of its arrays; what is expected comes
-from ``reference.py`` and from NumPy. Numbers are compared by their bits, any NaN equalling any NaN.
+A call is a dict of the fields and arrays of that program's ``call``. The expected results come from
+``reference.py`` and NumPy. Numbers are compared by their bits, except that all NaNs are equal.
 """
 
 import struct
@@ -23,8 +23,8 @@ KINDS = SCALED + [np.dtype(t) for t in (np.uint16, np.uint32, np.uint64)]
 BLOCK = reference.BLOCK
 GUARD = b"\xa5" * 64
 
-# Around a group of 32 elements, a vector of 512, a block of 4096, and the 32768 whose bits a kernel
-# keeps at a time where nobody wants them.
+# Around a group of 32 elements, a vector of 512, a block of 4096, and 32768, the number of bits in
+# a kernel's buffer if the mask is not stored.
 SMALL = [
     1,
     2,
@@ -53,7 +53,7 @@ LARGE = [700, 1023, 1024, 1025, 1087, 1535, 1600, 4095, 4096, 4097, 4128, 4608, 
 LONG = [12289, 16421, 20000, 32767, 32768, 32769, 32800, 33300, 36864, 65535, 65536, 65537, 70001]
 SEEDS = [0, 1, 42, 2**64 - 1, 2**64, 0x0123456789ABCDEFFEDCBA9876543210, 2**128 - 1]
 STEPS = [0, 7, 2**63, 2**64 - 1]
-# One plane, two, twelve, thirteen, as many as it takes, and the rates that take none.
+# Rates with one plane, two, twelve, thirteen, any number, and none.
 RATES = [0.5, 0.1, 0.2, 0.0, 1 / 3, 0.9, 1e-5, 2**-12, 1.0, 1 - 1e-5, 2**-13, 2**-17, 0.25]
 RATES += [2**-48, 1 - 2**-48]
 FIRSTS = [0, 1, 3 * BLOCK, 31, 32, 5 * BLOCK + 4064, 2**32 - 7, 2**40 + 96, 512, 2**52 + 4001]
@@ -68,7 +68,7 @@ HEADER = struct.Struct("<15q5Qd5Q")
 
 
 class Choices:
-    """Walks through each list at a pace of its own, so that all combinations come up in time."""
+    """Cycles through each list with another period, so that all combinations occur."""
 
     def __init__(self):
         self.turn = 0
@@ -116,7 +116,7 @@ def kept_by_bits(call):
 
 
 def random_bits(bits, salt):
-    """Packed bits; those behind the last one are zero, as the table's masks have them."""
+    """Random packed bits; the unused bits of the last byte are zero, as in all masks."""
     packed = numbers(np.dtype(np.uint8), -(-bits // 8), salt).copy()
     if bits % 8:
         packed[-1] &= (1 << bits % 8) - 1
@@ -124,7 +124,7 @@ def random_bits(bits, salt):
 
 
 def new_use(choices, kind, use, size, has_key):
-    """A call that uses bits on numbers: drawn ones, wanted or not, or those that are there."""
+    """A call that uses bits on numbers; the bits are drawn, stored or not, or given."""
     dtype = KINDS[kind]
     call = new_call(choices, size, kind=kind, use=use, has_key=has_key)
     call["from"] = numbers(dtype, size, choices.turn)
@@ -156,7 +156,7 @@ def with_bias_and_residual(choices, call):
 
 
 def calls():
-    """Every entry, kind, use and size; the rest in turns. Few of the long ones."""
+    """Every entry, kind, use and size, with the other fields in turns, and few large sizes."""
     choices = Choices()
     for size in [*SMALL, *LARGE, *LONG, 2**20]:
         for _ in range(4 if size < 2**20 else len(RATES)):
@@ -196,7 +196,7 @@ def encoded(call):
 
 
 def result(call):
-    """What is written to `to`, the bits and the sums afterwards."""
+    """The result of a call: `to`, the bits and the sums."""
     x, size = call["from"], call["size"]
     bits, sums = call["bits"], call["sums"]
     if call["has_key"]:
@@ -226,7 +226,7 @@ def result(call):
 
 
 def expected(call):
-    """Five arrays: from, to, bits, residual and sums. `to` is None where nothing is to be there."""
+    """Five arrays: from, to, bits, residual and sums. `to` is None if the call writes nothing."""
     to, bits, sums = result(call)
     if call["entry"] == DRAW:
         return [call["from"], call["from"], bits, call["residual"], sums]
@@ -238,7 +238,7 @@ def expected(call):
 
 
 def same(actual, array):
-    """Whether bytes are an array's, any NaN being any other."""
+    """Whether bytes equal an array; all NaNs are equal."""
     if actual == array.tobytes():
         return True
     if array.dtype.kind == "u":
@@ -249,7 +249,7 @@ def same(actual, array):
 
 
 def faults(call, wanted, output):
-    """What is wrong with one call's output, a readable buffer; an empty list if nothing is."""
+    """The faults of one call's output, a readable buffer; an empty list if there are none."""
     found = []
     if int.from_bytes(output.read(8), "little") != 1:
         found.append("float modes")

@@ -1,11 +1,11 @@
-"""Builds and tests the library with the Pythons, NumPys and TensorFlows that are here.
+"""Builds and tests the library with each available Python, NumPy and TensorFlow.
 
-``python tests/matrix.py`` builds a wheel from the sources with each Python that is here, installs
-it into an environment of its own for each cell, runs a part of the tests there, and prints a table.
-Exits with 1 if a cell failed. Arguments choose cells by a part of their name.
+``python tests/matrix.py`` builds a wheel from the sources with each Python, installs it into a new
+environment for each cell, runs some of the tests there, and prints a table. It exits with 1 if a
+cell failed. Arguments choose cells by a part of their name.
 
-One wheel serves all the cells of a Python, so that a native operation built once is run with
-several versions of TensorFlow.
+All cells of a Python use one wheel, so one build of the native operations runs with several
+versions of TensorFlow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ["fastdrop", "fastdrop_keras", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
-# What the tests need beside themselves; not the packages, so that they import what was installed.
+# The helper files of the tests, without the packages: tests must import the installed ones.
 TESTS = ["tests", "docs", "bench", "pyproject.toml"]
 NUMPY_TESTS = ("bad_input", "fused", "hostile", "mask", "seeds", "stream", "threads", "values")
 KERAS_TESTS = ("layer_values", "layer_gradients", "layer_state", "bridges")
@@ -30,14 +30,14 @@ LONGEST = 3600  # seconds that one command may take before it counts as hanging
 
 
 class Cell(NamedTuple):
-    """What is installed beside the library, and what is run."""
+    """The packages of an environment, and its tests."""
 
     name: str
     python: str
     requirements: tuple[str, ...]
     tests: tuple[str, ...]
     oldest: str = "3.10"
-    newest: str = "3.99"  # the newest Python that the requirements have
+    newest: str = "3.99"  # the newest Python that the requirements support
 
 
 def numpy_cell(python: str, version: str, requirement: str, newest: str = "3.99") -> Cell:
@@ -59,7 +59,7 @@ CELLS = [
         numpy_cell(python, "newest", "numpy"),
     )
 ] + [
-    # A "t" stands for CPython without the GIL, for which TensorFlow is not made.
+    # A "t" means CPython without the GIL, which TensorFlow does not support.
     numpy_cell("3.13t", "newest", "numpy"),
     numpy_cell("3.14t", "newest", "numpy"),
     keras_cell("oldest", "tensorflow==2.16.*", "keras==3.11.*", newest="3.12"),
@@ -69,11 +69,11 @@ CELLS = [
 
 
 class FailedError(Exception):
-    """A command of a cell that did not end well, with the end of what it said."""
+    """A command of a cell failed; the message is the end of its output."""
 
 
 class AbsentError(Exception):
-    """Why a cell cannot be had on this machine."""
+    """A cell is not available on this machine; the message is the reason."""
 
 
 def number(version: str) -> tuple[int, ...]:
@@ -81,12 +81,12 @@ def number(version: str) -> tuple[int, ...]:
 
 
 def environment() -> dict[str, str]:
-    """The caller's, without what would lead to another fastdrop or to another Python."""
+    """The caller's environment without variables that lead to another fastdrop or Python."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("FASTDROP_", "PYTHON"))}
 
 
 def run(*command: str, cwd: Path) -> str:
-    """What the command printed."""
+    """The output of the command."""
     try:
         done = subprocess.run(
             command, cwd=cwd, capture_output=True, text=True, env=environment(), timeout=LONGEST
@@ -100,7 +100,7 @@ def run(*command: str, cwd: Path) -> str:
 
 
 def interpreter(version: str) -> str:
-    """The Python of that version which is in PATH, or pyenv's."""
+    """The Python of this version in PATH or pyenv."""
     pyenv = os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv"))
     candidates = [sys.executable] if version == HERE else []
     candidates += filter(None, [shutil.which(f"python{version}")])
@@ -113,7 +113,7 @@ def interpreter(version: str) -> str:
         "print('%d.%d' % sys.version_info[:2] + ('t' if free else ''))"
     )
     for candidate in candidates:
-        # One of pyenv's stand-ins in PATH may be there without a Python behind it.
+        # A shim of pyenv in PATH may have no Python.
         told = subprocess.run([candidate, "-c", ask], capture_output=True, text=True)
         if told.returncode == 0 and told.stdout.strip() == version:
             return candidate
@@ -138,7 +138,7 @@ def new_environment(python: str, folder: Path) -> str:
 
 
 def wheel(version: str, folder: Path) -> Path:
-    """The library built from its sources with a Python; once for all the cells of it."""
+    """The wheel that a Python builds from the sources; built once for all its cells."""
     built = folder / f"wheel-{version}"
     if not built.exists():
         python = interpreter(version)
@@ -149,7 +149,7 @@ def wheel(version: str, folder: Path) -> Path:
 
 
 def run_cell(cell: Cell, folder: Path) -> str:
-    """What the tests say of the library in an environment of its own."""
+    """The summary of the tests in a new environment."""
     if not number(cell.oldest) <= number(cell.python) <= number(cell.newest):
         raise AbsentError(f"not made for Python {cell.python}")
     built = wheel(cell.python, folder)
@@ -158,8 +158,8 @@ def run_cell(cell: Cell, folder: Path) -> str:
     python = new_environment(interpreter(cell.python), own / "venv")
     install = [python, "-m", "pip", "install", "-q", "--only-binary", ":all:"]
     run(*install, *cell.requirements, "pytest", "hypothesis", "rich", str(built), cwd=own)
-    # What other versions warn of is not looked at here; and the frozen files were made with a Keras
-    # newer than the oldest, whose own layers cannot be loaded there.
+    # Warnings of other versions are ignored. The oldest Keras cannot load the frozen files, which a
+    # newer Keras wrote.
     options = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "-m", "not slow"]
     options += ["-k", "not version_0_1"]
     output = run(python, "-m", "pytest", *options, *cell.tests, cwd=tests)
@@ -184,11 +184,11 @@ def main() -> int:
     parser.add_argument("cells", nargs="*", help="parts of the names of cells; all without one")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
-    # What an earlier run has built may be of other sources.
+    # An earlier run may have built other sources.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     console = Console()
-    table = Table("cell", "", "what was run, or why not")
+    table = Table("cell", "", "result")
     failures = []
     for cell in CELLS:
         if arguments.cells and not any(part in cell.name for part in arguments.cells):
@@ -201,7 +201,7 @@ def main() -> int:
             failures.append(f"{cell.name}: {why}")
             row = (cell.name, "[red]failed", str(why).splitlines()[0])
         table.add_row(*row)
-        console.print(*row)  # the table comes hours later, or never where this is stopped
+        console.print(*row)  # the table comes hours later
         shutil.rmtree(folder / cell.name.replace(", ", "-").replace(" ", "-"), ignore_errors=True)
     for failure in failures:
         console.print(failure, markup=False)

@@ -1,4 +1,4 @@
-"""Chooses few rows of parameters in which each two values of two different parameters meet."""
+"""Chooses few rows of parameters that contain every pair of values of two parameters."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import fastdrop
 
 
 def pairs_of(names, *choices):
-    """Run a test with each instruction set and these parameters: every two values of two meet."""
+    """Run a test with rows of instruction sets and parameters that contain every pair of values."""
     rows = pairwise(fastdrop.available_isas(), *choices)
     return pytest.mark.parametrize(("isa", *names.split()), rows, indirect=["isa"], ids=name_of)
 
@@ -18,15 +18,15 @@ def name_of(value):
 
 
 def pairwise(*choices):
-    """Rows of one value from each list; every two values of two lists are together in a row.
+    """Rows of one value from each list, such that every pair of values of two lists is in a row.
 
-    A row begins with the first pair that no row has yet, and takes from each other list the value
-    that adds the most new pairs. The rows are the same at each run.
+    A row starts with the first pair that no row has, and takes from each other list the value that
+    adds the most new pairs. The rows are the same at each run.
     """
     choices = [list(values) for values in choices]
     sizes = [range(len(values)) for values in choices]
     places = itertools.combinations(range(len(choices)), 2)
-    # A dict, for its order.
+    # A dict keeps the order.
     missing = {
         ((i, a), (j, b)): None for i, j in places for a, b in itertools.product(sizes[i], sizes[j])
     }
@@ -43,6 +43,6 @@ def pairwise(*choices):
 
 
 def new(row, place, value, missing):
-    """How many missing pairs this value makes with those that the row has."""
+    """The number of missing pairs of this value with the values in the row."""
     pairs = (tuple(sorted([(place, value), other])) for other in row.items())
     return sum(pair in missing for pair in pairs)

@@ -1,8 +1,8 @@
-"""Reads the faults of tests/faults, which `make faults` plants, and says which tests see each.
+"""Reads the faults of tests/faults, which `make faults` applies, and the tests that detect each.
 
-Each is a patch of the kind that somebody could write. Before the patch stands `Test: FILE::NAME`
-for each test that has to fail, `Isa: NAME` where only a CPU with that instruction set runs the
-changed code, and `Build: NAME` where another of setup.py's builds sees the fault.
+Each fault is a patch with a plausible mistake. Its header has a line `Test: FILE::NAME` for each
+test that must fail, `Isa: NAME` if only a CPU with that instruction set runs the changed code, and
+`Build: NAME` if another of setup.py's builds detects the fault.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ def read(patch: Path) -> Fault:
 
 FAULTS = [read(patch) for patch in sorted((Path(__file__).parent / "faults").glob("*.patch"))]
 
-# Tests of the page that find fault with something wrong on purpose in another test, or themselves.
+# Tests on the page with a control test instead of a patch: another test, or the test itself.
 CONTROLS = {
-    "test_stream.py::test_pieces_that_begin_inside_of_a_vector": (
-        "test_stream.py::"
-        "test_pieces_that_begin_inside_of_a_vector_catch_what_is_left_out_of_the_count"
+    "test_stream.py::test_pieces_that_start_inside_a_vector": (
+        "test_stream.py::test_pieces_that_start_inside_a_vector_catch_an_uncounted_part"
     ),
     "test_statistics.py::test_walsh": "test_statistics.py::test_walsh_catches_xorshift128plus",
     "test_statistics.py::test_gaps": "test_statistics.py::test_gaps_catches_narrow_words",
@@ -42,18 +41,18 @@ CONTROLS = {
         "test_dieharder.py::test_every_test_catches_one_block"
     ),
     "test_large.py::test_keep_rate_of_2_to_36_elements": (
-        "test_large.py::test_a_rate_off_by_two_in_100_000_would_show"
+        "test_large.py::test_a_rate_off_by_two_in_100_000_would_be_detected"
     ),
-    "keras/test_training_statistics.py::test_our_layer_trains_as_well_as_that_of_keras": (
-        "keras/test_training_statistics.py::test_a_wrong_rate_is_found"
+    "keras/test_training_statistics.py::test_our_layer_trains_as_well_as_keras": (
+        "keras/test_training_statistics.py::test_a_wrong_rate_is_detected"
     ),
     **{
         test: test
         for test in (
-            "test_builds.py::test_address_sanitizer_sees_a_byte_too_many",
+            "test_builds.py::test_address_sanitizer_detects_a_byte_too_many",
             "test_races.py::test_two_threads_that_change_one_array_are_a_race",
             "test_valgrind.py::test_faults_are_found",
-            "keras/test_address_sanitizer.py::test_the_end_of_a_tensor_is_known",
+            "keras/test_address_sanitizer.py::test_an_access_beyond_a_tensor_is_detected",
         )
     },
 }

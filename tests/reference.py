@@ -1,9 +1,8 @@
-"""The slow reference: stream version 2, the bit packing and dropout, from docs/stream.md.
+"""Computes stream version 2, the bit packing and dropout slowly, as docs/stream.md defines them.
 
-It is written from the stream's specification and never from the library, so that the two can
-disagree. The stream is written twice: once in Python integers, one element at a time, which is
-short enough to check by eye, and once in NumPy, for masks of millions of elements;
-``test_stream.py`` compares the two.
+It follows the specification and never the library's sources, so the two can disagree. It has the
+stream twice: in Python integers, one element at a time, short enough to check by eye; and in NumPy,
+for masks of millions of elements. ``test_stream.py`` compares the two.
 """
 
 import itertools
@@ -57,17 +56,17 @@ def threshold(rate):
 
 
 def digit(t, d):
-    """Digit d of t / 2**48 in binary, the first being worth a half."""
+    """Binary digit d of t / 2**48; digit 1 is worth a half."""
     return (t >> (DIGITS - d)) & 1
 
 
 def last_digit(t):
-    """L: the place of the last 1 among the digits; 0 where there is none (t = 0 or 2**48)."""
+    """L: the place of the last digit 1; 0 if there is none (t = 0 or 2**48)."""
     return max((d for d in range(1, DIGITS + 1) if digit(t, d)), default=0)
 
 
 def lane_words(keys, lane):
-    """The random words of a lane, counted through all blocks, without end."""
+    """Yield the random words of a lane, which is counted through all blocks."""
     s0, s1, s2, s3 = (mix64(k + lane * G) for k in keys)
     while True:
         yield (rotl((s0 + s3) & WORD, 23) + s0) & WORD
@@ -81,7 +80,7 @@ def lane_words(keys, lane):
 
 
 def kept_vectors(keys, t, block):
-    """The block's vectors in order: each the 512 decisions, one integer, and its planes' number."""
+    """Yield each vector of a block: 512 decisions as an integer, and the number of its planes."""
     lanes = [lane_words(keys, LANES * block + lane) for lane in range(LANES)]
     everything = 2**VECTOR - 1
     for _ in range(BLOCK // VECTOR):
@@ -123,7 +122,7 @@ def rotl_array(x, k):
 
 
 def weyl(key_word, counters):
-    """``key_word + counters * G`` on uint64 arrays, which wrap as the specification asks."""
+    """``key_word + counters * G`` on uint64 arrays, which wrap as specified."""
     return np.uint64(key_word) + counters * np.uint64(G)
 
 
@@ -147,7 +146,7 @@ def next_words(state):
 
 
 def decide(t, d, r, kept, undecided):
-    """What plane d, the words ``r``, decides; ``kept`` and ``undecided`` change in place."""
+    """Decide by plane d, the words ``r``; ``kept`` and ``undecided`` change in place."""
     if digit(t, d):
         kept |= undecided & ~r
         undecided &= r
@@ -156,7 +155,7 @@ def decide(t, d, r, kept, undecided):
 
 
 def first_planes(state, t, next_words=next_words):
-    """Kept and undecided after the planes that are taken without a test, a row for each block."""
+    """Kept and undecided after the planes without a test, with a row for each block."""
     kept = np.full(state.shape[1:], WORD if t == 2**DIGITS else 0, dtype=np.uint64)
     undecided = np.full_like(kept, WORD)
     for d in range(1, min(last_digit(t), PLANES_WITHOUT_A_TEST) + 1):
@@ -165,7 +164,7 @@ def first_planes(state, t, next_words=next_words):
 
 
 def late_planes(state, t, kept, undecided, next_words=next_words):
-    """The planes after them, of those blocks that need them: taken out, advanced and put back."""
+    """Decide by further planes in the blocks that need them."""
     for d in range(PLANES_WITHOUT_A_TEST + 1, last_digit(t) + 1):
         rows = np.flatnonzero(undecided.any(axis=1))
         if not rows.size:
@@ -176,7 +175,7 @@ def late_planes(state, t, kept, undecided, next_words=next_words):
 
 
 def next_vectors(state, t, next_words=next_words):
-    """The next vector of each of many blocks: words of decisions, a row of lanes for each block."""
+    """The next vector of many blocks: words of decisions, with a row of lanes for each block."""
     kept, undecided = first_planes(state, t, next_words)
     late_planes(state, t, kept, undecided, next_words)
     return kept
@@ -220,7 +219,7 @@ def pack_bits(kept):
 
 
 def default_scale(rate):
-    """Inverted dropout's 1 / (1 - rate); 0.0 at rate 1, where nothing is left to scale."""
+    """Inverted dropout's 1 / (1 - rate); 0.0 at rate 1, which keeps nothing."""
     return 0.0 if rate == 1 else 1.0 / (1.0 - rate)
 
 
@@ -239,7 +238,7 @@ def resolve_noise_shape(shape, noise_shape):
 
 
 def round_to_bfloat16(x32, bfloat16):
-    """Round float32 to bfloat16, nearest even, on the bits: no library's cast is trusted."""
+    """Round float32 to bfloat16, to nearest even, on the bits and without a library's cast."""
     bits = x32.view(np.uint32)
     nan = np.isnan(x32)
     rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
@@ -263,23 +262,23 @@ def dropout(x, kept, scale):
     """Dropout of ``x`` by ``kept``, a bool array in the noise shape."""
     product = scaled(x, scale).reshape(x.shape)
     everywhere = np.broadcast_to(kept, x.shape)
-    # Zero first and then fill: a dropped NaN or -0.0 has no way into the result.
+    # Start from zeros, so that a dropped NaN or -0.0 cannot get into the result.
     y = np.zeros(x.shape, dtype=x.dtype)
     y[everywhere] = product[everywhere]
     return y
 
 
-# Fused with what comes before or after.
+# Fused operations.
 
 
 def positive(x):
-    """Whether max(x, 0) is x: NaN counts, as NumPy's maximum keeps it."""
+    """Whether max(x, 0) is x, also for NaN, which NumPy's maximum keeps."""
     with np.errstate(invalid="ignore"):
         return ~(x <= x.dtype.type(0))
 
 
 def computed_in(dtype):
-    """The precision that the contract computes a dtype in."""
+    """The dtype that the contract computes in."""
     return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
@@ -312,7 +311,7 @@ def bit_patterns(x):
 
 
 def is_nan(x):
-    """NaN by the definition, on the bits: no signalling NaN is touched, no warning raised."""
+    """Whether each element is NaN, by its bits, without warnings for signalling NaNs."""
     exponent_and_fraction = {
         "float16": (0x7C00, 0x03FF),
         "bfloat16": (0x7F80, 0x007F),
@@ -325,7 +324,7 @@ def is_nan(x):
 
 
 def assert_same_bits(actual, expected, *, nan_payloads=False):
-    """Equal dtype, shape and bits, signed zeros included; any NaN equals any NaN unless asked."""
+    """Assert equal dtypes, shapes and bits. All NaNs are equal unless `nan_payloads` is set."""
     assert isinstance(actual, np.ndarray), type(actual)
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape

@@ -1,4 +1,4 @@
-"""Measures what a process keeps of each call: resident memory, descriptors, threads."""
+"""Measures the memory, descriptors and threads that calls leak in a process."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 SAMPLES = 60
 
-# Put before a program; which then calls `sample(step, calls)` once.
+# The start of a program that calls `sample(step, calls)` once.
 SAMPLER = f"""
 import gc, json, os, resource
 
@@ -21,7 +21,7 @@ def sample(step, calls):
     for _ in range(calls // 4):
         step()
     gc.collect()
-    gc.disable()  # what waits for the collector is a leak, too
+    gc.disable()  # cyclic garbage is a leak too
     before, rows, each = kept(), [], calls // {SAMPLES}
     for n in range({SAMPLES}):
         for _ in range(each):
@@ -32,7 +32,7 @@ def sample(step, calls):
 
 
 class Slope(NamedTuple):
-    """Bytes that a call leaves behind, with the bounds of a 95 % confidence interval."""
+    """The bytes that a call leaks, with a 95 % confidence interval."""
 
     value: float
     low: float
@@ -40,7 +40,7 @@ class Slope(NamedTuple):
 
 
 def slope(rows: list[list[int]]) -> Slope:
-    """The line of least squares through (calls, resident bytes)."""
+    """The least-squares slope through (calls, resident bytes)."""
     n = len(rows)
     x_mean, y_mean = (sum(row[i] for row in rows) / n for i in (0, 1))
     spread = sum((x - x_mean) ** 2 for x, _ in rows)
@@ -51,7 +51,7 @@ def slope(rows: list[list[int]]) -> Slope:
 
 
 def assert_flat(printed: str, most: float) -> None:
-    """Fail unless the slope is surely below so many bytes a call, and nothing else was kept."""
+    """Fail unless the slope is below `most` bytes per call, and nothing else leaked."""
     told = json.loads(printed.strip().splitlines()[-1])
     found = slope(told["rows"])
     print(f"{found.value:.4f} bytes a call, 95 % interval [{found.low:.4f}, {found.high:.4f}]")

@@ -1,6 +1,6 @@
-"""Plants each fault of tests/faults in a copy of the checkout: the tests that it names turn red.
+"""Applies each fault of tests/faults to a copy of the checkout, where the tests it names must fail.
 
-`make faults` runs this, in about an hour; no other command does. It builds what a fault changes.
+Only `make faults` runs this file, in about an hour. It rebuilds the modules that a fault changes.
 """
 
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(_isa.BUILD != "release", reason="builds its own 
 
 
 def build(folder, name="release"):
-    # What is there was built as a release.
+    # The copy has a release build.
     force = ["--force"] if name != "release" else []
     subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace", *force],
@@ -38,9 +38,9 @@ def build(folder, name="release"):
 
 
 def environment(folder, build):
-    """The environment in which programs find the copy, wherever they are started."""
+    """The environment in which programs import the copy from any folder."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTDROP_")}
-    # Examples are the same each time.
+    # Hypothesis uses the same examples each time.
     clean |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}
     if build == "asan":
         libraries = map(sanitizers.path_of, sanitizers.LIBRARIES[sanitizers.MEMORY])
@@ -66,9 +66,9 @@ def run(folder, tests, *options, build="release"):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The checkout in another folder, built there: a fault is built on top of it."""
+    """A built copy of the checkout, to which faults are applied."""
     folder = tmp_path_factory.mktemp("copy") / "checkout"
-    # With the times of its files, so that nothing is built that is there.
+    # With the files' times, so that only changes are built.
     shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
     build(folder)
     where = "import fastdrop, fastdrop._dropout as built; print(fastdrop.__file__, built.__file__)"
@@ -98,7 +98,7 @@ def test_a_planted_fault_is_seen(copy, tmp_path, fault):
     done = subprocess.run(
         ["git", "apply", str(fault.patch)],
         cwd=planted,
-        # Where the copy lies within a repository, git would look for the files there.
+        # If the copy is inside a repository, git would look for the files there.
         env=os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -111,8 +111,8 @@ def test_a_planted_fault_is_seen(copy, tmp_path, fault):
     for test in fault.tests:
         code, output = run(planted, [test], "-x", build=fault.build)
         if code == 0 and " passed" not in output:
-            continue  # all skipped, for want of a program
-        # Failed, or taken down by the fault; not merely wrong to call.
+            continue  # all tests are skipped, since a program is missing
+        # The tests failed or crashed; pytest's other exit codes are usage errors.
         if code != 1 and code >= 0:
             blind.append(f"{test}: exit code {code}\n{output[-3000:]}")
     shutil.rmtree(planted)

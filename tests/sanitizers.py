@@ -1,4 +1,4 @@
-"""Builds programs for gcc's sanitizers and runs them; skips tests where there is none."""
+"""Builds and runs programs with gcc's sanitizers, and skips tests without a sanitizer."""
 
 import os
 import shutil
@@ -12,17 +12,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RACES = "thread"
 MEMORY = "address,undefined"
-# AddressSanitizer's own locks may be taken in the child of a fork.
+# Another thread may hold AddressSanitizer's locks at a fork.
 UNDEFINED = "undefined"
 LIBRARIES = {RACES: ["libtsan.so"], MEMORY: ["libasan.so", "libubsan.so"]}
 BUILDS = {RACES: "tsan", MEMORY: "asan"}
 
-# ThreadSanitizer has fixed places for its own memory, which random addresses may take.
+# ThreadSanitizer needs fixed addresses, which randomization may use.
 UNSHUFFLED = ["setarch", "-R"] if shutil.which("setarch") else []
 
 
 def skip_without(sanitizer):
-    """Skip the test where gcc has no such sanitizer, or it does not run."""
+    """Skip the test if gcc lacks the sanitizer or cannot run it."""
     if not shutil.which("gcc"):
         pytest.skip("no gcc here (Debian: gcc, and libtsan2 for ThreadSanitizer)")
     with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +37,7 @@ def skip_without(sanitizer):
 
 
 def compile_program(source, to, sanitizer, *folders):
-    """Build a C program with its headers in these folders of the checkout."""
+    """Build a C program, with headers from these folders of the checkout."""
     flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
     flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     include = [f"-I{ROOT / folder}" for folder in folders]
@@ -46,7 +46,7 @@ def compile_program(source, to, sanitizer, *folders):
 
 
 def build_modules(folder, sanitizer):
-    """Build the packages apart from the checkout; return where they can be imported from."""
+    """Build the packages outside the checkout; return the folder to import them from."""
     for name in ("fastdrop", "fastdrop_keras"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -66,11 +66,11 @@ def path_of(library):
 
 
 def run(command, sanitizer, options="", preload=None, timeout=120, **environment):
-    """Run a program that is built for the sanitizer, or with its library loaded first."""
+    """Run a program built for the sanitizer, or preload the sanitizer's library."""
     if preload is None:
         preload = " ".join(map(path_of, LIBRARIES[sanitizer]))
     clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTDROP_")}
-    # Leaks are counted where they matter: an interpreter leaves its own behind when it ends.
+    # Other tests measure leaks: an interpreter does not free all of its memory at exit.
     settings = {
         "TSAN_OPTIONS": f"halt_on_error=1:exitcode=66:{options}",
         "ASAN_OPTIONS": f"detect_leaks=0:exitcode=66:{options}",

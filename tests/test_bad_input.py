@@ -1,7 +1,7 @@
-"""Bad input: each is a TypeError or ValueError naming the argument, and nothing has changed.
+"""Bad input raises a TypeError or ValueError that names the argument, and changes nothing.
 
-Every call here gets a Stream as its seed, so that each also shows that a call that raises takes
-no step of it; and all memory that a call could reach is compared before and after.
+Every call gets a Stream as its seed, which must not take a step. All memory that a call could
+change is compared before and after.
 """
 
 import re
@@ -16,7 +16,7 @@ F4 = np.float32
 
 
 class Scene:
-    """What a call may be given, and whether any of it has changed since."""
+    """The arguments of calls, and a check that none of them has changed."""
 
     def __init__(self):
         self.buffer = np.arange(1, 97, dtype=F4)
@@ -44,7 +44,7 @@ class Scene:
 
 
 def refuse(call, argument, *texts, error=(TypeError, ValueError)):
-    """The call must raise, naming the argument and showing one of the texts, if there is any."""
+    """Assert that the call raises an error with the argument's name and one of the texts."""
     scene = Scene()
     with pytest.raises(error) as refused:
         call(scene)
@@ -56,7 +56,7 @@ def refuse(call, argument, *texts, error=(TypeError, ValueError)):
 
 
 def short(value):
-    """What of a value a message should show: its repr, if that is short and on one line."""
+    """The part of a value that a message must contain: its repr, if that is one short line."""
     text = repr(value)
     return [text] if len(text) < 60 and " at 0x" not in text else []
 
@@ -66,7 +66,7 @@ def named(value):
     return re.sub(r" at 0x\w+", "", repr(value))[:50]
 
 
-# Calls that draw a mask, by everything but the argument that is wrong.
+# Calls that draw a mask, with all arguments but the wrong one.
 DRAWING = {
     "dropout": lambda s, rate=0.5, **kw: fastdrop.dropout(s.x, rate, **{"seed": s.stream} | kw),
     "dropout, out": lambda s, rate=0.5, **kw: fastdrop.dropout(
@@ -202,7 +202,7 @@ def test_noise_shape(drawing, noise_shape):
         lambda s: DRAWING[drawing](s, noise_shape=noise_shape),
         "noise_shape",
         *short(noise_shape),
-        # The message may show a list as the tuple that it stands for.
+        # The message may contain a list as a tuple.
         *([repr(tuple(noise_shape))] if isinstance(noise_shape, list) else []),
     )
 
@@ -215,7 +215,7 @@ def test_scale(drawing, scale):
 
 @pytest.mark.parametrize("drawing", ["dropout", "dropout_", "draw_mask", "bias_dropout_add"])
 @pytest.mark.parametrize("store_mask", [np.ones(2), np.ones((2, 3)) > 0], ids=named)
-def test_store_mask_that_is_neither_true_nor_false(drawing, store_mask):
+def test_store_mask_must_be_a_bool(drawing, store_mask):
     refuse(lambda s: DRAWING[drawing](s, store_mask=store_mask), "store_mask", *short(store_mask))
 
 
@@ -239,7 +239,7 @@ BAD_SHAPES = [
     (None, 4),
     2**70,
     (2**70, 1),
-    # 2**64 elements: a product that comes back to 0 in 64 bits.
+    # 2**64 elements: the product overflows to 0.
     (2**32, 2**32),
     (2**40, 2**40),
 ]
@@ -255,7 +255,7 @@ def test_shape(shape, store_mask):
     )
 
 
-# Calls on an array, by what its argument is called there.
+# Calls on an array, by the name of the argument.
 ON_AN_ARRAY = {
     "dropout": ("x", lambda s, x: fastdrop.dropout(x, 0.5, seed=s.stream)),
     "dropout, replayed": (
@@ -333,7 +333,7 @@ if np.dtype(np.longdouble).itemsize > 8:
 
 
 def names_of(dtype):
-    # ">f4" has the name of "<f4": a message must show what tells them apart.
+    # ">f4" and "<f4" have the same name: a message must distinguish them.
     return [dtype.str] if dtype.byteorder == ">" else [dtype.name, str(dtype), repr(dtype)]
 
 
@@ -350,7 +350,7 @@ def test_dtype(call, dtype):
 
 @pytest.mark.parametrize("call", ON_AN_ARRAY)
 @pytest.mark.parametrize("x", ["text", None, [1, 2], object(), {1.0}], ids=named)
-def test_what_is_no_array_of_floats(call, x):
+def test_inputs_that_are_not_arrays_of_floats(call, x):
     argument, function = ON_AN_ARRAY[call]
     refuse(lambda s: function(s, x), argument, error=TypeError)
 
@@ -428,7 +428,7 @@ def test_out_overlaps_x_partly(call, pair):
     refuse(run, "out")
 
 
-def test_memory_that_is_shared_by_part_of_an_element():
+def test_out_shares_part_of_an_element():
     memory = np.zeros(100, np.uint8)
     x, out = memory[0:40].view(F4), memory[38:78].view(F4)
     with pytest.raises(ValueError, match="`out`"):
@@ -492,7 +492,7 @@ def test_mask_applied_to_another_shape(method, shape):
     [None, 0.5, "mask", np.ones((3, 4), bool), np.ones(2, np.uint8), b"\xff\xff", object()],
     ids=named,
 )
-def test_what_is_no_mask(call, mask):
+def test_arguments_that_are_not_masks(call, mask):
     refuse(lambda s: MASK_USES[call](s, s.x, mask), "mask", error=TypeError)
 
 
@@ -534,14 +534,14 @@ def test_a_call_without_a_seed_that_raises_takes_no_step(call):
         lambda s: fastdrop.Mask.pack(np.ones(5, bool), 0.5),
     ],
 )
-def test_options_are_given_by_name_only(call):
+def test_options_are_keyword_only(call):
     scene = Scene()
     with pytest.raises(TypeError):
         call(scene)
     scene.assert_unchanged()
 
 
-# Which of the two errors it is: that of the value where the type is right.
+# A wrong type is a TypeError, a wrong value of the right type a ValueError.
 
 WRONG = {
     "rate": {

@@ -1,4 +1,4 @@
-"""Tests what the benchmarks are built on: valid peers, turns, the report, comparing two runs."""
+"""The parts of the benchmarks: checks of peers, turns, the report, the comparison of two runs."""
 
 import itertools
 import json
@@ -71,7 +71,7 @@ def gradient_without_scale(size, rate):
     [same_mask, first_half, no_dropout, gradient_with_another_mask, gradient_without_scale],
     ids=lambda fault: fault.__name__,
 )
-def test_a_peer_that_does_something_else_is_refused(fault):
+def test_a_peer_with_a_wrong_result_is_refused(fault):
     with pytest.raises(InvalidDropoutError, match="some peer"):
         check_peer("some peer", fault, SIZE, RATE)
 
@@ -81,7 +81,7 @@ def test_one_wrong_element_is_refused(kept):
     y = numpy_buffered(SIZE, RATE).forward()
     check_dropout(y, RATE, "some peer")
     y[np.flatnonzero(y)[0]] = kept
-    with pytest.raises(InvalidDropoutError, match=r"of a kept 1, and not the scale 1\.25"):
+    with pytest.raises(InvalidDropoutError, match=r"for a kept 1, not the scale 1\.25"):
         check_dropout(y, RATE, "some peer")
 
 
@@ -92,7 +92,7 @@ def test_a_fraction_nine_sigma_off_is_refused():
         check_dropout(y, RATE, "some peer")
 
 
-def test_each_candidate_has_a_turn_a_round_and_each_begins_once():
+def test_each_round_times_each_candidate_and_starts_with_another():
     order = []
     turns = Turns({name: lambda name=name: order.append(name) or 1.0 for name in "abc"})
     turns.calls = dict.fromkeys("abc", 1)
@@ -111,7 +111,7 @@ def test_a_figure_is_the_mean_of_the_calls_of_a_turn():
     assert turns.figures["a"] == [3.0]
 
 
-def test_what_comes_before_a_turn_is_not_timed(monkeypatch):
+def test_the_call_before_a_turn_is_not_timed(monkeypatch):
     now, prepared = itertools.count(), []
     monkeypatch.setattr("bench.turns.time.perf_counter", lambda: next(now))
     turns = Turns({"a": Prepared(lambda: None, before=lambda: prepared.append(next(now)))})
@@ -146,7 +146,7 @@ def store(path, *cases, machine=MACHINE):
 
 
 def arrays(exponent=10, nanoseconds=1.0, machine=1.0):
-    """A size on which ours takes this time an element, the peer 10 ns and NumPy 0.5 ns."""
+    """A case with this time per element for ours, 10 ns for the peer and 0.5 ns for NumPy."""
     second = machine * 2**exponent
     return {
         "table": "arrays",
@@ -175,11 +175,11 @@ def memory():
     ("nanoseconds", "cells"),
     [
         (1, ["10.0 (9.95-10.1)", "2.00 (1.99-2.01)", "1.00 (0.995-1.00)"]),
-        # Where the peer is faster, its cell is bold.
+        # The cell of a faster peer is bold.
         (20, ["**0.500 (0.498-0.503)**", "40.0 (39.8-40.2)", "20.0 (19.9-20.1)"]),
     ],
 )
-def test_a_row_has_the_ratios_and_the_time_and_shows_a_loss(tmp_path, nanoseconds, cells):
+def test_a_row_has_ratios_and_times_and_marks_a_faster_peer(tmp_path, nanoseconds, cells):
     run = runs.load(store(tmp_path / "run.json", arrays(10, nanoseconds)))
     [line] = [line for line in report.tables(run, 2).splitlines() if line.startswith("| 2^10")]
     assert [cell.strip() for cell in line.strip("|").split("|")] == ["2^10", *cells]
@@ -194,7 +194,7 @@ def test_the_page_shows_every_table_and_plot(tmp_path):
         assert word in page
 
 
-def test_a_readme_gets_its_tables_and_keeps_the_rest(tmp_path):
+def test_only_the_tables_of_a_readme_are_replaced(tmp_path):
     stored = store(tmp_path / "run.json", arrays())
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nof the last run\n{report.END}\nafter\n")
@@ -211,7 +211,7 @@ def test_a_readme_gets_its_tables_and_keeps_the_rest(tmp_path):
     assert readme.read_text() == text
 
 
-def test_a_readme_without_its_marks_stays(tmp_path, capsys):
+def test_a_readme_without_marks_is_not_changed(tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text("no marks")
     stored = store(tmp_path / "run.json", arrays())
@@ -236,24 +236,24 @@ def noisy(case):
     ],
     ids=["slower", "below the threshold", "faster", "a slower machine", "within noise"],
 )
-def test_compare_exits_with_1_where_ours_is_slower(tmp_path, new, threshold, code):
+def test_compare_exits_with_1_if_fastdrop_is_slower(tmp_path, new, threshold, code):
     old, new = store(tmp_path / "old.json", arrays()), store(tmp_path / "new.json", new)
     assert command.main(["compare", str(old), str(new), "--threshold", threshold]) == code
 
 
-def test_compare_says_what_differs(tmp_path, capsys):
+def test_compare_prints_the_differences(tmp_path, capsys):
     more = memory()
     more["ours"]["fastdrop_keras.Dropout"] = [0.26] * 3
     old = store(tmp_path / "old.json", arrays(10), memory())
     new = store(tmp_path / "new.json", more, machine=MACHINE | {"numpy": "3"})
     assert command.main(["compare", str(old), str(new)]) == 1
     out = capsys.readouterr().out
-    assert "not the same: numpy: 1.0 -> 3" in out
+    assert "different: numpy: 1.0 -> 3" in out
     assert re.search(r"memory · peak +\| keras.layers.Dropout +\| 2.000 +\| slower", out)
     assert "1 cases in both runs, of 2 and 1; 1 slower by more than 10 %" in out
 
 
-def test_runs_with_nothing_in_common_are_not_compared(tmp_path, capsys):
+def test_runs_without_common_cases_are_refused(tmp_path, capsys):
     old, new = store(tmp_path / "old.json", arrays()), store(tmp_path / "new.json", memory())
     assert command.main(["compare", str(old), str(new)]) == 2
     assert "no case in common" in capsys.readouterr().err
@@ -263,7 +263,7 @@ def test_runs_with_nothing_in_common_are_not_compared(tmp_path, capsys):
     "content",
     [None, "", "{}", "[]", "null", '{"commit_info": {}, "benchmarks": [{"extra_info": {}}]}'],
 )
-def test_a_file_that_is_no_run_is_refused_by_name(tmp_path, capsys, content):
+def test_a_file_that_is_not_a_run_is_refused_by_name(tmp_path, capsys, content):
     path = tmp_path / "bad.json"
     if content is not None:
         path.write_text(content)
@@ -284,6 +284,6 @@ def test_a_quick_run_from_end_to_end(tmp_path):
     run = runs.load(tmp_path / "run.json")
     tables = {"arrays", "kernels", "fused", "threads", "layers", "one layer", "training"}
     assert {case.table for case in run.cases} == tables
-    # Every case can be compared with the same of another run.
+    # Every case has a reference, so another run can be compared with it.
     assert len(runs.changes(run, run)) == len(run.cases)
     assert (tmp_path / "report.html").exists()

@@ -1,4 +1,4 @@
-"""Builds other than a release: that tests run the one they mean to, and that it finds faults."""
+"""Builds with sanitizers or checks: tests run the requested build, and it detects faults."""
 
 import os
 import platform
@@ -31,13 +31,13 @@ libc.calloc.restype, libc.calloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t] *
 def draw(size, bits, shift=0):
     kernels.draw(ctypes.addressof(key) + shift, 0, size, bits)
 def use(size, to, from_, bits):
-    # Of float16, with bits that are there.
+    # float16 with given bits.
     on = Operands(0, size=size, to=to, from_=from_, bits=bits, scale=2.0, scale_f32=2.0)
     kernels.use(None, 0, ctypes.addressof(on))
 """
 
 
-def test_the_build_that_is_tested_is_the_one_asked_for():
+def test_the_requested_build_is_tested():
     assert os.environ.get("FASTDROP_BUILD", "release") == _isa.BUILD
 
 
@@ -54,7 +54,7 @@ def test_an_unknown_build_is_refused():
 
 
 def build(folder, compiler):
-    """What `setup.py build` said, with a compiler that is a script of ours."""
+    """The output of `setup.py build` with our script as the compiler."""
     program = folder / "compiler"
     if compiler:
         program.write_text(f'#!/bin/sh\n{compiler}\nexec {shutil.which("gcc")} "$@" -O0 -w\n')
@@ -99,7 +99,7 @@ assert set(fastdrop.dropout(np.ones(1000), 0.5)[0]) == {0.0, 2.0}
     assert done.returncode == 0, done.stderr
 
 
-# Memory that is a byte, an element or a bit too short where the size is 801.
+# For size 801, memory that is one byte, element or bit too short.
 TOO_SHORT = {
     "a mask to write": ("draw(SIZE, libc.malloc(100))", "WRITE"),
     "an array to write": (
@@ -119,7 +119,7 @@ TOO_SHORT = {
 
 @needs_asan
 @pytest.mark.parametrize("what", TOO_SHORT)
-def test_address_sanitizer_sees_a_byte_too_many(run_python, what):
+def test_address_sanitizer_detects_a_byte_too_many(run_python, what):
     call, how = TOO_SHORT[what]
     code = CALL_A_KERNEL + call
     assert run_python(code.replace("SIZE", "800")).returncode == 0
@@ -130,8 +130,8 @@ def test_address_sanitizer_sees_a_byte_too_many(run_python, what):
 
 
 @needs_asan
-def test_address_sanitizer_knows_the_end_of_a_mask(run_python):
-    """Beyond which there are bytes, up to the next line of 64."""
+def test_address_sanitizer_detects_an_access_beyond_a_mask(run_python):
+    """The mask's buffer has more bytes, up to a multiple of 64."""
     code = """
 import ctypes, fastdrop
 bits = fastdrop.draw_mask(80, 0.5).bits
@@ -144,7 +144,7 @@ ctypes.string_at(bits.ctypes.data, SIZE)
 
 
 @needs_asan
-def test_undefined_behaviour_sanitizer_sees_a_word_out_of_place(run_python):
+def test_undefined_behaviour_sanitizer_detects_a_misaligned_word(run_python):
     code = CALL_A_KERNEL + "draw(32, libc.malloc(4), SHIFT)"
     assert run_python(code.replace("SHIFT", "0")).returncode == 0
     done = run_python(code.replace("SHIFT", "1"))

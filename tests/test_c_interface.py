@@ -1,4 +1,4 @@
-"""The public C interface, as C and as C++: against the reference, its errors, and its versions."""
+"""The public C interface, in C and C++: results against the reference, errors and versions."""
 
 import array
 import concurrent.futures
@@ -31,7 +31,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 COMPILERS = {"c": ["gcc", "-std=c11"], "c++": ["g++", "-std=c++11", "-x", "c++"]}
 DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 
-# Of fastdrop.h, in its order.
+# The kinds of fastdrop.h, in its order.
 (
     OK,
     BAD_KIND,
@@ -45,7 +45,7 @@ DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.f
 
 
 def compiled(language, source, folder):
-    """The shared library of a source file; where there is no such compiler, the test is skipped."""
+    """The shared library of a source file. Without a compiler the test is skipped."""
     command = COMPILERS[language]
     if not shutil.which(command[0]):
         pytest.skip(f"no {command[0]} here")
@@ -73,7 +73,7 @@ def numbers(values, of=ctypes.c_int64):
 
 
 class Interface:
-    """The functions of the struct, on NumPy's arrays."""
+    """The functions of the struct, for NumPy arrays."""
 
     def __init__(self, library):
         self.library = ctypes.CDLL(str(library))
@@ -82,7 +82,7 @@ class Interface:
         self.api = ctypes.c_void_p(address_of(fastdrop._C_API))
 
     def call(self, to, from_, bits=None, *, back=False, seed=7, step=0, rate=0.5, **other):
-        """The status of forward, or of backward; `other` is in place of what the arrays say."""
+        """The status of forward or backward; `other` replaces fields that come from the arrays."""
         kind = other.get("kind", DTYPES.index(from_.dtype))
         shape = other.get("shape", from_.shape)
         return self.library.call(
@@ -115,7 +115,7 @@ class Interface:
 
 @pytest.fixture(scope="module", params=["c"])
 def interface(request, tmp_path_factory):
-    """The functions as C sees them, or as what a test's parameter says."""
+    """The functions in C, or in the language of the test's parameter."""
     folder = tmp_path_factory.mktemp("interface")
     return Interface(compiled(request.param, "tests/native/c_interface.c", folder))
 
@@ -156,7 +156,7 @@ def at_an_odd_address(content):
 
 
 def in_rows_between_elements(content):
-    """Every stride is a multiple of a byte only."""
+    """A view whose strides are not multiples of the element size."""
     rows = np.zeros((math.prod(content.shape[:-1]), content[0, 0].nbytes + 1), np.uint8)
     view = np.ndarray(
         content.shape,
@@ -196,7 +196,7 @@ def test_every_layout(interface, isa, dtype, noise_shape):
         reference.assert_same_bits(to, want)
         np.testing.assert_array_equal(bits, want_bits)
         reference.assert_same_bits(from_, x, nan_payloads=True)
-        # Without bits, drawn again in a gradient, and by bits that are there.
+        # Without bits, which the gradient draws again, and with given bits.
         for back, mask in [(False, None), (True, None), (True, bits)]:
             to[...] = 1
             assert interface.call(to, from_, mask, back=back, **with_all) == OK
@@ -229,7 +229,7 @@ def test_without_strides_arrays_are_in_c_order(interface):
             reference.assert_same_bits(y, want)
 
 
-def test_an_input_may_be_the_same_along_a_dimension(interface):
+def test_an_input_may_have_a_stride_of_zero(interface):
     x = np.broadcast_to(given(np.dtype(np.float64), (6, 1, 34)), SHAPE)
     y = np.empty(SHAPE)
     assert interface.call(y, x, seed=SEED, step=STEP, rate=0.2) == OK
@@ -244,14 +244,14 @@ def test_a_scale(interface, scale):
     options = {"seed": SEED, "step": STEP, "rate": 0.2, "scale": scale}
     assert interface.call(y, x, np.empty_like(bits), **options) == OK
     reference.assert_same_bits(y, want)
-    # A gradient by bits asks for neither seed nor rate.
+    # A gradient with bits ignores the seed and the rate.
     y[...] = 1
     assert interface.call(y, x, bits, back=True, rate=math.nan, scale=scale) == OK
     reference.assert_same_bits(y, want)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
-def test_nothing_and_everything_dropped(interface, rate):
+def test_rates_zero_and_one(interface, rate):
     x = given(np.dtype(np.float16))
     want, want_bits = expected(x, None, rate)
     y, bits = np.empty_like(x), np.empty_like(want_bits)
@@ -318,7 +318,7 @@ def test_calls_from_many_threads(interface):
             assert interface.call(y, x, seed=SEED, step=STEP, rate=0.2) == OK
             np.testing.assert_array_equal(y, want)
 
-    # Foreign functions are called without the GIL.
+    # ctypes calls functions without the GIL.
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         assert list(threads.map(often, range(4))) == [None] * 4
 
@@ -335,7 +335,7 @@ def test_the_count_of_threads(interface):
 
 
 @guarded.survives
-def test_no_byte_beside_an_array_or_its_mask(interface):
+def test_no_byte_outside_an_array_or_its_mask_is_accessed(interface):
     memory, masks = guarded.Guarded(8 * 600), guarded.Guarded(100)
     for size, dtype, place in itertools.product([0, 1, 7, 33, 513, 600], DTYPES, ["start", "end"]):
         guarded.at(size, dtype, place)
@@ -407,7 +407,7 @@ def test_an_error_changes_nothing(interface, bad):
     ],
     ids=str,
 )
-def test_a_draw_that_is_refused_changes_nothing(interface, options, status):
+def test_a_refused_draw_changes_nothing(interface, options, status):
     bits = np.full(2, 0xA5, np.uint8)
     assert interface.draw(bits, **{"size": 8, **options}) == status
     assert (bits == 0xA5).all()
@@ -435,7 +435,7 @@ def test_bytes_of_a_mask(interface):
 # The capsule, and versions.
 
 
-def test_what_the_struct_begins_with(interface):
+def test_the_first_fields_of_the_struct(interface):
     version, size, stream = (ctypes.c_uint32 * 3).from_address(interface.api.value)
     assert (version, size) == (interface.library.version(), interface.library.size())
     assert stream == STREAM_VERSION
@@ -448,7 +448,7 @@ def compiled_example(request, tmp_path_factory):
 
 @pytest.fixture
 def load_example(compiled_example, tmp_path):
-    """A function that imports the example; from a copy, since what was imported is not again."""
+    """A function that imports a new copy of the example, since Python imports a module once."""
 
     def load_example():
         path = shutil.copy(compiled_example, tmp_path)
@@ -462,7 +462,7 @@ def load_example(compiled_example, tmp_path):
 
 
 def capsule_like_ours(*, version=0, size=0, room=0):
-    """A capsule of a library whose version is another one, and whose struct is longer."""
+    """A capsule of a library with another version and a longer struct."""
     ours = address_of(fastdrop._C_API)
     content = ctypes.string_at(ours, (ctypes.c_uint32 * 3).from_address(ours)[1]) + bytes(room)
     memory = ctypes.create_string_buffer(content, len(content))

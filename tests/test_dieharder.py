@@ -1,9 +1,9 @@
-"""The mask stream in the batteries of dieharder, an independent program; `make test-slow` runs it.
+"""Dieharder, an independent program, tests the mask stream; `make test-slow` runs it.
 
-Dieharder reads the packed bits of masks at rate 1/2, one mask for each step. The rule: of all
-p-values of the battery, M in number, none may lie within ALPHA / 2M of 0 or of 1. A sound stream
-breaks it at no more than ALPHA of all seeds. What dieharder itself calls WEAK, p-values within .005
-of the ends, a sound stream has among every hundred: they count here only together with the rest.
+Dieharder reads the packed bits of masks at rate 1/2, one mask for each step. The rule: none of the
+M p-values of the battery may be within ALPHA / 2M of 0 or 1. A perfect stream breaks the rule for
+at most a fraction ALPHA of all seeds. Dieharder's own verdict WEAK is ignored: it is for p-values
+within .005 of 0 or 1, which are one in a hundred for a perfect stream.
 """
 
 import concurrent.futures
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 ALPHA = 1e-3
-# By dieharder's numbers: those that it calls good and that are done in seconds.
+# The numbers of the tests that dieharder rates as good and that take seconds.
 TESTS = {
     "birthdays": 0,
     "rank 32x32": 2,
@@ -58,29 +58,29 @@ def library(seed):
 
 
 def one_block(seed):
-    """As if every block started from the same state: the counter that is never advanced."""
+    """As if every block started from the same state."""
     block = fastdrop.draw_mask(4096, 0.5, seed=seed).bits
     while True:
         yield np.tile(block, PIECE // 4096)
 
 
 def dead_half(seed):
-    """As if half of the lanes repeated the other half's state, as has happened elsewhere."""
+    """As if half of the lanes repeated the other half's state."""
     for bits in library(seed):
         # Four of eight lanes, of 64 bits each, in every vector of 512.
         yield np.repeat(bits.reshape(-1, 2, 32)[:, :1], 2, axis=1)
 
 
 def write(pieces, pipe):
-    """Write until nobody reads any more."""
+    """Write until the reader closes the pipe."""
     with contextlib.suppress(BrokenPipeError), pipe:
         for piece in pieces:
             pipe.write(piece)
 
 
 def p_values(pieces, number):
-    """What dieharder makes of a stream in one of its tests."""
-    # 200 is its raw input; 8 + 128 are the flags for the test's name and its p-values alone.
+    """Dieharder's p-values for a stream in one of its tests."""
+    # 200 is its raw input; the flags 8 + 128 print only the test's name and its p-values.
     command = ["dieharder", "-g", "200", "-d", str(number), "-D", "8", "-D", "128", "-c", ","]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
         writer = threading.Thread(target=write, args=(pieces, program.stdin))
@@ -94,7 +94,7 @@ def p_values(pieces, number):
 
 
 def battery(source, names=tuple(TESTS)):
-    """The p-values of each test, each on a stream of its own; two tests at a time."""
+    """The p-values of each test, with a new stream for each; two tests run at a time."""
     numbers = [TESTS[name] for name in names]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         streams = [source(2024 + number) for number in numbers]
@@ -102,7 +102,7 @@ def battery(source, names=tuple(TESTS)):
 
 
 def broken_in(results):
-    """The names of the tests with a p-value that the rule does not allow."""
+    """The names of the tests with a p-value that breaks the rule."""
     bound = ALPHA / (2 * sum(map(len, results.values())))
     return [name for name, values in results.items() if any(min(p, 1 - p) < bound for p in values)]
 
@@ -118,6 +118,6 @@ def test_every_test_catches_one_block():
     assert broken_in(results) == list(TESTS), results
 
 
-def test_those_that_look_at_neighbours_catch_a_dead_half():
+def test_the_tests_of_neighbours_catch_a_dead_half():
     results = battery(dead_half, NEIGHBOURS)
     assert broken_in(results) == list(NEIGHBOURS), results

@@ -1,4 +1,4 @@
-"""Runs the examples in the docstrings of the public names, in the README and in the docs."""
+"""The examples in public docstrings, in the README and in the docs run as doctests."""
 
 import doctest
 from pathlib import Path
@@ -17,7 +17,7 @@ PAGES = sorted(
 
 
 def documented():
-    """Every public name and each method of the classes among them, with its docstring."""
+    """Every public name, and each method of public classes, with its docstring."""
     for module in (fastdrop, fastdrop_keras):
         yield module.__name__, module.__doc__
         for name in module.__all__:
@@ -25,7 +25,7 @@ def documented():
             yield f"{module.__name__}.{name}", value.__doc__
             if isinstance(value, type) and module is fastdrop:
                 for attribute in vars(value):
-                    # Of the class, not of its dict, where a class method is not callable.
+                    # From the class, since a class method in its dict is not callable.
                     member = getattr(value, attribute)
                     if not attribute.startswith("_") and callable(member):
                         yield f"{module.__name__}.{name}.{attribute}", member.__doc__

@@ -1,4 +1,4 @@
-"""A million small calls keep no memory, no descriptor and no thread; `make test-slow` runs it."""
+"""A million small calls leak no memory, descriptor or thread; `make test-slow` runs it."""
 
 import subprocess
 import sys
@@ -14,8 +14,7 @@ pytestmark = [
 ]
 
 CALLS = 1_000_000
-# Bytes a round of calls: the smallest thing that one of them could leave behind, a reference, would
-# be eight.
+# Bytes per round of calls: a leaked reference would be at least eight bytes.
 MOST = 4.0
 
 PREPARE = """
@@ -72,7 +71,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_million_calls_keep_nothing(group):
+def test_a_million_calls_leak_nothing(group):
     calls = GROUPS[group]
     lines = "\n".join(f"    {call}" for call in calls)
     rounds = CALLS // len(GROUPS) // len(calls)
@@ -82,7 +81,7 @@ def test_a_million_calls_keep_nothing(group):
     resident.assert_flat(done.stdout, MOST)
 
 
-def test_threads_are_kept_for_later_calls_and_not_made_anew():
+def test_later_calls_reuse_the_threads():
     program = resident.SAMPLER + (
         "import numpy as np, fastdrop\n"
         "fastdrop.set_num_threads(4)\n"
@@ -94,7 +93,7 @@ def test_threads_are_kept_for_later_calls_and_not_made_anew():
     resident.assert_flat(done.stdout, 64.0)
 
 
-def test_the_measure_sees_a_reference_kept_by_each_call():
+def test_the_measurement_detects_a_leaked_reference():
     program = resident.SAMPLER + (
         "import fastdrop\nkept_for_good = []\n"
         "sample(lambda: kept_for_good.append(fastdrop.draw_mask(8, 0.5, seed=1)), 60_000)\n"
@@ -105,7 +104,7 @@ def test_the_measure_sees_a_reference_kept_by_each_call():
         resident.assert_flat(done.stdout, MOST)
 
 
-def test_the_slope_is_that_of_least_squares():
+def test_the_slope_is_the_least_squares_slope():
     rng = np.random.default_rng(0)
     x = np.arange(60) * 100
     y = 3.0 * x + rng.normal(0, 50, 60)

@@ -1,4 +1,4 @@
-"""Runs each example as a user would, only shorter."""
+"""Each example runs as users run it, but with less work."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def run(name, *arguments):
     return done.stdout
 
 
-def test_all_are_run_here():
+def test_every_example_has_a_test():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "digits.py",
         "drop_connect.py",

@@ -1,7 +1,7 @@
 """Every operation against its frozen results, on each instruction set and number of threads.
 
-The digests in ``data/results.csv`` are the slow reference's, and the program that made them is
-beside them: neither this version of the library nor a later one may give another bit.
+The digests in ``data/results.csv`` come from the slow reference, by ``data/make_results.py``. No
+version of the library may change a bit of them.
 """
 
 import ast
@@ -44,24 +44,24 @@ def case_of(row):
     )
 
 
-def test_the_results_are_what_their_program_makes():
+def test_the_program_reproduces_the_results():
     program = subprocess.run(
         [sys.executable, DATA / "make_results.py"], capture_output=True, text=True, check=True
     )
     assert program.stdout == (DATA / "results.csv").read_text()
 
 
-def test_the_results_cover_what_they_are_a_function_of():
+def test_the_results_cover_every_argument():
     assert [case_of(row) for row in ROWS] == list(cases())
     for name in COLUMNS:
         assert len({row[name] for row in ROWS}) >= 4, name
-    # An operation that did nothing, or the same at every row, would not go unnoticed.
+    # Detects an operation that does nothing, or the same for every row.
     for name in RESULTS:
         assert len({row[name] for row in ROWS}) > len(ROWS) // 2, name
 
 
 def computed(row, stream_at, *, in_place, store_mask):
-    """Digests of the library's results in one way of calling."""
+    """Digests of the library's results for one way of calling."""
     seed, step, rate, dtype, shape, noise_shape, scale = case_of(row)
     x, dy, residual, bias = inputs(dtype, shape)
     options = {"noise_shape": noise_shape, "scale": scale}

@@ -1,8 +1,8 @@
-"""Dropout fused with ReLU, with a bias and with a residual, against the operations one by one.
+"""Dropout fused with ReLU, a bias and a residual equals the separate operations.
 
-The forward results are compared bit for bit with NumPy's operations around the reference's
-dropout; float16 and bfloat16, which the contract computes in float32, with the same in float32.
-Sums are compared with exact ones, and with themselves on other instruction sets and threads.
+Forward results are compared bit for bit with NumPy's operations around the reference's dropout; for
+float16 and bfloat16 these are in float32, as in the contract. Sums are compared with exact sums,
+and between instruction sets and numbers of threads.
 """
 
 import itertools
@@ -43,12 +43,12 @@ def keep(shape, rate, seed, noise_shape=None):
 
 
 def finite(dtype, shape, seed=0):
-    """Numbers without NaN, so that none of two meets the other."""
+    """Numbers without NaN: a sum of two NaNs may have either's bits."""
     return np.random.default_rng(seed).normal(0, 2, shape).astype(dtype)
 
 
 def relu_dropout(x, rate, seed, noise_shape=None, scale=None):
-    """The expected y, and which elements are left."""
+    """The expected y, and a bool array of the kept elements."""
     scale = reference.default_scale(rate) if scale is None else scale
     left = keep(x.shape, rate, seed, noise_shape) & reference.positive(x)
     return reference.dropout(x, left, scale), left
@@ -79,7 +79,7 @@ def test_relu(isa, dtype, rate):
 def test_relu_is_the_dropout_of_maximum(isa, dtype):
     x = values(dtype, (5000,), seed=3)
     with np.errstate(invalid="ignore"):
-        # NumPy does not say which zero is the greater one.
+        # NumPy does not define the maximum of 0.0 and -0.0.
         positive_part = np.maximum(x, dtype.type(0)) + dtype.type(0)
     expected, _ = fastdrop.dropout(positive_part, 0.3, seed=5)
     assert_same_bits(fastdrop.relu_dropout(x, 0.3, seed=5)[0], expected)
@@ -191,7 +191,7 @@ def test_scale_and_rate_with_and_without_stored_bits(isa, rate, scale, store_mas
     assert_same_bits(dx, reference.dropout(x, kept, used))
 
 
-def test_out_may_be_x_and_residual_and_hold_the_bias(isa):
+def test_out_may_be_x_and_residual_and_contain_the_bias(isa):
     x, other = finite(np.float32, (130, 70), 1), finite(np.float32, (70,), 3)
     kept = keep(x.shape, 0.3, 4)
     expected = reference.bias_dropout_add(x, other, x, kept, 1 / 0.7)
@@ -296,7 +296,7 @@ def test_bias_gradient(isa, dtype, columns):
     assert_same_bits(dx, reference.dropout(dy, kept, 1.25))
     assert dbias.dtype == dtype
     assert dbias.shape == (columns,)
-    # The summands, before they are rounded to half precision.
+    # The terms of the sums, before they are rounded to half precision.
     wide = reference.computed_in(dtype)
     summands = np.where(kept, dy.astype(wide) * wide.type(1.25), 0)
     precision = 1e-15 if dtype == np.float64 else 2.0**-24
@@ -309,7 +309,7 @@ def test_bias_gradient(isa, dtype, columns):
     ("dtype", "large"), [(DTYPES[0], 1024), (DTYPES[1], 256)], ids=["float16", "bfloat16"]
 )
 def test_sums_are_rounded_once(isa, dtype, large):
-    """A hair above the middle of two numbers, which single precision does not tell from it."""
+    """A sum slightly above the middle of two numbers, which float32 rounds to the middle."""
     dy = np.zeros((100_000, 1), dtype)
     dy[0], dy[1], dy[-1] = large, ml_dtypes.finfo(dtype).eps * large / 2, 2.0**-24
     for sign in (1, -1):
@@ -321,7 +321,7 @@ def test_sums_are_rounded_once(isa, dtype, large):
 
 @pytest.mark.parametrize("shape", [(300_000, 1), (9000, 33), (1000, 1025), (3, 100_003)], ids=str)
 def test_sums_of_many_groups_of_rows(isa, shape):
-    """Of whole numbers below 2^24, so that every sum is exact."""
+    """The numbers are integers below 2^24, so every sum is exact."""
     dy = np.random.default_rng(0).integers(-40, 40, shape).astype(np.float32)
     mask = fastdrop.draw_mask(shape, 0.5, seed=3)
     for threads in (1, 2):
@@ -334,7 +334,7 @@ def test_sums_of_many_groups_of_rows(isa, shape):
 
 @each_dtype
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_sums_of_what_is_not_finite(isa, dtype, value):
+def test_sums_of_non_finite_values(isa, dtype, value):
     dy = finite(dtype, (300, 40), 1)
     dy[7, 3] = dy[8, 5] = value
     mask = fastdrop.draw_mask(dy.shape, 0.0, seed=3)
@@ -445,7 +445,7 @@ def test_inputs_are_only_read(isa):
         assert not np.shares_memory(y, x)
 
 
-# What is refused.
+# Errors.
 
 
 def unchanged(call, argument, *arrays, error=ValueError):
@@ -480,7 +480,7 @@ def test_bias_and_residual_are_checked(name, value):
 
 @pytest.mark.parametrize("value", ["text", object(), {1.0}])
 @pytest.mark.parametrize("name", ["bias", "residual"])
-def test_companions_are_arrays(name, value):
+def test_bias_and_residual_are_arrays(name, value):
     arguments = {"bias": None, "residual": None} | {name: value}
     with pytest.raises((TypeError, ValueError), match=f"`{name}`"):
         fastdrop.bias_dropout_add(np.ones((3, 5)), **arguments, rate=0.5)
@@ -521,7 +521,7 @@ def test_out_apart_from_the_residual():
     )
 
 
-def test_gradient_not_into_dy():
+def test_the_gradient_cannot_overwrite_dy():
     dy = np.ones((3, 5))
     mask = fastdrop.draw_mask((3, 5), 0.5)
     for out in (dy, dy[...]):
@@ -532,7 +532,7 @@ def test_gradient_not_into_dy():
 
 
 def random_view(content, rng):
-    """The same numbers with the axes in another order in memory, gaps, and some axes backwards."""
+    """The same numbers with axes in another memory order, with gaps, and with negative strides."""
     order = rng.permutation(content.ndim)
     sizes = [content.shape[axis] * rng.integers(1, 3) + rng.integers(0, 2) for axis in order]
     memory = np.zeros(sizes, content.dtype)
@@ -560,7 +560,7 @@ def random_view(content, rng):
     [1, 2],
 )
 def test_any_strides(isa, shape, threads):
-    """Large enough for pieces, tiles and threads."""
+    """The arrays are large enough for pieces, tiles and threads."""
     for seed in range(6):
         rng = np.random.default_rng([seed, *shape])
         dtype = DTYPES[seed % len(DTYPES)]
@@ -580,12 +580,12 @@ def test_any_strides(isa, shape, threads):
             assert_same_bits(y, reference.bias_dropout_add(content, bias, other, kept, 1 / 0.7))
             dx, dbias, _ = fastdrop.bias_dropout_add_grad(x, mask, out=out)
             assert_same_bits(dx, reference.dropout(content, kept, 1 / 0.7))
-            # The order of the sums is that of the indices, whatever that of memory is.
+            # Sums are in the order of the indices, for any memory order.
             assert_same_bits(dbias, fastdrop.bias_dropout_add_grad(content, mask)[1])
 
 
-def test_a_bias_of_two_backwards(isa):
-    """Of two columns, the one before is the one after too."""
+def test_a_reversed_bias_of_two_elements(isa):
+    """With two columns, the column before is also the column after."""
     y = np.zeros((20_000, 2))[::-1, ::-1]
     fastdrop.bias_dropout_add(y, np.array([100.0, -1000.0]), None, 0.0, seed=1, out=y)
     np.testing.assert_array_equal(y, np.broadcast_to([100.0, -1000.0], y.shape))
@@ -603,7 +603,7 @@ def test_gradient_into_an_array_at_an_odd_address(isa, dtype):
 
 
 def test_threads_with_little_stack():
-    """As some systems give: every operation, where it needs the most."""
+    """Every operation runs with its largest need of stack, on a small stack as in some systems."""
     wide, tall = finite(np.dtype(np.float64), (300, 700)), np.ones((400, 300)).T
     bias = np.ones(700)
 

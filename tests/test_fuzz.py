@@ -1,8 +1,8 @@
-"""The whole public interface with arguments at random, right ones and wrong ones mixed.
+"""The public interface with random arguments, valid and invalid.
 
-Each call must do what tests/reference.py and NumPy say; or, where an argument is wrong by its
-making, raise a TypeError or a ValueError that names a wrong argument, with every array, the seed's
-stream and the number of threads as they were.
+A call with valid arguments must give the results of tests/reference.py and NumPy. A call with an
+invalid argument must raise a TypeError or a ValueError that names it, and change no array, stream
+or number of threads.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ DTYPES = [np.dtype(d) for d in (np.float16, np.float32, np.float64, ml_dtypes.bf
 WRONG_DTYPES = [np.dtype(d) for d in ("i4", "?", ">f4", "F", "O", "u1", "S3")]
 NAN, INF = float("nan"), float("inf")
 
-# Right values that are easily taken for wrong ones, and the other way round.
+# Valid values that look invalid, and invalid values that look valid.
 RATES = [0, 1, 0.0, -0.0, 0.5, 1.0, 2**-49, 1 - 2**-53, np.float16(0.25), np.int8(1), np.uint64(0)]
 RATES += [np.array(0.5), np.array(0.25, np.float16), np.array(1, np.int8)]
 WRONG_RATES = [-1, 2, 1 + 2**-52, -5e-324, NAN, INF, 10**400, True, None, "0.5", b"1", 0.5j]
@@ -48,12 +48,12 @@ RANDOM_GARBAGE = st.recursive(
 
 
 class Scene:
-    """Draws the arguments of one call, and remembers which are wrong and what must not change."""
+    """Draws the arguments of one call, and records the invalid ones and a copy of all arrays."""
 
     def __init__(self, data):
         self.data = data
         self.wrong = {}
-        # Mostly one, which no other can hide.
+        # Mostly one, since another invalid argument could hide it.
         self.most_wrong = data.draw(st.sampled_from([1, 1, 9]), "wrong arguments at most")
         self.placed = []
         self.threads = fastdrop.get_num_threads()
@@ -66,7 +66,7 @@ class Scene:
         return len(self.wrong) >= self.most_wrong
 
     def choose(self, name, right, wrong):
-        """A value of a strategy, or now and then a wrong one out of a list."""
+        """A value of a strategy, or sometimes an invalid value from a list."""
         if self.enough_wrong() or self.data.draw(st.integers(0, 5), f"{name} is wrong if 5") < 5:
             return self.data.draw(right, name)
         value = self.data.draw(st.sampled_from(wrong), f"wrong {name}")
@@ -75,7 +75,7 @@ class Scene:
 
     def shape(self):
         small = st.lists(st.integers(0, 6), max_size=4)
-        # Without ones and zeros, so that each entry of a noise shape makes a difference.
+        # Sizes above 1, so that each entry of a noise shape matters.
         solid = st.lists(st.integers(2, 6), min_size=3, max_size=4)
         large = st.lists(st.sampled_from([1, 3, 64, 70, 97]), min_size=2, max_size=2)
         return tuple(self.data.draw(small | solid | large | st.sampled_from([[4096], [8195]])))
@@ -84,21 +84,21 @@ class Scene:
         return self.choose(f"{name}, dtype", st.sampled_from(DTYPES), WRONG_DTYPES)
 
     def place(self, content):
-        """The content in memory of any layout, which is looked at after the call."""
+        """The content in memory of any layout, which is checked after the call."""
         layout = LAYOUTS[self.data.draw(st.sampled_from(sorted(LAYOUTS)))]
         placed = Placed(content, **layout(content.ndim))
         self.placed.append(placed)
         return placed.array
 
     def array(self, name, shape, dtype, numbers=values):
-        """An array to read, of a dtype that may be wrong."""
+        """An array to read, with a dtype that may be invalid."""
         if dtype not in DTYPES:
             self.wrong[name] = dtype
             return np.zeros(shape, dtype)
         return self.place(numbers(dtype, shape))
 
     def changeable(self, name, array):
-        """The array to be changed in place, made unfit now and then."""
+        """The array to change in place, which is sometimes invalid."""
         how = self.data.draw(st.sampled_from(["", "", "", "", "read-only", "list", "overlap"]))
         if self.enough_wrong():
             return array
@@ -114,7 +114,7 @@ class Scene:
         return array
 
     def out(self, x, itself=True):
-        """Nothing, x itself, or another array, which may be unfit."""
+        """None, x itself, or another array, which may be invalid."""
         how = self.data.draw(st.sampled_from(["none", "none", "x", "other", "other", "unfit"]))
         if how == "none" or not isinstance(x, np.ndarray) or x.dtype not in DTYPES:
             return None
@@ -126,7 +126,7 @@ class Scene:
         if how == "unfit" and not self.enough_wrong():
             unfit = [x.tolist(), np.ones((*x.shape, 2), x.dtype), np.ones(x.shape, np.int8)]
             if x.size > 2 and x.ndim == 1:
-                unfit.append(x[::-1])  # shares its memory in another order
+                unfit.append(x[::-1])  # the same memory in another order
             self.wrong["out"] = self.data.draw(st.sampled_from(unfit))
             return self.wrong["out"]
         out = self.place(np.ones(x.shape, x.dtype))
@@ -145,7 +145,7 @@ class Scene:
         return self.choose("noise_shape", st.none() | entries | fewer, wrong)
 
     def drawing(self, shape, store_mask=True):
-        """The arguments that all that draw have."""
+        """The arguments of all functions that draw."""
         arguments = {
             "rate": self.choose("rate", st.sampled_from(RATES) | st.floats(0, 1), WRONG_RATES),
             "seed": self.choose("seed", st.just(self.stream), WRONG_SEEDS),
@@ -157,7 +157,7 @@ class Scene:
         return arguments
 
     def mask(self, shape):
-        """A mask of the shape, drawn, not stored, or packed; and what it keeps."""
+        """A mask of the shape (drawn, not stored, or packed), and the elements that it keeps."""
         if self.choose("mask", st.just(None), WRONG_MASKS) is not None or "mask" in self.wrong:
             return self.wrong["mask"], None
         if self.data.draw(st.booleans(), "packed"):
@@ -173,7 +173,7 @@ class Scene:
         return mask, np.broadcast_to(kept, shape)
 
     def kept(self, shape, arguments):
-        """What the reference keeps, and the scale; the stream must have taken one step."""
+        """The reference's kept elements and scale; checks that the stream has taken one step."""
         rate = float(arguments["rate"])
         noise = reference.resolve_noise_shape(shape, arguments["noise_shape"])
         kept = reference.keep_mask(self.seed, self.step, rate, math.prod(noise)).reshape(noise)
@@ -184,7 +184,7 @@ class Scene:
         return np.broadcast_to(kept, shape), scale
 
     def call(self, function, *arguments, **options):
-        """The result, or None where an argument is wrong and was refused as it should."""
+        """The result, or None if an invalid argument was refused correctly."""
         if not self.wrong:
             return function(*arguments, **options)
         with pytest.raises((TypeError, ValueError)) as refused:
@@ -202,7 +202,7 @@ class Scene:
         assert fastdrop.get_num_threads() == self.threads
 
     def assert_only_changed(self, *arrays):
-        """Nothing beside and between the arrays has changed, nor any other array."""
+        """Assert that no memory outside of the arrays has changed."""
         for placed in self.placed:
             if any(placed.array is array for array in arrays):
                 placed.assert_rest_untouched()
@@ -271,7 +271,7 @@ def fuzz_draw_mask(scene):
 
 
 def fuzz_mask_use(scene, function, name, in_place):
-    """What applies a mask: dropout_grad and its relatives, and Mask's own methods."""
+    """Functions that apply a mask: gradients and Mask's methods."""
     shape = scene.shape()
     x = scene.array(name, shape, scene.dtype(name))
     content = x.copy()
@@ -330,7 +330,7 @@ def fuzz_relu_dropout(scene):
 def fuzz_bias_dropout_add(scene):
     shape = scene.shape()
     dtype = scene.dtype("x")
-    # Which NaN results where two meet is up to the CPU, and not whether one does.
+    # The CPU chooses the bits of a NaN if both operands are NaN.
     x = scene.array("x", shape, dtype, finite)
     content = x.copy()
     companions = []
@@ -341,7 +341,7 @@ def fuzz_bias_dropout_add(scene):
             wrong.append(right)
         fits = st.sampled_from([None, right]) if shape or name == "residual" else st.none()
         companions.append(scene.choose(name, fits, wrong))
-    if dtype not in DTYPES:  # no bias is right for it
+    if dtype not in DTYPES:  # no bias is valid for it
         for name in ("bias", "residual"):
             scene.wrong.setdefault(name, None)
     bias, residual = companions
@@ -437,7 +437,7 @@ def fuzz_configuration(scene):
             function(scene.data.draw(RANDOM_GARBAGE))
 
 
-# What is called, for each public name.
+# The calls for each public name.
 FUZZED = {
     "dropout": [fuzz_dropout],
     "dropout_": [fuzz_dropout_],
@@ -473,7 +473,7 @@ def test_every_public_name_is_fuzzed():
     assert set(FUZZED) == set(fastdrop.__all__)
 
 
-# Of a wrong value that is one of a dozen, a hundred examples would see too little.
+# Many examples, since each invalid value is only one of a dozen.
 @pytest.mark.parametrize("case", CASES)
 @hypothesis.settings(max_examples=200)
 @given(st.data())
@@ -509,6 +509,6 @@ GARBAGE_TAKERS = {
 
 @pytest.mark.parametrize("taker", GARBAGE_TAKERS)
 @given(st.tuples(*[RANDOM_GARBAGE | st.floats(0, 1) | st.integers(0, 9)] * 4))
-def test_garbage_is_taken_or_refused(taker, garbage):
+def test_random_bytes_are_accepted_or_refused(taker, garbage):
     with contextlib.suppress(TypeError, ValueError):
         GARBAGE_TAKERS[taker](*garbage)

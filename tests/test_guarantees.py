@@ -1,4 +1,4 @@
-"""The page of guarantees names tests: each is there, is run, and has a fault that it sees."""
+"""Every test on the page of guarantees exists, runs, and detects a fault."""
 
 import ast
 import pathlib
@@ -15,7 +15,7 @@ def named_tests():
 
 
 def marks_of(tree, name):
-    """A test's own marks and those of its whole file, as they are written."""
+    """The source text of the marks of a test and of its file."""
     marks = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
@@ -25,11 +25,11 @@ def marks_of(tree, name):
     return " ".join(map(ast.unparse, marks))
 
 
-def test_every_test_that_the_page_names_is_there_and_is_run():
-    """No mark switches it off. What a machine lacks may skip it there: that is a condition."""
+def test_every_test_on_the_page_exists_and_runs():
+    """No mark disables a test. A condition on the machine may skip it."""
     named = named_tests()
     assert len(named) > 40
-    # Nothing that looks like a test's name is overlooked.
+    # The pattern finds every test's name on the page.
     assert PAGE.read_text().count("::") == len(named)
     for file in {file for file, _ in named}:
         tree = ast.parse((TESTS / file).read_text())
@@ -46,8 +46,8 @@ def test_every_promise_in_a_table_names_a_test():
     assert all("::" in row.rsplit("|", 2)[1] for row in promises)
 
 
-def test_every_test_of_the_page_has_a_fault_that_it_sees():
-    """`make faults` plants them. Faults that fit no source any more are for it to find, too."""
+def test_every_test_on_the_page_detects_a_fault():
+    """`make faults` applies the faults, and reports patches that no longer apply."""
     named = {f"{file}::{name}" for file, name in named_tests()}
     planted = {test.partition("[")[0] for fault in FAULTS for test in fault.tests}
     assert named - planted - set(CONTROLS) == set()

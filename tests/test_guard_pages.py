@@ -1,8 +1,8 @@
-"""Arrays and masks that end where memory does: no call reads or writes a byte beside them.
+"""No call accesses a byte outside of its arrays and masks.
 
-Each array lies right before a page that cannot be touched, or right behind one; results are
-compared with the reference. Kernels are called by themselves too, since the library's own masks
-and sums have room behind them that would hide a byte too many.
+Each array is directly before or after an inaccessible page, and results are compared with the
+reference. Kernels are also called directly, since the library's own masks and sums have spare
+memory at their ends.
 """
 
 import ctypes
@@ -33,21 +33,21 @@ SEED = 7
 
 @functools.cache
 def kept(size):
-    """Whether each element is kept; a smaller size has the first ones of a larger."""
+    """Whether each element is kept; a smaller mask is the start of a larger."""
     mask = reference.keep_mask(SEED, 0, RATE, size)
     mask.flags.writeable = False
     return mask
 
 
 def check(actual, expected):
-    """As `assert_same_bits`, and fast where there is nothing to say."""
+    """As `assert_same_bits`, but fast if the arrays are equal."""
     same = actual.dtype == expected.dtype and actual.shape == expected.shape
     if not same or actual.tobytes() != expected.tobytes():
         assert_same_bits(actual, expected)
 
 
 def aways(dtype):
-    """Bytes between an array and its guard, so that elements get all alignments that they may."""
+    """Numbers of bytes between an array and its guard, for all possible alignments."""
     return {0, 1, dtype.itemsize // 2, dtype.itemsize - 1}
 
 
@@ -86,7 +86,7 @@ def test_every_size(isa, dtype, from_, to):
 @each_dtype
 @pytest.mark.parametrize("rate", [0, 1])
 @survives
-def test_every_size_where_all_is_kept_or_dropped(isa, dtype, rate):
+def test_every_size_at_rates_zero_and_one(isa, dtype, rate):
     memory = Guarded(LARGEST * dtype.itemsize)
     content = values(dtype, (LARGEST,), seed=1)
     for size, place, scale in itertools.product(SIZES, PLACES, (None, 2.0)):
@@ -159,7 +159,7 @@ def test_bias_and_residual(isa, dtype, place):
 @each_dtype
 @survives
 def test_rows_of_a_bias(isa, dtype):
-    """The bias begins again in each row, and the sums with it."""
+    """Bias and sums start again in each row."""
     memories = [Guarded(LARGEST * dtype.itemsize) for _ in range(3)]
     for columns in [1, 2, 3, 5, 7, 8, 16, 31, 32, 33, 63, 64, 65, 100, 200, 300]:
         shape = (LARGEST // columns, columns)
@@ -179,7 +179,7 @@ def test_rows_of_a_bias(isa, dtype):
         check(residual, reference.dropout(ones, kept(size).reshape(shape), SCALE))
 
 
-# Views: how they are walked depends on an element's size, not on its type.
+# Views: the walk depends on an element's size, not on its type.
 
 OF_EACH_SIZE = [dtype for dtype in DTYPES if dtype != ml_dtypes.bfloat16]
 
@@ -257,7 +257,7 @@ def c_backward(dx, dy, bits, noise_shape):
     """Call `backward` of fastdrop.h on float32 arrays."""
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    # The functions follow three numbers of 32 bits, which the compiler pads.
+    # Before the functions are three numbers of 32 bits and padding.
     functions = ctypes.cast(
         pointer(fastdrop._C_API, b"fastdrop._C_API") + 16, ctypes.POINTER(ctypes.c_void_p)
     )
@@ -280,8 +280,8 @@ def c_backward(dx, dy, bits, noise_shape):
 
 @pairs_of("noise_shape order", NOISE_SHAPES, ["C", *ORDERS])
 @survives
-def test_bits_beside_a_guard(isa, noise_shape, order):
-    """The C interface takes bits from wherever a framework has them."""
+def test_bits_next_to_a_guard_page(isa, noise_shape, order):
+    """The C interface takes bits from any address of a framework."""
     bits_memory = Guarded(LARGEST_SHAPE // 8 + 16)
     content = values(np.dtype(np.float32), (LARGEST_SHAPE,), seed=6)
     for shape, place in itertools.product(SHAPES, PLACES):
@@ -332,7 +332,7 @@ class Table(ctypes.Structure):
 KINDS = [*DTYPES, *(np.dtype(word) for word in (np.uint16, np.uint32, np.uint64))]
 WORDS = KINDS[len(DTYPES) :]
 RELU, ADD, SUM = 1, 2, 3
-# Around the ends of blocks, and of the eight whose bits are kept at a time where nobody wants them.
+# Around the ends of blocks, and of eight blocks, the buffer's size for bits that are not stored.
 DRAWN_SIZES = [*SIZES, *(n * 4096 + more for n in (1, 2, 8) for more in (-33, -1, 0, 1, 31, 65))]
 MOST_DRAWN = max(DRAWN_SIZES)
 
@@ -366,7 +366,7 @@ def data(array):
 
 
 def use(kernels, key, x, y, bits, **more):
-    """What a kernel does with x and y, and past the caches at every other size."""
+    """Run a kernel on x and y, with streaming stores for every other size."""
     on = Operands(KINDS.index(x.dtype), size=x.size, to=data(y), from_=data(x), bits=data(bits))
     on.scale, on.streaming = SCALE, x.size % 2
     for name, value in more.items():
@@ -407,7 +407,7 @@ def test_kernel_draw_and_use(kernels, key, dtype, place):
 
 
 def bits_from(memory, place, keep, offset):
-    """The bits of `keep` from bit `offset` on, those before it set."""
+    """The bits of `keep` from bit `offset`; the bits before are set."""
     before = np.ones(offset, bool)
     return memory.copy(place, reference.pack_bits(np.concatenate([before, keep])))
 
@@ -463,7 +463,7 @@ def test_kernel_relu(kernels, key, dtype, place):
 @pytest.mark.parametrize("advance", [0, 1])
 @survives
 def test_kernel_add(kernels, key, dtype, place, advance):
-    """The bias has 31 elements after its period, the residual 32 where it does not advance."""
+    """The bias has 31 elements after its period. A residual that does not advance has 32."""
     wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     memory, bits_memory = Guarded(MOST_DRAWN * dtype.itemsize), Guarded(MOST_DRAWN // 8 + 1)
     bias_memory, residual_memory = Guarded(1000 * 8), Guarded(MOST_DRAWN * dtype.itemsize)
@@ -529,17 +529,17 @@ def test_kernel_sum(kernels, dtype, place):
             check(sums, before[:size] + content[:size] * factors[:size])
 
 
-# What the tests above stand on.
+# The assumptions of these tests.
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_byte_beside_the_memory_is_found(place):
+def test_an_access_outside_the_memory_is_detected(place):
     memory = Guarded(100)
     beside = -1 if place == "start" else 1
 
     @survives
     def touch(offset):
-        faulthandler.disable()  # it would tell of this fault, which is meant
+        faulthandler.disable()  # it would print this intended fault
         at("byte", offset)
         ctypes.string_at(data(memory.array(place, 1)) + offset, 1)
 
@@ -548,7 +548,7 @@ def test_a_byte_beside_the_memory_is_found(place):
         touch(beside)
 
 
-def test_a_failure_in_a_child_is_told():
+def test_a_failure_in_a_child_is_reported():
     @survives
     def fail():
         at("here")

@@ -1,4 +1,4 @@
-"""Arguments that lie, change while they are looked at, or are made to exhaust something."""
+"""Arguments that misreport themselves, change during checks, or try to exhaust memory or time."""
 
 import copy
 import ctypes
@@ -20,8 +20,8 @@ from test_values import each_dtype
 import fastdrop
 
 
-def test_a_dtype_without_a_number_is_no_bfloat16(run_python):
-    """Dtypes of NumPy's newer interface have the number -1, and bfloat16 none until it is there."""
+def test_a_dtype_without_a_number_is_not_bfloat16(run_python):
+    """User dtypes of NumPy's newer API have the number -1, like bfloat16 before its import."""
     done = run_python(
         "import numpy as np, fastdrop\n"
         "odd = np._core._multiarray_umath._get_sfloat_dtype()\n"
@@ -32,7 +32,7 @@ def test_a_dtype_without_a_number_is_no_bfloat16(run_python):
     assert "`x`" in done.stdout, done.stderr
 
 
-def test_a_blocked_ml_dtypes_is_not_asked(run_python):
+def test_a_blocked_ml_dtypes_is_not_imported(run_python):
     done = run_python(
         "import sys; sys.modules['ml_dtypes'] = None\n"
         "import fastdrop\n"
@@ -43,7 +43,7 @@ def test_a_blocked_ml_dtypes_is_not_asked(run_python):
 
 
 class Shapeless(np.ndarray):
-    """Says that it has one element."""
+    """Reports that it has one element."""
 
     shape = property(lambda self: ())
     size = property(lambda self: 1)
@@ -59,7 +59,7 @@ def test_a_subclass_cannot_lie_about_its_shape():
 
 
 class Fickle:
-    """Another truth each time it is asked."""
+    """Returns another truth value each time."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -69,14 +69,14 @@ class Fickle:
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_store_mask_is_asked_once(first):
+def test_store_mask_is_evaluated_once(first):
     mask = fastdrop.draw_mask(100_000, 0.5, seed=1, store_mask=Fickle(first, not first))
     assert mask == fastdrop.draw_mask(100_000, 0.5, seed=1)
     assert (mask.bits is not None) == first
 
 
 class Changing:
-    """Changes an array while its size is read off."""
+    """Changes an array while another value is read."""
 
     def __init__(self, change):
         self.change = change
@@ -100,7 +100,7 @@ class NoIndex:
 
 
 @pytest.mark.parametrize("shape", [(int,), (NoIndex(),), NoIndex()], ids=["type", "in", "alone"])
-def test_what_only_looks_like_an_int(shape):
+def test_objects_that_look_like_ints(shape):
     with pytest.raises(TypeError):
         fastdrop.draw_mask(shape, 0.5)
 
@@ -139,19 +139,19 @@ def test_out_over_the_same_memory_with_another_stride_of_one_element():
 ODD_VIEWS = {
     "windows": lambda: sliding_window_view(np.ones(200_000, np.float32), 200, writeable=True),
     "terabytes": lambda: as_strided(np.ones(4, np.float32), (2**40, 2**10), (4, 8)),
-    # Each element has a place of its own, of which there are too many to look at.
+    # No elements overlap, and there are too many to visit each.
     "interleaved": lambda: as_strided(np.ones(130_000, np.float32), (2, 60_000), (12, 8)),
 }
 
 
-# Made in the test: pytest would look at each element of an argument that it shows.
+# Created in the test: pytest visits each element of a parameter for its id.
 @pytest.mark.parametrize("view", ODD_VIEWS)
-def test_a_view_that_overlaps_itself_is_refused_without_looking_at_each_element(view):
+def test_an_overlapping_view_is_refused_without_visiting_each_element(view):
     with pytest.raises(ValueError, match="overlap"):
         fastdrop.dropout_(ODD_VIEWS[view](), 0.5)
 
 
-def test_an_odd_view_without_overlap_is_taken():
+def test_an_odd_view_without_overlap_is_accepted():
     places = np.zeros(20, np.float32)
     x = as_strided(places, (2, 3), (12, 8))  # places 0 2 4 and 3 5 7
     x[...] = 1
@@ -166,7 +166,7 @@ def test_masks_of_many_dimensions_are_pickled():
 
 
 @pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"), reason="the modes' numbers are those of x86"
+    platform.machine() not in ("x86_64", "AMD64"), reason="the modes' numbers are for x86"
 )
 @pytest.mark.parametrize("mode", [0x400, 0x800, 0xC00], ids=["down", "up", "to zero"])
 def test_the_callers_rounding_mode_does_not_matter(isa, mode):
@@ -188,8 +188,8 @@ class FloatingPointEnvironment(ctypes.Structure):
     _fields_ = (("x87", ctypes.c_uint32 * 7), ("mxcsr", ctypes.c_uint32))
 
 
-FLUSH = 0x8040  # subnormal results become zero, and subnormal operands count as zero
-MODES = 0xFFC0  # all of the register but the flags that operations leave
+FLUSH = 0x8040  # subnormal results and operands become zero
+MODES = 0xFFC0  # all bits of the register but the exception flags
 
 
 @pytest.mark.skipif(
@@ -197,9 +197,9 @@ MODES = 0xFFC0  # all of the register but the flags that operations leave
 )
 @each_dtype
 @pytest.mark.parametrize("modes", [FLUSH, 0x2000, 0x4000, 0x6000], ids=hex)
-def test_the_callers_modes_do_not_matter_and_are_left(isa, dtype, modes):
-    """Flushing as TensorFlow's threads do, or rounding down, up or to zero."""
-    # Subnormal, and just above.
+def test_the_callers_modes_do_not_matter_and_are_restored(isa, dtype, modes):
+    """The caller flushes subnormals, as TensorFlow's threads do, or rounds down, up or to zero."""
+    # Subnormal numbers, and numbers just above them.
     x = np.arange(2**12, dtype=f"u{dtype.itemsize}").view(dtype).reshape(64, 64)
     kept = reference.keep_mask(1, 0, 0.3, x.size).reshape(x.shape)
     mask = fastdrop.Mask.pack(kept, scale=reference.default_scale(0.3))
@@ -230,12 +230,12 @@ def test_the_callers_modes_do_not_matter_and_are_left(isa, dtype, modes):
     assert (flushed == 0) == (modes == FLUSH)
     assert found == expected
     assert after.mxcsr & MODES == odd.mxcsr & MODES
-    # A kernel leaves no exception's flag either.
+    # A kernel sets no exception flag either.
     assert after_call.mxcsr == before_call.mxcsr
 
 
 class Meddler:
-    """An array that does something else when it is asked for."""
+    """An array with a side effect when it is converted."""
 
     def __init__(self, array, action):
         self.array, self.action = array, action
@@ -265,7 +265,7 @@ def test_a_bias_whose_dtype_changes_while_the_residual_is_read():
 
     def other_dtype():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # newer NumPy advises against it
+            warnings.simplefilter("ignore")  # newer NumPy deprecates it
             bias.dtype = np.int8
 
     with pytest.raises(ValueError, match="`bias`"):
@@ -360,11 +360,11 @@ def test_a_crafted_pickle_of_a_huge_mask_takes_no_memory_until_it_is_used():
     assert (mask.size, mask.nbytes) == (2**60, 0)
     with pytest.raises(MemoryError):
         mask.unpack()
-    # Compared a window at a time, as far as the first difference.
+    # The comparison stops at the first window that differs.
     assert mask != crafted(shape=(2**60,), noise_shape=(2**60,), bits=None)
 
 
-# Sizes, strides and offsets at the ends of 64 bits.
+# Sizes, strides and offsets at the limits of 64 bits.
 
 
 @pytest.mark.parametrize("store_mask", [True, False])
@@ -412,7 +412,7 @@ HUGE_STRIDE = 2**62
     ids=str,
 )
 def test_huge_strides_that_lead_nowhere(isa, shape, strides):
-    """Where a dimension has one element or none, its stride may be any number."""
+    """A dimension with at most one element may have any stride."""
     memory = np.arange(1, 12, dtype=np.float32)
     x = as_strided(memory[5:], shape, strides)
     content = x.copy()
@@ -443,13 +443,13 @@ class Unprintable:
     [Unprintable(), [Unprintable()], np.array([Unprintable()], object), type("array", (), {})()],
     ids=["alone", "in a list", "in an array", "of a name that Python's reprlib knows"],
 )
-def test_a_wrong_value_that_cannot_be_shown_is_refused_by_name_too(argument, value):
+def test_a_wrong_value_without_a_repr_is_refused_by_name(argument, value):
     arguments = {"rate": 0.5} | {argument: value}
     with pytest.raises(TypeError, match=f"`{argument}`"):
         fastdrop.draw_mask(3, **arguments)
 
 
-# What only looks like what is wanted.
+# Objects that look like valid arguments.
 
 
 @pytest.mark.parametrize(
@@ -462,8 +462,8 @@ def test_the_memory_of_bits_cannot_be_copied_as_an_object(function):
             function(of)
 
 
-def test_nothing_is_restored_but_masks_and_streams():
-    """Cython makes a function for each class in C, which sets pointers to what a pickle says."""
+def test_pickles_restore_only_masks_and_streams():
+    """Cython creates unpickling functions for classes, which would set pointers from a pickle."""
     modules = [module for name, module in sys.modules.items() if name.startswith("fastdrop")]
     names = [name for module in modules for name in vars(module)]
     assert len(names) > 100
@@ -471,7 +471,7 @@ def test_nothing_is_restored_but_masks_and_streams():
 
 
 class Long(bytes):
-    """Says that it is longer than it is."""
+    """Reports a length that is too large."""
 
     def __len__(self):
         return 300_000_000
@@ -480,7 +480,7 @@ class Long(bytes):
         return 0
 
 
-def test_bits_that_lie_about_their_length():
+def test_bits_that_report_a_wrong_length():
     shape = (2_400_000_000,)
     with pytest.raises(ValueError, match="`bits`"):
         crafted(shape=shape, noise_shape=shape, bits=Long(b"abc"))
@@ -493,14 +493,14 @@ class Endless(tuple):
 
 
 @pytest.mark.parametrize("argument", ["shape", "noise_shape"])
-def test_a_shape_that_never_ends(argument):
+def test_an_endless_shape(argument):
     arguments = {"shape": 3, argument: Endless((1,))}
     with pytest.raises(ValueError, match=f"`{argument}`.*64"):
         fastdrop.draw_mask(arguments.pop("shape"), 0.5, **arguments)
 
 
 class Faceless(np.ndarray):
-    """Has no shape that it would tell."""
+    """Raises an error instead of returning its shape."""
 
     @property
     def shape(self):
@@ -508,14 +508,14 @@ class Faceless(np.ndarray):
 
 
 @pytest.mark.parametrize("argument", ["rate", "seed", "scale", "noise_shape"])
-def test_an_array_that_tells_no_shape_is_refused_by_name(argument):
+def test_an_array_without_a_shape_is_refused_by_name(argument):
     arguments = {"rate": 0.5} | {argument: np.ones(3).view(Faceless)}
     with pytest.raises(TypeError, match=f"`{argument}` .*an array of shape"):
         fastdrop.draw_mask(3, **arguments)
 
 
 class Proxy:
-    """Takes itself for another object, as wrapt's proxies and mocks do."""
+    """Pretends to be another class, as wrapt's proxies and mocks do."""
 
     def __init__(self, array):
         self._array = array
@@ -573,7 +573,7 @@ class NoNumber:
     [("store_mask", NoAnswer()), ("rate", NoNumber()), ("scale", NoNumber())],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_converted_is_refused_by_name(argument, value):
+def test_values_that_cannot_be_converted_are_refused_by_name(argument, value):
     with pytest.raises(TypeError, match=f"`{argument}`"):
         fastdrop.draw_mask(3, **{"rate": 0.5, argument: value})
 
@@ -588,7 +588,7 @@ def test_a_rate_that_would_be_rounded_into_the_interval(rate):
         fastdrop.draw_mask(3, rate)
 
 
-def test_something_else_in_the_place_of_ml_dtypes(import_in):
+def test_another_module_named_ml_dtypes(import_in):
     stand_ins = ["MagicMock()", "types.SimpleNamespace(bfloat16=object)", "types.ModuleType('m')"]
     printed = import_in(
         [{"STAND_IN": stand_in} for stand_in in stand_ins],
@@ -602,7 +602,7 @@ def test_something_else_in_the_place_of_ml_dtypes(import_in):
     assert printed == ["True\nTrue\n"] * 3
 
 
-def test_a_gradient_of_more_columns_than_memory_has_room_for():
+def test_a_gradient_with_too_many_columns_for_memory():
     mask = fastdrop.draw_mask((0, 2**60), 0.5)
     with pytest.raises(MemoryError):
         fastdrop.bias_dropout_add_grad(np.empty((0, 2**60), np.float32), mask)

@@ -1,7 +1,7 @@
-"""Which machine instructions the built modules have: none newer than their instruction set.
+"""No built module has a machine instruction that is newer than its instruction set.
 
-A run shows this only of the code that it comes to, and on a CPU that lacks the instruction; here
-every byte of code is read, as `objdump` takes it apart.
+A run would detect one only in the code that it reaches, on a CPU that lacks the instruction. These
+tests read all code, as disassembled by `objdump`.
 """
 
 import collections
@@ -24,7 +24,7 @@ pytestmark = [
     ),
 ]
 
-# Found and not imported: TensorFlow is not needed here.
+# Located without an import, so TensorFlow is not needed.
 PACKAGES = [
     pathlib.Path(importlib.util.find_spec(name).origin).parent
     for name in ("fastdrop", "fastdrop_keras")
@@ -37,11 +37,11 @@ BUILT = {
 WIDE = [f"fastdrop/_kernels/{isa}" for isa in ("avx2", "avx512")]
 BASELINE = [name for name in BUILT if name not in WIDE]
 
-# Prefixes that may stand before the VEX and EVEX ones.
+# Prefixes that may precede a VEX or EVEX prefix.
 SEGMENTS = {0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x67}
 ENCODINGS = {0xC4: "VEX", 0xC5: "VEX", 0x62: "EVEX"}
-# What came after SSE2 in the old encoding, SSE3 to SSE4.2 and their neighbours. (To older CPUs,
-# `tzcnt` is a `bsf` with a prefix that they ignore, and compilers write it as one.)
+# Instructions after SSE2 in the legacy encoding, SSE3 to SSE4.2 and others. `tzcnt` is not among
+# them: older CPUs ignore its prefix and run `bsf`, and compilers rely on that.
 NEWER = re.compile(
     r"(addsub|hadd|hsub)p[sd]|lddqu|mov(d|sl|sh)dup|fisttp|cmpxchg16b"
     r"|p(shufb|hadd|hsub|maddub|mulhrs|sign|abs|align)\w*"
@@ -53,7 +53,7 @@ NEWER = re.compile(
 
 @functools.cache
 def instructions(path):
-    """(mnemonic, encoding, operands) of each instruction; the encoding is "" for the old one."""
+    """(mnemonic, encoding, operands) of each instruction; the legacy encoding is ""."""
     found = []
     command = ["objdump", "-d", "-w", "--insn-width=16", path]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -72,7 +72,7 @@ def encodings(name):
     return collections.Counter(encoding for _, encoding, _ in instructions(BUILT[name]))
 
 
-def test_all_that_is_built_is_read():
+def test_every_built_module_is_checked():
     assert "fastdrop/_kernels/portable" in BASELINE
     assert {"fastdrop/_mask", "fastdrop/_isa", "fastdrop/_api"} <= set(BASELINE)
     assert "fastdrop_keras/_native_op" in BASELINE
@@ -81,7 +81,7 @@ def test_all_that_is_built_is_read():
 
 
 @pytest.mark.parametrize("name", BASELINE)
-def test_a_baseline_module_has_only_what_every_x86_64_has(name):
+def test_a_baseline_module_has_only_instructions_of_every_x86_64(name):
     found = collections.Counter(
         (mnemonic, encoding)
         for mnemonic, encoding, _ in instructions(BUILT[name])
@@ -90,7 +90,7 @@ def test_a_baseline_module_has_only_what_every_x86_64_has(name):
     assert not found
 
 
-def test_the_avx2_module_has_nothing_of_avx512():
+def test_the_avx2_module_has_no_avx512_instructions():
     found = collections.Counter()
     for mnemonic, encoding, operands in instructions(BUILT["fastdrop/_kernels/avx2"]):
         # Instructions on mask registers are VEX-encoded.
@@ -99,8 +99,8 @@ def test_the_avx2_module_has_nothing_of_avx512():
     assert not found
 
 
-def test_wide_modules_have_what_the_others_may_not():
-    """That is, this way of reading sees it: in the newest encodings and in the registers' names."""
+def test_wide_modules_have_wide_instructions():
+    """These tests recognize wide instructions, by their encodings and registers."""
     assert encodings("fastdrop/_kernels/avx2")["VEX"] > 1000
     if "fastdrop/_kernels/avx512" in BUILT:
         assert encodings("fastdrop/_kernels/avx512")["EVEX"] > 1000
@@ -110,14 +110,14 @@ def test_wide_modules_have_what_the_others_may_not():
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_no_module_rounds_once_where_others_round_twice(name):
+def test_no_module_has_fused_multiply_adds(name):
     fused = [m for m, _, _ in instructions(BUILT[name]) if re.match(r"vfn?m(add|sub)", m)]
     assert not fused
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_no_module_chooses_code_by_itself(name):
-    """A function in several versions would be chosen by the loader, past `FASTDROP_ISA`."""
+def test_no_module_dispatches_by_itself(name):
+    """The loader would choose among several versions of a function, and ignore `FASTDROP_ISA`."""
     symbols = subprocess.run(
         ["readelf", "-sW", BUILT[name]], capture_output=True, text=True, check=True
     ).stdout

@@ -1,4 +1,4 @@
-"""What shows only at sizes that take minutes or gigabytes; `make test-slow` runs it."""
+"""Sizes that take minutes or gigabytes; `make test-slow` runs these tests."""
 
 import math
 import sys
@@ -18,7 +18,7 @@ SIZE = 2**36
 
 
 def keep_rate_score(drawn_at, rate):
-    """How far masks drawn at one rate are from the keep rate of another, in standard deviations."""
+    """The deviation of drawn masks from the keep rate of `rate`, in standard deviations."""
     kept = 0
     for offset in range(0, SIZE, PIECE):
         kept += fastdrop.draw_mask(PIECE, drawn_at, seed=2024, offset=offset).count()
@@ -31,19 +31,19 @@ def test_keep_rate_of_2_to_36_elements(rate):
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.005, 0.01, 0.99])
-def test_a_threshold_of_16_bits_would_show(rate):
-    """Rounded as well as can be: what it keeps is drawn here by a rate that needs no more bits."""
+def test_a_threshold_of_16_bits_would_be_detected(rate):
+    """A threshold rounded to 16 bits keeps as many as a rate that has 16 bits."""
     short = 1 - round((1 - rate) * 2**16) / 2**16
     assert keep_rate_score(short, rate) > 5
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_a_rate_off_by_two_in_100_000_would_show(rate):
+def test_a_rate_off_by_two_in_100_000_would_be_detected(rate):
     assert keep_rate_score(rate + 2e-5, rate) > 5
 
 
-# How bits meet elements: as both lie, backwards, or with elements side by side that are a row of
-# bits apart.
+# The elements in the order of the bits, in reverse, or transposed: neighbours in memory are then
+# one row of bits apart.
 ORDERS = {
     "C": lambda x: x.reshape(2, -1),
     "backwards": lambda x: x.reshape(2, -1)[::-1, ::-1],
@@ -53,10 +53,10 @@ ORDERS = {
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_more_than_2_to_31_elements(order):
-    """In place and from the mask: an index of 32 bits would wrap where this looks."""
+    """In place and with the mask, at elements whose index would overflow 32 bits."""
     size, rate, seed = 2**31 + 2**24 + 8198, 0.25, 77
     x = ORDERS[order](np.ones(size, np.float16))
-    # So many that one begins beyond the first 2**31 elements, and does not only end there.
+    # Enough dimensions that one starts after the first 2**31 elements.
     with fastdrop.num_threads(64):
         mask = fastdrop.dropout_(x, rate, seed=seed)
         gradient = fastdrop.dropout_grad_(ORDERS[order](np.ones(size, np.float16)), mask)
@@ -72,7 +72,7 @@ def test_more_than_2_to_31_elements(order):
 
 
 def test_2_to_33_bits():
-    """The whole, the same in pieces drawn apart, and the reference where 32 bits would wrap."""
+    """The mask, its pieces drawn separately, and the reference where 32 bits would overflow."""
     size, rate, seed = 2**33, 0.3, 78
     whole = fastdrop.draw_mask(size, rate, seed=seed).bits
     places = [0, 2**31 - 5000, 2**31 + 1, 2**32 - 4099, 2**32 + 4093, 3 * 2**31 - 3, size - 10007]
@@ -90,7 +90,7 @@ def test_2_to_33_bits():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
 def test_memory_is_the_array_and_its_mask(run_python):
-    """In a fresh process: the most that was ever resident, beyond what was before."""
+    """The growth of the peak of resident memory in a fresh process."""
     done = run_python(
         """
 import numpy as np, fastdrop
@@ -109,5 +109,5 @@ print(most() - before - x.nbytes - mask.nbytes)
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    # A second mask would be 256 MiB; the stacks of threads and NumPy's own are far less.
+    # A second mask would take 256 MiB. Stacks of threads and NumPy take far less.
     assert int(done.stdout) < 32 * 2**20

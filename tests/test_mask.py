@@ -1,4 +1,4 @@
-"""The Mask object: what it says of itself, its bits, using it, packing, comparing, keeping it."""
+"""The Mask object: its attributes and bits, use, packing, comparison, copies and pickles."""
 
 import copy
 import itertools
@@ -30,7 +30,7 @@ def attributes(mask):
     }
 
 
-# What it says of itself.
+# Attributes.
 
 
 @STORED_OR_NOT
@@ -49,7 +49,7 @@ def test_attributes(shape, store_mask):
     }
 
 
-def test_attributes_are_plain_python_objects():
+def test_attributes_are_python_objects():
     mask = fastdrop.draw_mask((3, 5), np.float64(0.25), seed=1, noise_shape=[None, 1])
     assert type(mask.shape) is tuple
     assert type(mask.noise_shape) is tuple
@@ -75,14 +75,14 @@ def test_attributes_cannot_be_set(attribute):
         setattr(mask, attribute, getattr(mask, attribute))
 
 
-def test_scale_and_step_are_those_of_the_call(stream_at):
+def test_scale_and_step_are_as_in_the_call(stream_at):
     mask = fastdrop.draw_mask(10, 0.2, seed=stream_at(5, 2**63 + 1), scale=1.0)
     assert mask.scale == 1.0
     assert mask.seed == 5
     assert mask.step == 2**63 + 1
 
 
-def test_every_call_gives_the_mask_that_draw_mask_gives():
+def test_every_call_draws_the_mask_of_draw_mask():
     drawn = fastdrop.draw_mask((30, 40), 0.2, seed=7, noise_shape=(None, 1), scale=3.0)
     x = np.ones((30, 40), np.float32)
     options = {"seed": 7, "noise_shape": (None, 1), "scale": 3.0}
@@ -161,7 +161,7 @@ def test_a_rate_may_be_an_array_without_dimensions(rate):
 
 @pytest.mark.parametrize(
     ("shape", "store_mask"),
-    # The second is larger than memory, and so is only ever replayed.
+    # The second is larger than memory, so it cannot be stored.
     [((3,), True), ((2**20, 2**20), False), ((10**6,), True), ((1, 2, 3, 4, 5), False)],
     ids=str,
 )
@@ -247,7 +247,7 @@ def test_a_replayed_mask_stores_nothing():
     masks = [
         fastdrop.dropout(x, 0.2, seed=1, store_mask=False)[1],
         fastdrop.dropout_(x, 0.2, seed=1, store_mask=False),
-        # Far more than there is memory for.
+        # Far more than memory.
         fastdrop.draw_mask((2**25, 2**25), 0.2, seed=1, store_mask=False),
     ]
     for mask in masks:
@@ -255,7 +255,7 @@ def test_a_replayed_mask_stores_nothing():
         assert mask.nbytes == 0
 
 
-# Using it.
+# Use.
 
 
 @STORED_OR_NOT
@@ -293,14 +293,14 @@ def test_unpack_broadcasts_a_noise_shape(isa, noise_shape, store_mask):
 
 
 @STORED_OR_NOT
-def test_what_was_unpacked_may_be_written_to(store_mask):
+def test_an_unpacked_mask_is_writeable(store_mask):
     mask = draw(store_mask=store_mask)
     before, unpacked = mask.unpack(), mask.unpack()
     unpacked[...] = False
     np.testing.assert_array_equal(mask.unpack(), before)
 
 
-def test_unpack_gives_an_array_of_its_own():
+def test_unpack_returns_a_new_array():
     mask = fastdrop.draw_mask((3, 40), 0.3, seed=11, noise_shape=(1, None))
     unpacked = mask.unpack()
     unpacked[...] = False
@@ -515,7 +515,7 @@ def test_a_mask_is_no_input():
                 call(mask)
 
 
-# Packing a mask of one's own.
+# Packing.
 
 
 @each_shape
@@ -569,7 +569,7 @@ def test_pack_copies():
     assert mask.count() == 100
 
 
-# Comparing.
+# Comparison.
 
 
 def draw(**changes):
@@ -588,7 +588,7 @@ def test_equal_masks():
 @STORED_OR_NOT
 @pytest.mark.parametrize("offset", [0, 5])
 def test_a_drawn_mask_equals_the_reference_packed(store_mask, offset):
-    """Stored or drawn again, it has the bits of the reference; seeds do not matter to equality."""
+    """The mask has the reference's bits, stored or drawn again. Equality ignores the seed."""
     mask = draw(offset=offset, store_mask=store_mask)
     kept = reference.keep_mask(11, 0, 0.3, 1200, offset).reshape(30, 40)
     packed = fastdrop.Mask.pack(kept, rate=0.3, scale=mask.scale)
@@ -601,8 +601,8 @@ def test_a_drawn_mask_equals_the_reference_packed(store_mask, offset):
 
 
 @STORED_OR_NOT
-def test_a_mask_of_other_bits_than_its_seed_draws_is_another(store_mask):
-    """As a pickle may say; what is stored is looked at."""
+def test_a_mask_with_other_bits_than_its_seed_draws_is_different(store_mask):
+    """A pickle may contain such a mask, and the stored bits count."""
     restored, (state,) = draw().__reduce__()
     other = restored(state | {"bits": bytes(150)})
     assert other.count() == 0
@@ -630,7 +630,7 @@ def test_different_masks(changes, store_mask):
     assert not operator.eq(one, other)
 
 
-def test_masks_of_one_bit_apart_differ():
+def test_masks_that_differ_in_one_bit_are_different():
     kept = np.ones((30, 40), bool)
     kept[29, 39] = False
     assert fastdrop.Mask.pack(kept) != fastdrop.Mask.pack(np.ones((30, 40), bool))
@@ -666,7 +666,7 @@ def test_masks_have_no_hash():
         hash(draw())
 
 
-# Keeping it.
+# Copies and pickles.
 
 
 def kinds_of_mask():
@@ -728,7 +728,7 @@ print(mask.count(), mask.unpack().tobytes().hex())
 
 
 @pytest.mark.alone
-def test_masks_and_results_give_their_memory_back(run_python):
+def test_masks_and_results_free_their_memory(run_python):
     program = run_python("""
 import pickle
 import resource
@@ -761,12 +761,12 @@ for _ in range(100):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before)
 """)
     assert program.returncode == 0, program.stderr
-    # The smallest of what is made a hundred times there is 125 kB; the largest 4 MB.
+    # Each is created a hundred times; the smallest is 125 kB, the largest 4 MB.
     assert int(program.stdout) < 10 * 10**6
 
 
-# What earlier versions have written, in the text of pickle's protocol 0: the functions' names and
-# the fields are the format.
+# Pickles of earlier versions, as the text of protocol 0. The format is the functions' names and the
+# fields.
 PICKLED_MASK = (
     "cfastdrop._pickle\n_mask\n((dVshape\n(I3\nI7\ntsVnoise_shape\n(I3\nI7\ntsVrate\nF0.25\ns"
     "Vscale\nF2.0\nsVseed\nL1180591620717411303424L\nsVstep\nI9\nsVoffset\nI4\nsVbits\nBITSsVstream\nI2\nstR."
@@ -787,7 +787,7 @@ def test_a_pickled_mask_of_version_0_1():
 
 
 def test_a_pickled_mask_of_another_stream():
-    """Its bits are read; what this library would have to draw, it refuses."""
+    """Stored bits are read. A mask that must be drawn again is refused."""
     stored = draw(offset=7)
     function, (state,) = stored.__reduce__()
     assert state["stream"] == 2
@@ -796,7 +796,7 @@ def test_a_pickled_mask_of_another_stream():
     np.testing.assert_array_equal(other.bits, stored.bits)
     x = np.random.default_rng(2).normal(size=stored.shape)
     assert_same_bits(other.apply(x), stored.apply(x))
-    # Nothing that it says draws other bits; and so it is when it is pickled again.
+    # The mask has no seed that would draw other bits here, also after another pickle.
     assert (other.seed, other.step, other.rate) == (None, None, stored.rate)
     assert pickle.loads(pickle.dumps(other)) == stored
     with pytest.raises(ValueError, match=r"of random stream 1, .* draws stream 2\b"):

@@ -1,7 +1,7 @@
-"""The built modules on x86-64 CPUs that lack what newer modules are built for, under qemu.
+"""The built modules run under qemu on x86-64 CPUs without newer instruction sets.
 
-An instruction that a module must not have ends such a run with SIGILL. TensorFlow's own wheels need
-AVX: of fastdrop_keras, test_instruction_sets.py reads the native operations instead.
+An instruction that a module must not have ends the run with SIGILL. TensorFlow's wheels need AVX,
+so test_instruction_sets.py checks fastdrop_keras's native operations instead.
 """
 
 import os
@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(_isa.BUILD in ("asan", "tsan"), reason="qemu does not run sanitizers"),
 ]
 
-# What there is for CPUs without AVX, with AVX alone, and with AVX2.
+# The instruction sets for CPUs without AVX, with AVX only, and with AVX2.
 CHOICES = {
     "Nehalem": ["portable"],
     "SandyBridge": ["portable"],
@@ -40,7 +40,7 @@ CHOICES = {
 
 
 def run_on(cpu, *arguments, timeout=900, **environment):
-    """A Python program on this CPU. What it starts itself runs on the machine's own."""
+    """Run a Python program on this CPU. Its own child processes run on the real CPU."""
     if cpu == "Haswell":
         version = subprocess.run([QEMU, "--version"], capture_output=True, text=True).stdout
         if tuple(map(int, re.search(r"(\d+)\.(\d+)", version).groups())) < (7, 2):
@@ -63,7 +63,7 @@ def run_tests(cpu, *arguments):
 
 
 @pytest.mark.parametrize("cpu", CHOICES)
-def test_the_best_that_the_cpu_has_is_chosen(cpu):
+def test_the_best_instruction_set_of_the_cpu_is_chosen(cpu):
     code = "import fastdrop; print(*fastdrop.available_isas(), fastdrop._isa.active_isa())"
     done = run_on(cpu, "-c", code)
     names = CHOICES[cpu]
@@ -71,7 +71,7 @@ def test_the_best_that_the_cpu_has_is_chosen(cpu):
 
 
 @pytest.mark.parametrize("cpu", [cpu for cpu, names in CHOICES.items() if "avx2" not in names])
-def test_what_the_cpu_lacks_is_refused(cpu):
+def test_an_instruction_set_that_the_cpu_lacks_is_refused(cpu):
     done = run_on(cpu, "-c", "import fastdrop", FASTDROP_ISA="avx2")
     assert done.returncode == 1
     error = done.stderr.strip().splitlines()[-1]
@@ -94,5 +94,5 @@ def test_the_public_functions_without_avx(file):
 
 
 def test_frozen_results_with_avx2():
-    """Here the emulator, elsewhere perhaps the only machine that runs the module at all."""
+    """The emulator runs the AVX2 module on machines without AVX2."""
     run_tests("Haswell", "tests/test_frozen_results.py", "-k", "every_operation and avx2")

@@ -1,9 +1,8 @@
-"""The kernels of every instruction set against the reference, on machines that this one is not.
+"""The kernels of every instruction set equal the reference, on this machine or an emulator.
 
-``native/run_kernels.c`` is linked with the C of one kernel module and nothing of Python: NEON runs
-under qemu where the CPU is no aarch64, and AVX-512's vocabulary runs in SIMDe's C on any x86-64.
-The sets that this CPU has run through the same calls too. Their memory is what
-``test_guard_pages.py`` looks at.
+``native/run_kernels.c`` is linked with the C code of one kernel module and without Python. NEON
+runs under qemu if the CPU is not aarch64, and AVX-512's vocabulary in SIMDe's C code on any x86-64.
+The instruction sets of this CPU run the same calls.
 """
 
 import ast
@@ -36,7 +35,7 @@ pytest.importorskip("Cython", reason="needs Cython, which `pip install -e '.[dev
 
 
 def setup_constant(name):
-    """A constant of setup.py, which cannot be imported: what is built here is built as there."""
+    """A constant of setup.py, which cannot be imported, for builds with the same settings."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and node.targets[0].id == name:
             return ast.literal_eval(node.value)
@@ -50,7 +49,7 @@ def needs(program, package):
 
 
 def compiles(compiler, source):
-    """Whether a compiler takes a header; what it says otherwise does not matter."""
+    """Whether a compiler accepts a header."""
     command = [compiler, "-fsyntax-only", *include(), "-xc", "-"]
     return subprocess.run(command, input=source.encode(), capture_output=True).returncode == 0
 
@@ -78,7 +77,7 @@ def aarch64_compiler():
     emulator = needs("qemu-aarch64", "qemu-user")
     if not compiles(compiler, "#include <Python.h>"):
         pytest.skip("needs Python's headers for aarch64: apt-get install libpython3-dev:arm64")
-    # The emulator has none of that machine's libraries.
+    # The emulator has no libraries of that machine.
     return compiler, ["-static"], [emulator]
 
 
@@ -88,7 +87,7 @@ def emulating_compiler():
     compiler, _, _ = native_compiler()
     if not compiles(compiler, "#include <simde/x86/avx512.h>"):
         pytest.skip("needs SIMDe's headers: apt-get install libsimde-dev")
-    # For the baseline, and without haste: what is in question is the vocabulary, not the compiler.
+    # For the baseline and without optimization: the test is about the vocabulary.
     return compiler, ["-O1", f"-I{TESTS / 'native' / 'emulated'}"], []
 
 
@@ -123,7 +122,7 @@ def run_kernels(request, tmp_path_factory):
         [
             *(compiler, *setup_constant("COMPILE_ARGS"), *flags, *include(), "-Wno-psabi"),
             *(f'-DKERNELS="{source}"', f"-DKERNEL(name)={prefix}##name"),
-            # Python's functions are in what no kernel calls, and is dropped.
+            # The linker drops the functions that use Python, which no kernel calls.
             *("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"),
             *(TESTS / "native" / "run_kernels.c", "-o", program),
         ]
@@ -140,7 +139,7 @@ def run_kernels(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def calls_and_results():
-    """Many calls, as they are sent, and what each must leave in memory."""
+    """Many encoded calls, and the expected memory after each."""
     calls = list(kernel_calls.calls())
     encoded = b"".join(map(kernel_calls.encoded, calls))
     return calls, encoded, [kernel_calls.expected(call) for call in calls]
@@ -158,8 +157,8 @@ def test_every_kernel_against_the_reference(run_kernels, calls_and_results):
     assert not wrong
 
 
-def test_the_calls_reach_every_path(calls_and_results):
-    """What is compared above would not be worth much if the calls were all alike."""
+def test_the_calls_cover_every_path(calls_and_results):
+    """The comparison above needs calls that reach all parts of the kernels."""
     calls, _, results = calls_and_results
     combinations = {(call["entry"], call["use"], call["kind"]) for call in calls}
     assert len(combinations) == 1 + 7 + 3 * 4

@@ -1,4 +1,4 @@
-"""Out of memory: a MemoryError, nothing changed, and the same call works where there is memory."""
+"""Without memory a call raises MemoryError and changes nothing; with memory it then succeeds."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = [
     ),
 ]
 
-# Calls that need more than is left, by what cannot be had then.
+# Calls that need more memory than is left, by the allocation that fails.
 CALLS = {
     "dropout: the result": "fastdrop.dropout(x, 0.5, seed=stream)",
     "dropout: the mask": "fastdrop.dropout(x, 0.5, seed=stream, out=out)",
@@ -75,7 +75,7 @@ import numpy as np
 import fastdrop
 
 calls = json.load(sys.stdin)
-fastdrop.set_num_threads(1)  # the stacks of threads count, too
+fastdrop.set_num_threads(1)  # the stacks of threads count too
 shape = (8192, 8192)  # 128 MiB of float16; 8 MiB of bits
 x, out = np.ones(shape, np.float16), np.ones(shape, np.float16)
 thick = x.reshape(8192, 2, 4096)
@@ -117,8 +117,8 @@ def outcome(code, room):
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 results = {}
 for name, code in calls.items():
-    # As much as the interpreter may want, and less than a mask; then what one of what a call wants
-    # takes more, until it has all, so that each of them is the one that is missing.
+    # First leave memory for the interpreter but not for a mask. Then leave more for each further
+    # allocation of the call, so that each allocation fails once.
     for mebibytes in (2, 10, 18, 26, 130, 138, 146, 154):
         result = outcome(code, mebibytes << 20)
         if mebibytes == 2 or result["error"] != "none":
@@ -128,7 +128,7 @@ for name, code in calls.items():
     result = results[name][0]
     x[...] = out[...] = 1
     stream.state = {"seed": 5, "step": 0}
-    eval(code)  # raises here what it should not raise
+    eval(code)  # raises an unexpected error here
     result["works with memory"] = True
     x[...] = out[...] = 1
     stream.state = {"seed": 5, "step": 0}
@@ -138,11 +138,11 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """What has become of each call, all of them in one process."""
+    """The outcome of each call, all in one process."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM],
         input=json.dumps(CALLS),
-        # Freed memory goes back at once, so that none of it is left to be used again.
+        # Freed memory returns to the system at once, so it cannot be reused.
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
         capture_output=True,
         text=True,
@@ -161,7 +161,7 @@ def test_a_call_without_memory_changes_nothing(outcomes, call):
         assert outcome == {"error": "MemoryError", "arrays are the same": True, "steps taken": 0}
 
 
-def test_without_memory_for_threads_fewer_do_the_work(run_python):
+def test_without_memory_for_threads_fewer_threads_run(run_python):
     done = run_python(
         """
 import resource

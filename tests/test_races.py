@@ -1,4 +1,4 @@
-"""Races, as ThreadSanitizer sees them: of the pool of threads, and of the modules in Python."""
+"""ThreadSanitizer finds no races in the thread pool and in the modules."""
 
 import sys
 
@@ -24,13 +24,13 @@ def stress(tmp_path_factory):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_pool(stress, name):
-    # A fork beside threads is what is tested.
+    # The program forks while threads run.
     done = sanitizers.run([stress, name], sanitizers.RACES, "die_after_fork=0", preload="")
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
-# The modules, in threads of Python's. The GIL is a lock that ThreadSanitizer sees: what it reports
-# is between code that runs without it.
+# The modules in Python threads. ThreadSanitizer knows the lock of the GIL, so it reports races
+# between code that runs without the GIL.
 
 SETUP = """
 import ctypes, sys, threading
@@ -56,7 +56,7 @@ def on_threads(function, count=4):
         thread.join()
     assert not failures, failures
 
-# What a native operation of TensorFlow calls, in threads that have no GIL.
+# The calls of a native operation of TensorFlow, in threads without the GIL.
 pointer = ctypes.pythonapi.PyCapsule_GetPointer
 pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 place, number, word, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_double
@@ -65,7 +65,7 @@ class Dropout(ctypes.Structure):
     _fields_ = [("kind", number), ("ndim", number), ("shape", place), ("noise_shape", place),
                 ("low", word), ("high", word), ("step", word), ("rate", real), ("scale", real)]
 
-# Behind three numbers of 32 bits, to which the compiler adds as much.
+# After three numbers of 32 bits and 32 bits of padding.
 entries = ctypes.cast(
     pointer(fastdrop._C_API, b"fastdrop._C_API") + 16, ctypes.POINTER(ctypes.c_void_p))
 call = ctypes.CFUNCTYPE(number, place, place, place, place, place, place)
@@ -86,7 +86,7 @@ def backward_without_gil(dx, dy, bits):
 EVERYTHING_THAT_MAY_BE_SHARED = """
 stream = fastdrop.Stream(3)
 stored = fastdrop.draw_mask(SIZE, 0.3, seed=stream)
-# Masks without bits, of which each is used by all threads at about the same time.
+# Masks without bits, which all threads use at about the same time.
 drawn_again = [fastdrop.draw_mask(SIZE, 0.3, seed=3, store_mask=False) for _ in range(6)]
 of_rows = [
     fastdrop.draw_mask((SIZE, 2), 0.3, seed=3, noise_shape=(None, 1), store_mask=False)
@@ -124,7 +124,7 @@ on_threads(work)
 print("done")
 """
 
-# Two threads that change one array are a race of the user's, in the code that they run.
+# A user's race: two threads change one array.
 ONE_ARRAY = """
 x, bits = np.ones(SIZE, np.float32), np.zeros((SIZE + 7) // 8, np.uint8)
 
@@ -139,19 +139,19 @@ print("done")
 
 @pytest.fixture(scope="module")
 def under_sanitizer(tmp_path_factory):
-    """A program run by an interpreter with the modules built for ThreadSanitizer."""
+    """Run a program in an interpreter with modules built for ThreadSanitizer."""
     sanitizers.skip_without(sanitizers.RACES)
     modules = sanitizers.build_modules(tmp_path_factory.mktemp("tsan"), sanitizers.RACES)
 
     def under_sanitizer(code):
-        # Beside the modules, which an interpreter so finds first.
+        # Next to the modules, so that the interpreter finds them first.
         program = modules / "program.py"
         program.write_text(SETUP + code)
         return sanitizers.run(
             [sys.executable, "-W", "error", program],
             sanitizers.RACES,
             timeout=600,
-            # NumPy's own threads would be watched too, for nothing.
+            # ThreadSanitizer would watch NumPy's threads too.
             OPENBLAS_NUM_THREADS="1",
         )
 

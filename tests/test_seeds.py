@@ -1,4 +1,4 @@
-"""Seeds and the Stream object: which mask a call draws, and which the next one does."""
+"""Seeds and the Stream object select the mask of a call and of the next call."""
 
 import concurrent.futures
 import copy
@@ -95,7 +95,7 @@ def test_a_stream_takes_the_next_step_at_each_call():
     assert (stream.seed, stream.step) == (42, len(calls))
 
 
-def test_every_call_takes_one_step_however_much_or_little_it_draws():
+def test_every_call_of_any_size_takes_one_step():
     stream = fastdrop.Stream(42)
     sizes = [0, 1, 4097, 10**6]
     for size in sizes:
@@ -106,7 +106,7 @@ def test_every_call_takes_one_step_however_much_or_little_it_draws():
     assert stream.step == 2 * len(sizes) + 2
 
 
-def test_gradients_and_looking_into_a_mask_take_no_step():
+def test_gradients_and_attributes_of_a_mask_take_no_step():
     stream = fastdrop.Stream(42)
     mask = fastdrop.draw_mask(SIZE, 0.5, seed=stream, store_mask=False)
     fastdrop.dropout_grad(np.ones(SIZE), mask)
@@ -124,7 +124,7 @@ def test_successive_masks_of_a_stream_differ():
     assert len(drawn) == 50
 
 
-def test_a_stream_reproduces_what_its_masks_say(stream_at):
+def test_a_stream_at_a_masks_position_draws_the_mask_again(stream_at):
     stream = fastdrop.Stream()
     for _ in range(3):
         mask = fastdrop.draw_mask(SIZE, 0.5, seed=stream)
@@ -136,7 +136,7 @@ def test_streams_without_a_seed_differ():
     seeds = {fastdrop.Stream().seed for _ in range(20)} | {fastdrop.Stream(None).seed}
     assert len(seeds) == 21
     assert all(0 <= seed < 2**128 for seed in seeds)
-    # Both words are drawn: a fixed high word would show in all of twenty.
+    # Both words are random: a constant high word would be in all twenty seeds.
     assert len({seed >> 64 for seed in seeds}) == 21
 
 
@@ -154,7 +154,7 @@ def test_state():
     np.testing.assert_array_equal(first.bits, again.bits)
 
 
-def test_setting_a_state_does_not_tie_the_stream_to_the_dict():
+def test_a_stream_copies_the_state_that_is_set():
     state = {"seed": 3, "step": 4}
     stream = fastdrop.Stream(0)
     stream.state = state
@@ -169,7 +169,7 @@ def test_the_last_step(stream_at):
 def test_a_stream_ends_after_its_last_step(stream_at):
     stream = stream_at(1, 2**64 - 1)
     fastdrop.draw_mask(SIZE, 0.5, seed=stream)
-    # 2**64 is where such a stream stands: a state that can be kept, and no step to draw.
+    # Such a stream is at step 2**64: its state can be saved, but it has no step left.
     state = stream.state
     assert state == {"seed": 1, "step": 2**64}
     restored = fastdrop.Stream(0)
@@ -193,7 +193,7 @@ def test_a_stream_ends_after_its_last_step(stream_at):
     ],
     ids=["dropout", "dropout_", "relu_dropout", "bias_dropout_add", "draw_mask"],
 )
-def test_without_a_step_left_nothing_changes(stream_at, call):
+def test_a_call_without_a_step_left_changes_nothing(stream_at, call):
     x, stream = -np.ones((3, 4)), stream_at(1, 2**64)
     with pytest.raises(OverflowError, match="`seed`"):
         call(x, stream)
@@ -251,7 +251,7 @@ def test_spawned_streams_draw_different_masks():
     assert len(drawn) == 11
 
 
-def test_spawned_seeds_are_those_of_seed_sequences():
+def test_spawned_seeds_match_seed_sequences():
     stream = fastdrop.Stream(2**100 + 7)
     fastdrop.draw_mask(1, 0.5, seed=stream)
     for step, child in enumerate(stream.spawn(3), 1):
@@ -261,7 +261,7 @@ def test_spawned_seeds_are_those_of_seed_sequences():
 
 
 @pytest.mark.parametrize(("step", "n"), [(2**64 - 2, 3), (2**64 - 1, 2), (2**64, 1)])
-def test_spawning_more_than_the_steps_that_are_left(stream_at, step, n):
+def test_spawning_more_children_than_steps_are_left(stream_at, step, n):
     stream = stream_at(5, step)
     with pytest.raises(OverflowError, match="`n`"):
         stream.spawn(n)
@@ -270,7 +270,7 @@ def test_spawning_more_than_the_steps_that_are_left(stream_at, step, n):
 
 
 def test_a_pickled_stream_of_version_0_1():
-    # In the text of pickle's protocol 0: the function's name and the fields are the format.
+    # The text of protocol 0. The format is the function's name and the fields.
     stream = pickle.loads(
         b"cfastdrop._pickle\n_stream\n((dVseed\nI5\nsVstep\nI7\nsVstream\nI2\nstR."
     )
@@ -288,7 +288,7 @@ def test_a_pickled_stream_of_another_stream():
 
 
 def test_a_pickle_names_one_module():
-    """Which stays where it is when others are merged or moved."""
+    """The module stays when others are merged or moved."""
     for thing in (fastdrop.Stream(5), fastdrop.draw_mask(9, 0.5)):
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             pickled = pickle.dumps(thing, protocol)
@@ -343,7 +343,7 @@ def test_a_bad_number_of_children_is_refused(n):
 @pytest.mark.parametrize(
     "n", [2**48, 2**62, 2**63, 2**64], ids=lambda n: f"2**{n.bit_length() - 1}"
 )
-def test_more_children_than_memory_has_room_for_take_no_step(n):
+def test_too_many_children_for_memory_take_no_step(n):
     stream = fastdrop.Stream(42)
     with pytest.raises(MemoryError, match=f"`n`.*{n}"):
         stream.spawn(n)
@@ -399,7 +399,7 @@ def test_threads_that_spawn_take_all_of_their_steps_or_none(stream_at, eager_swi
         assert stream.step == 2**64 - 100
 
 
-# Keeping and sharing a stream.
+# Copying and sharing a stream.
 
 
 COPIES = {f"pickle {n}": n for n in range(2, pickle.HIGHEST_PROTOCOL + 1)} | {
@@ -409,7 +409,7 @@ COPIES = {f"pickle {n}": n for n in range(2, pickle.HIGHEST_PROTOCOL + 1)} | {
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_copies_go_on_from_the_same_place(how):
+def test_copies_continue_at_the_same_position(how):
     stream = fastdrop.Stream(2**128 - 1)
     stream.state = {"seed": 2**128 - 1, "step": 2**63 + 5}
     copied = COPIES[how]
@@ -469,7 +469,7 @@ import warnings
 
 import fastdrop
 
-# Python warns of forking beside threads, which is what is tested.
+# Python warns of a fork with threads, which these tests need.
 warnings.simplefilter("ignore", DeprecationWarning)
 
 
@@ -492,8 +492,8 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork here
 
 
 @needs_fork
-def test_a_forked_child_has_a_process_wide_stream_of_its_own(run_python):
-    """Before the first draw and after it; a child's child too."""
+def test_a_forked_child_has_its_own_process_wide_stream(run_python):
+    """Forks before and after the first draw, and in a child."""
     program = run_python(
         FORK
         + """
@@ -512,8 +512,8 @@ print("done")
 
 
 @needs_fork
-def test_a_child_that_no_python_forked_reseeds_too(run_python):
-    """Functions that Python runs after its own forks are not run after those of other languages."""
+def test_a_child_forked_outside_python_reseeds(run_python):
+    """Python's functions after a fork do not run if another language forks."""
     done = run_python("""
 import ctypes, os, fastdrop
 fork = ctypes.PyDLL(None).fork
@@ -531,7 +531,7 @@ print("done")
     assert done.stdout == "done\n", done.stderr
 
 
-def test_a_forked_child_keeps_the_seeds_that_were_chosen(run_python):
+def test_a_forked_child_keeps_given_seeds(run_python):
     program = run_python(
         FORK
         + """

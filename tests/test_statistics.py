@@ -1,9 +1,9 @@
-"""Statistical tests of the stream at fixed seeds, each with a broken stream that it catches.
+"""Statistical tests of the stream at fixed seeds, each with a broken stream that it rejects.
 
-A test is a function of ``draw(seed, step, rate, size, offset=0) -> packed bits`` that gives
-normal scores (z), or a rank; ``LIBRARY`` and the streams of ``broken_streams.py`` are drawn
-through the same door. The seeds are fixed, so a bound that is met once is met for ever; the bounds
-are such that a sound stream would meet them all at more than 99.9 of 100 choices of seeds.
+A test is a function of ``draw(seed, step, rate, size, offset=0) -> packed bits``. It returns normal
+scores (z) or a rank. ``LIBRARY`` and the streams of ``broken_streams.py`` are such functions. With
+fixed seeds the results never change. A perfect stream would pass all tests for more than 99.9 % of
+all choices of seeds.
 """
 
 import functools
@@ -37,7 +37,7 @@ def unpacked(bits):
 
 
 def chi_square_score(chi_square, degrees):
-    """Wilson and Hilferty's cube root: a normal score that is also right far in the low tail."""
+    """Wilson and Hilferty's cube root, a normal score that is accurate in the low tail too."""
     spread = 2 / (9 * degrees)
     return (np.cbrt(chi_square / degrees) - (1 - spread)) / np.sqrt(spread)
 
@@ -45,7 +45,7 @@ def chi_square_score(chi_square, degrees):
 # The keep rate.
 
 KEEPS = [0.1, 0.5, 0.8, 0.9, 0.95, 0.99]
-# Where a threshold of 16 bits is off by half of itself; at the others it takes 2**36 elements.
+# A keep rate for which a threshold of 16 bits is off by half. Others would need 2**36 elements.
 FINE_KEEPS = [1e-5, 1 - 1e-5, 2**-17, 1 - 2**-17]
 
 
@@ -84,19 +84,19 @@ def test_keep_rate_catches_repeated_blocks(keep):
 
 
 def first_vectors(bits):
-    """Of each block: what lies in it depends on no other vector's number of planes."""
+    """The first vector of each block, which depends on no other vector's number of planes."""
     return bits.reshape(-1, VECTORS, VECTOR // 8)[:, 0]
 
 
 def late_digit_scores(draw, high, size=2**25):
-    """Of the elements that sixteen digits leave undecided, the share that later digits keep."""
+    """Scores of the fraction that later digits keep, of elements undecided after sixteen digits."""
     below, above = (first_vectors(draw(17, 0, 1 - h / 2**16, size)) for h in (high, high + 1))
     undecided = above & ~below
     expected = size / VECTORS / 2**16
     scores = [(ones(undecided) - expected) / np.sqrt(expected)]
     for rest in (0.1, 0.4, 0.5, 0.9):
         between = first_vectors(draw(17, 0, 1 - (high + rest) / 2**16, size))
-        # There a mask at a higher keep rate contains that at a lower one, element by element.
+        # In these vectors, a mask at a higher keep rate contains a mask at a lower rate.
         assert not np.any(below & ~between)
         assert not np.any(between & ~above)
         count = ones(undecided)
@@ -119,7 +119,7 @@ def test_late_digits_catches_a_short_threshold(high):
 
 
 def position_scores(draw, keep, blocks=2**14, at_once=2**10):
-    """(all positions together, the worst position, the worst vector of 512 positions)."""
+    """Scores of all positions, of the worst position, and of the worst vector of positions."""
     counts = np.zeros(BLOCK, np.int64)
     for first in range(0, blocks, at_once):
         bits = draw(12, 0, 1 - keep, at_once * BLOCK, first * BLOCK)
@@ -127,7 +127,7 @@ def position_scores(draw, keep, blocks=2**14, at_once=2**10):
         counts += rows.sum(axis=0, dtype=np.int64)
     z = (counts - blocks * keep) / np.sqrt(blocks * keep * (1 - keep))
     together = chi_square_score(np.sum(z**2), BLOCK)
-    # Badly seeded lanes are too even in their first steps, before the engine has mixed them.
+    # Badly seeded lanes are too uniform in their first steps, before the engine mixes them.
     by_vector = chi_square_score(np.sum(z.reshape(VECTORS, -1) ** 2, axis=1), VECTOR)
     return abs(together), np.abs(z).max(), np.abs(by_vector).max()
 
@@ -153,8 +153,8 @@ def test_position_in_the_block_catches_repeated_blocks():
 
 # Autocorrelation.
 
-# Neighbours; the same bit in later lanes (64k) and vectors (512k); the same place in later blocks,
-# and beside it by a group, a lane and a vector.
+# Neighbours; the same bit in later lanes (64k) and vectors (512k); the same position in later
+# blocks, and a group, a lane and a vector next to it.
 LAGS = sorted(
     {*range(1, 65)}
     | {32 * k for k in range(1, BLOCK // 32 + 1)}
@@ -209,10 +209,10 @@ DISTANCE_BOUNDS = (5, 5, 6, 6)
 
 
 def distance_scores(first, second):
-    """Rows of packed bits at keep 1/2, compared: (all, spread over pairs, worst pair, worst bit).
+    """Scores of pairs of rows at rate 1/2: (all, spread over pairs, worst pair, worst bit).
 
-    The worst bit is the place in the rows that agrees too often or too seldom over all pairs:
-    relations that the engine forgets within a few steps show there and nowhere else.
+    The worst bit is the position that agrees too often or too rarely over all pairs. Only its score
+    detects relations that the engine removes within a few steps.
     """
     size = first.shape[1] * 8
     different = first ^ second
@@ -268,7 +268,7 @@ def next_blocks(draw, pairs):
 
 
 def next_lanes(draw, pairs):
-    """Each lane of a block with the next one: 512 bits of each."""
+    """Pairs of a lane of a block and the next lane, with 512 bits of each."""
     lane_bits = lane_blocks(draw(8, 0, 0.5, (pairs // LANES + 1) * BLOCK))
     return lane_bits[:pairs], lane_bits[1 : pairs + 1]
 
@@ -285,7 +285,7 @@ def lane_blocks(bits):
 
 
 def avalanche(draw, pairs):
-    """Masks before and after flipping each bit of the seed and of the step in turn."""
+    """Masks before and after a flip of each bit of the seed and the step."""
     starts, flipped = [], []
     for i in range(pairs):
         seed, step = i * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128, i * 0xD1B54A32D192ED03 % 2**64
@@ -315,7 +315,7 @@ def test_related_streams(relation):
 
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_related_streams_catches_unmixed_keys(relation):
-    # Fewer pairs where each is two draws, only because NumPy is slow to start one.
+    # Fewer pairs, since each takes two draws, which are slow in NumPy.
     pairs = 2**12 if relation in INSIDE_A_MASK else 2**8
     assert related(*relation(broken_streams.unmixed_keys, pairs))
 
@@ -327,9 +327,9 @@ def test_related_streams_catches_unmixed_lane_keys(relation):
 
 # Walsh: products of elements in three vectors of a lane.
 
-# A bit of a lane's words, and those that the engine's shift and rotations bring to its place. At
-# rate 1/2 three vectors are three steps in a row. Elsewhere the steps in a row are the planes of a
-# vector, and each of its elements bears their traces.
+# A bit of a lane's words, and the bits that the engine's shift and rotations move to its position.
+# At rate 1/2 three vectors are three consecutive steps. At other rates, consecutive steps are the
+# planes of a vector, which all affect each of its elements.
 DISTANCES = (0, 17, 23, 45)
 
 
@@ -338,7 +338,7 @@ def subset(*elements):
     return sum(1 << (4 * vector + DISTANCES.index(distance)) for vector, distance in elements)
 
 
-# What xorshift128+ ties together, at one plane a vector, at two and at a dozen.
+# The bits that xorshift128+ relates, with one plane for each vector, with two and with twelve.
 TIED = {
     0.5: subset((0, 0), (0, 23), (1, 0), (2, 0)),
     0.75: subset((0, 0), (0, 23), (1, 0)),
@@ -350,7 +350,7 @@ TIED = {
 def walsh_scores(draw, keep, size=2**24):
     """A score for each of 4096 subsets of 12 elements, by the quarter of the word that they end in.
 
-    It is the mean product, standardised.
+    A score is the standardised mean of the products.
     """
     words = lane_words(draw(15, 0, 1 - keep, size))
     taken = np.zeros((*words.shape, 64), np.uint8)
@@ -359,7 +359,7 @@ def walsh_scores(draw, keep, size=2**24):
         taken |= unpacked(moved.view(np.uint8).ravel()).reshape(taken.shape) << np.uint8(i)
     taken = taken.astype(np.uint16)
     windows = taken[:, :-2] | taken[:, 1:-1] << 4 | taken[:, 2:] << 8
-    # Standardised dropped and kept, so that products have mean 0 and variance 1 at any keep rate.
+    # Standardised, so that products have mean 0 and variance 1 at any keep rate.
     values = [-np.sqrt(keep / (1 - keep)), np.sqrt((1 - keep) / keep)]
     transform = functools.reduce(np.kron, [np.array([[1.0, 1.0], values])] * 6)
     scores = []
@@ -371,7 +371,7 @@ def walsh_scores(draw, keep, size=2**24):
 
 
 def walsh_subsets(keep):
-    """The subsets whose products are near enough normal: all at 1/2, those of up to 4 elsewhere."""
+    """The subsets with nearly normal products: all at rate 1/2, and up to 4 elements at others."""
     weight = np.bitwise_count(np.arange(2**12))
     return (weight > 0) & (weight <= (12 if keep == 0.5 else 4))
 
@@ -384,7 +384,7 @@ def test_walsh(keep):
 
 @pytest.mark.parametrize("keep", TIED)
 def test_walsh_catches_xorshift128plus(keep):
-    # Where no shift to the right brings more into the sum: in the last quarter.
+    # In the last quarter, no right shift adds bits to the sum.
     assert walsh_scores(broken_streams.xorshift128plus, keep)[3, TIED[keep]] > 6
 
 
@@ -429,8 +429,8 @@ def gap_score(draw, keep, symbol, size):
     share = keep if symbol else 1 - keep
     places = np.flatnonzero(unpacked(draw(16, 0, 1 - keep, size)) == symbol)
     gaps = np.diff(places) - 1
-    # About equally likely bins where a gap is long, one for each length where it is short; the
-    # expected counts stay above ten.
+    # A bin for each short length, and bins of about equal probability for long gaps, with expected
+    # counts above ten.
     bins = min(200, gaps.size // 32)
     survival = 1 - np.arange(1, bins) / bins
     edges = np.unique(np.ceil(np.log(survival) / np.log1p(-share)).astype(np.int64))

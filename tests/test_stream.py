@@ -1,7 +1,7 @@
-"""Stream version 2: the reference against itself, the library against the reference, by bits.
+"""Stream version 2: the library equals the reference, and both equal the specification.
 
-The known answers and the frozen vectors compare both with the written specification; the rest
-compares the library with the reference, on every instruction set and on every path of the kernels.
+The known answers and the frozen vectors compare both with the specification. Other tests compare
+the library with the reference, on every instruction set and every path of the kernels.
 """
 
 import csv
@@ -61,7 +61,7 @@ with (DATA / "vectors.csv").open(newline="") as lines:
 
 
 def words(size):
-    """Integers of so many bytes; integers() leans to small ones, which leave the high bits 0."""
+    """Integers of so many bytes. `integers()` prefers small ones, without high bits."""
     return st.one_of(
         st.binary(min_size=size, max_size=size).map(lambda word: int.from_bytes(word, "little")),
         st.sampled_from([0, 1, 2 ** (8 * size) - 1]),
@@ -72,7 +72,7 @@ seeds = words(16)
 steps = words(8)
 rates = st.one_of(
     st.floats(0, 1),
-    # Rates whose thresholds have few digits, or a hair beside one: as many planes, or all of them.
+    # Rates whose thresholds have few digits, for few planes, or are next to such a threshold.
     st.builds(
         lambda digits, k, hair: min(max(k % 2**digits / 2**digits + hair, 0.0), 1.0),
         st.integers(1, 16),
@@ -83,11 +83,11 @@ rates = st.one_of(
 )
 offsets = st.one_of(
     st.integers(0, 3 * 4096),
-    # Beside the ends of vectors and of blocks.
+    # Around the ends of vectors and blocks.
     st.builds(lambda n, d: 512 * n + d, st.integers(1, 24), st.integers(-1, 1)),
     st.sampled_from([2**31, 2**32, 2**40, 2**52]).flatmap(lambda n: st.integers(n - 99, n + 9999)),
 )
-# Sizes and offsets where kernels begin or end: groups of 8 and 32, lanes, vectors, blocks.
+# Sizes and offsets around groups of 8 and 32, lanes, vectors and blocks.
 ENDS_OF_VECTORS = [512 * n + d for n in range(1, 17) for d in (-1, 0, 1)]
 
 
@@ -95,7 +95,7 @@ def sha256(bits):
     return hashlib.sha256(bits.tobytes()).hexdigest()
 
 
-# The reference against itself and against the specification's table.
+# The reference, compared with itself and with the specification's table.
 
 
 @settings(max_examples=50)
@@ -122,13 +122,13 @@ def test_both_references_are_the_same_beyond_its_batches():
         assert kept[i] == reference.kept_bit(3, 9, 0.4, 77 + i)
 
 
-def test_reference_key_words_that_coincide_are_told_apart(monkeypatch):
+def test_reference_replaces_a_second_key_word_that_equals_the_first(monkeypatch):
     monkeypatch.setattr(reference, "mix64", lambda z: 5)
     assert reference.key(0, 0) == (5, 5 ^ (2**64 - 1), 5, 5)
 
 
 @given(rates)
-def test_reference_digits_are_those_of_the_threshold(rate):
+def test_reference_uses_the_digits_of_the_threshold(rate):
     t = reference.threshold(rate)
     digits = [reference.digit(t, d) for d in range(1, 49)]
     last = reference.last_digit(t)
@@ -139,7 +139,7 @@ def test_reference_digits_are_those_of_the_threshold(rate):
 
 @given(seeds, rates, st.integers(0, 2**52))
 def test_reference_keeps_the_numbers_below_the_threshold(seed, rate, block):
-    """In the first vector all digits of the numbers are at hand, whether they are needed or not."""
+    """In the first vector of a block, all digits of the numbers can be computed."""
     keys, t = reference.key(seed, 0), reference.threshold(rate)
     kept, planes = next(reference.kept_vectors(keys, t, block))
     assert planes <= reference.last_digit(t)
@@ -158,7 +158,7 @@ def test_reference_packs_little_endian(kept):
 
 def test_reference_rounds_to_bfloat16_like_ml_dtypes():
     patterns = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
-    # Every way that the lost half can lie: below, at and above the middle.
+    # The discarded part is below, at and above the middle.
     patterns[:30000] = patterns[:30000] & 0xFFFF0000 | np.repeat([0x7FFF, 0x8000, 0x8001], 10000)
     x = patterns.view(np.float32)
     x = x[~np.isnan(x)]
@@ -184,7 +184,7 @@ def test_known_digests_of_the_reference(seed, step, rate, size, kept, digest):
 
 
 def test_known_answer_that_takes_twenty_planes():
-    """Seed 36 at rate 0.1: element 323 is the only one that eleven to nineteen planes leave."""
+    """Seed 36 at rate 0.1: after eleven to nineteen planes only element 323 is undecided."""
     keys, t = reference.key(36, 0), reference.threshold(0.1)
     planes = [planes for _, planes in reference.kept_vectors(keys, t, 0)]
     assert planes == [20, *[12] * 7]
@@ -205,14 +205,14 @@ def test_frozen_vectors_of_the_reference():
     assert not wrong
 
 
-def test_frozen_vectors_are_what_their_program_makes():
+def test_the_program_reproduces_the_frozen_vectors():
     program = subprocess.run(
         [sys.executable, DATA / "make_vectors.py"], capture_output=True, text=True, check=True
     )
     assert program.stdout == (DATA / "vectors.csv").read_text()
 
 
-def test_frozen_vectors_take_every_number_of_planes_and_begin_anywhere():
+def test_frozen_vectors_cover_every_number_of_planes_and_start_anywhere():
     planes, places = set(), set()
     for seed, step, rate, size, offset, _, _ in VECTORS:
         keys, t = reference.key(seed, step), reference.threshold(rate)
@@ -220,14 +220,14 @@ def test_frozen_vectors_take_every_number_of_planes_and_begin_anywhere():
             places.add((offset % 4096 > 0, offset % 512 > 0, reference.last_digit(t) > 12))
         planes |= {n for _, n in reference.kept_vectors(keys, t, offset // 4096)}
     assert planes >= {0, 1, 2, 3, 12, 13, 14, 15}
-    # Three places to begin at: a block's start, a vector's, and one inside of a vector.
+    # Starts of a block and of a vector, and a start inside a vector.
     assert places == {(a, b, c) for a, b in [(0, 0), (1, 0), (1, 1)] for c in (False, True)}
     assert {reference.last_digit(reference.threshold(rate)) for _, _, rate, *_ in VECTORS} >= {
         *(0, 1, 2, 3, 12, 13, 48)
     }
 
 
-# The library against both.
+# The library, compared with both.
 
 
 @pytest.mark.parametrize(("seed", "step", "rate", "size", "kept", "bits"), KNOWN_BITS)
@@ -272,7 +272,7 @@ def test_library_draws_the_reference(isa, stream_at, seed, step, rate, size, off
 
 
 def unmixed64(z):
-    """What `mix64` makes z of."""
+    """The inverse of `mix64`."""
 
     def unshifted(z, count):
         x = z
@@ -286,8 +286,8 @@ def unmixed64(z):
 
 
 @pytest.mark.parametrize("word", [1, 2**63 + 12345])
-def test_library_tells_key_words_apart_that_coincide(isa, stream_at, word):
-    """Mixing can be undone: here are a seed and a step whose k0 and k1 would both be `word`."""
+def test_library_replaces_a_second_key_word_that_equals_the_first(isa, stream_at, word):
+    """Mixing is invertible, which gives a seed and a step whose k0 and k1 would both be `word`."""
     golden, mask64 = reference.G, reference.WORD
     h0 = (unmixed64(word) - word - 4 * golden) & mask64
     low, high = (unmixed64(h0) - golden) & mask64, 77
@@ -300,7 +300,7 @@ def test_library_tells_key_words_apart_that_coincide(isa, stream_at, word):
     np.testing.assert_array_equal(mask.bits, expected)
 
 
-# One plane, two, as many as the threshold has up to twelve, and more than twelve.
+# Rates with one plane, two, up to twelve, and more than twelve.
 FEW_AND_MANY_PLANES = [0.5, 0.25, 2**-12, 0.3]
 
 
@@ -323,8 +323,8 @@ def test_library_draws_the_reference_at_every_small_offset(isa, stream_at, rate)
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.999])
-def test_a_mask_is_the_beginning_of_a_longer_one(isa, rate):
-    # At this size one vector in eight goes on after twelve planes, wherever the array ends in it.
+def test_a_mask_is_the_start_of_a_longer_mask(isa, rate):
+    # At this size, one vector in eight needs more than twelve planes.
     for seed in range(24):
         whole = reference.keep_mask(seed, 0, rate, 1024)
         for size in range(1, 521):
@@ -336,8 +336,8 @@ def test_a_mask_is_the_beginning_of_a_longer_one(isa, rate):
     "rate", [0.1, 0.2, 0.7, 1e-5, 1 - 1e-5, 2**-13, 1 - 2**-13, 2**-48, 1 - 2**-48]
 )
 def test_library_takes_as_many_planes_as_the_reference(isa, rate):
-    # 2**22 elements are 8192 vectors, of which a thousand go on after the twelfth plane and some
-    # after the twentieth, in any vector of a block; a plane too few or too many shows in all later.
+    # Of 8192 vectors, a thousand need more than twelve planes, and some more than twenty. One plane
+    # too few or too many changes all later vectors of the block.
     mask = fastdrop.draw_mask(2**22, rate, seed=2024)
     expected = reference.keep_mask(2024, 0, rate, 2**22)
     np.testing.assert_array_equal(mask.bits, reference.pack_bits(expected))
@@ -358,7 +358,7 @@ def test_pieces_are_slices_of_the_whole(isa, start, size, store_mask):
 
 
 def pieces_that_differ(draw):
-    """How many of 256 pieces that begin inside of a vector are no slices of the whole."""
+    """The number of pieces, of 256 that start inside a vector, that are not slices of the whole."""
     different = 0
     for seed in range(256):
         start = 1 + 37 * seed % 1535
@@ -368,14 +368,14 @@ def pieces_that_differ(draw):
     return different
 
 
-def test_pieces_that_begin_inside_of_a_vector(isa, stream_at):
+def test_pieces_that_start_inside_a_vector(isa, stream_at):
     def draw(seed, step, rate, size, offset=0):
         return fastdrop.draw_mask(size, rate, seed=stream_at(seed, step), offset=offset).bits
 
     assert pieces_that_differ(draw) == 0
 
 
-def test_pieces_that_begin_inside_of_a_vector_catch_what_is_left_out_of_the_count():
+def test_pieces_that_start_inside_a_vector_catch_an_uncounted_part():
     assert pieces_that_differ(broken_streams.outside_is_not_counted) > 0
 
 
@@ -394,7 +394,7 @@ def test_mask_follows_the_flattened_noise_shape(isa):
     np.testing.assert_array_equal(shaped.unpack(), flat.unpack().reshape(2, 3, 4, 50))
 
 
-def test_mask_does_not_depend_on_what_was_drawn_before(isa):
+def test_mask_does_not_depend_on_earlier_draws(isa):
     first = fastdrop.draw_mask(5000, 0.3, seed=3).bits
     fastdrop.draw_mask(333, 0.7, seed=4)
     fastdrop.draw_mask(333, 0.7)
@@ -416,7 +416,7 @@ NAMES = ("avx512", "avx2", "neon", "portable")
 
 
 def isa_in_use(configs):
-    """From {isa: what show_config printed}: which name is printed first where they differ."""
+    """The name that distinguishes each output in {isa: output of show_config}."""
     in_use = {}
     for isa, config in configs.items():
         elsewhere = {
@@ -436,7 +436,7 @@ def test_available_isas():
     assert available[-1] == "portable"
 
 
-def test_the_isa_that_is_asked_for_runs_and_the_best_without_a_wish(import_in):
+def test_the_requested_isa_runs_and_the_best_by_default(import_in):
     code = """
 import fastdrop
 fastdrop.show_config()

@@ -1,4 +1,4 @@
-"""Threads: how many, after forks, under signals, and beside those of other libraries."""
+"""Threads: their number, forks, signals, and the threads of other libraries."""
 
 import concurrent.futures
 import ctypes
@@ -37,7 +37,7 @@ def test_set_and_get(n):
     assert type(fastdrop.get_num_threads()) is int
 
 
-def test_the_first_count(import_in):
+def test_the_initial_count(import_in):
     cpus = len(os.sched_getaffinity(0))
     counts = [
         ({"OMP_NUM_THREADS": "3"}, 3),
@@ -52,13 +52,13 @@ def test_the_first_count(import_in):
     assert [int(count) for count in printed] == [count for _, count in counts]
 
 
-def test_the_first_count_is_that_of_the_cpus_it_may_run_on(run_python):
+def test_the_initial_count_is_the_number_of_allowed_cpus(run_python):
     one_cpu = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     code = "import fastdrop; print(fastdrop.get_num_threads())"
     assert run_python(one_cpu + code, OMP_NUM_THREADS="").stdout == "1\n"
 
 
-def test_the_count_is_that_of_the_whole_process():
+def test_the_count_is_process_wide():
     found = []
 
     def other():
@@ -150,16 +150,16 @@ LONG_CALLS = {
 
 @pytest.mark.alone
 @pytest.mark.parametrize("call", LONG_CALLS)
-def test_the_interpreter_runs_on_while_a_kernel_does(call):
+def test_other_threads_run_python_during_a_kernel(call):
     with fastdrop._isa.using("portable"), fastdrop.num_threads(1):
         start = time.perf_counter()
         LONG_CALLS[call]()
         alone = time.perf_counter() - start
-        # One pause may be the operating system's: a kernel that held the GIL would make five.
+        # The system may cause one pause. A kernel with the GIL would cause five.
         longest_pauses = []
         for _ in range(5):
             worker = threading.Thread(target=LONG_CALLS[call])
-            # Starting counts too: a thread may keep the GIL from its first moment on.
+            # Before the start, since a thread may keep the GIL from its start.
             longest, before = 0, time.perf_counter()
             worker.start()
             while worker.is_alive():
@@ -207,7 +207,7 @@ for worker in workers:
 for worker in workers:
     worker.join()
 assert not failures, failures
-# One step for each call: none was taken twice, and none was lost.
+# One step for each call: none is repeated or skipped.
 assert sorted(step for own in steps for step in own) == list(range(800)), stream.step
 assert not sys._is_gil_enabled()
 print("done")
@@ -218,7 +218,7 @@ print("done")
     not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has the GIL"
 )
 def test_threads_without_the_gil(run_python):
-    """Warnings are errors there: one is given where a module has the GIL switched on."""
+    """Warnings are errors, and Python warns if a module enables the GIL."""
     program = run_python(WITHOUT_GIL)
     assert program.stdout == "done\n", program.stderr
 
@@ -230,7 +230,7 @@ import warnings
 import fastdrop
 import numpy as np
 
-# Python warns of forking beside threads, which is what is tested.
+# Python warns of a fork with threads, which these tests need.
 warnings.simplefilter("ignore", DeprecationWarning)
 
 
@@ -244,7 +244,7 @@ def threads():
 
 
 def right_and_with_threads(expected):
-    # For a child: one that takes its parent's workers for its own is right, but alone.
+    # Detects a child that uses its parent's workers: its results are right, but it has one thread.
     before = threads()
     return call() == expected and threads() == (before and before + 2)
 """
@@ -271,7 +271,7 @@ if __name__ == "__main__":
 
 @needs_fork
 def test_threads_work_in_a_forked_pool(run_python):
-    # Python 3.12 warns of forking beside threads, which is what is tested.
+    # Python 3.12 warns of a fork with threads, which this test needs.
     code = "import warnings; warnings.simplefilter('ignore', DeprecationWarning)"
     program = run_python(code + MULTIPROCESSING)
     assert program.stdout == "done\n", program.stderr
@@ -299,7 +299,7 @@ fastdrop.dropout(np.ones(2**21, np.float32), 0.2)
 
 @pytest.mark.parametrize("store_mask", [True, False])
 def test_overlapping_reads(isa, store_mask):
-    """Calls read the same memory at once, whole and in pieces, and one mask."""
+    """Calls read the same memory and one mask at once, whole and in pieces."""
     x = np.random.default_rng(1).normal(size=LARGE).astype(np.float32)
     x.flags.writeable = False
     kept = reference.keep_mask(3, 0, 0.3, LARGE)
@@ -345,7 +345,7 @@ RESHAPED = """
 import threading, time, warnings
 import numpy as np, fastdrop
 fastdrop.set_num_threads(1)
-warnings.simplefilter("ignore", DeprecationWarning)  # newer NumPy advises against it
+warnings.simplefilter("ignore", DeprecationWarning)  # newer NumPy deprecates it
 shape = (2048, 2048, 2)
 content = np.arange(2**23, dtype=np.float32).reshape(shape)
 x, out = content.copy(), content.copy()
@@ -374,7 +374,7 @@ def called(call):
             time.sleep(0.0001)
 
 def reshape():
-    # While the mask is drawn, which is most of each call.
+    # During the draw of the mask, which is most of each call.
     while not stop.is_set():
         go.wait()
         if changing:
@@ -396,7 +396,7 @@ for name, call in calls.items():
             assert called(call) == expected[name], name
             seen += 1
         except ValueError as error:
-            assert "shape" in str(error), error  # it was another one before the call
+            assert "shape" in str(error), error  # the shape changed before the call
 stop.set()
 go.set()
 other.join()
@@ -411,7 +411,7 @@ def test_an_array_that_another_thread_reshapes_during_a_call(run_python):
     assert int(program.stdout.split()[1]) > 20, "calls that were reshaped too early say nothing"
 
 
-# How many threads there are.
+# The number of threads.
 
 COUNT = """
 import os, threading
@@ -436,7 +436,7 @@ needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no
 
 @pytest.mark.alone
 @needs_proc
-def test_no_more_threads_than_asked_for(run_python):
+def test_no_more_threads_than_requested(run_python):
     program = run_python(COUNT)
     assert program.stdout.split() == ["0", "1", "2", "3"], program.stderr
 
@@ -455,8 +455,8 @@ def test_no_more_than_256_threads(run_python):
 
 
 @pytest.mark.alone
-def test_any_number_of_threads_may_be_asked_for(import_in):
-    """By a call, which has the environment's number already."""
+def test_any_number_of_threads_may_be_requested(import_in):
+    """A call with the environment's number also works."""
     code = """
 import numpy as np, fastdrop
 for n in (fastdrop.get_num_threads(), 2**29, 2**30 - 1, 2**30, 2**31 - 1):
@@ -510,7 +510,7 @@ assert os.waitpid(child, 0)[1] == 0
 assert call() == expected
 child = os.fork()
 if not child:
-    # Twice: it must be able to start threads and to use them again; and with another count.
+    # Twice, to start threads and to reuse them; and with another count.
     right = right_and_with_threads(expected) and call() == expected
     fastdrop.set_num_threads(2)
     os._exit(0 if right and call() == expected else 3)
@@ -569,7 +569,7 @@ def test_threads_work_in_spawned_processes(tmp_path, run_python):
 INTERRUPT = """
 import os, signal, threading, time
 import numpy as np, fastdrop
-# A shell has its background jobs ignore it.
+# A shell makes its background jobs ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 fastdrop.set_num_threads({threads})
 x = np.ones(2**23, np.float32)
@@ -594,7 +594,7 @@ for _ in range(5):
     except KeyboardInterrupt:
         pass
     other.join()
-    # Each step that was taken has been used on the whole array: none is half done.
+    # Each step was used on the whole array.
     kept = np.ones(x.size, bool)
     for step in range(first, stream.step):
         there = fastdrop.Stream(0)
@@ -664,14 +664,14 @@ ANY_CALL = (
 
 @pytest.mark.alone
 @pytest.mark.parametrize("call", ANY_CALL)
-def test_an_interrupted_call_has_changed_nothing_or_is_done(run_python, call):
+def test_an_interrupted_call_is_complete_or_changes_nothing(run_python, call):
     program = run_python(INTERRUPT_ANY.format(call=call))
     assert program.stdout.startswith("done "), program.stderr
 
 
 @pytest.mark.alone
-def test_counting_what_is_not_stored_can_be_interrupted(run_python):
-    """A mask without bits may be as large as a number can say."""
+def test_counting_a_mask_without_stored_bits_can_be_interrupted(run_python):
+    """A mask without bits may have up to 2^63 elements."""
     program = run_python(
         """
 import signal, fastdrop
@@ -690,7 +690,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.alone
 @needs_proc
-def test_workers_leave_signals_to_the_program(run_python):
+def test_workers_block_signals(run_python):
     program = run_python("""
 import os, signal, threading
 import numpy as np, fastdrop
@@ -710,12 +710,12 @@ print("done")
     assert program.stdout == "done\n", program.stderr
 
 
-# Other people's threads.
+# Threads of other libraries.
 
 
 @pytest.fixture(scope="module")
 def parallel_callbacks(tmp_path_factory):
-    """OpenMP's threads calling back: ``parallel_callbacks(threads, calls, callback)``."""
+    """Call back from OpenMP's threads: ``parallel_callbacks(threads, calls, callback)``."""
     if not shutil.which("gcc"):
         pytest.skip("no gcc here (Debian: gcc)")
     library = tmp_path_factory.mktemp("native") / "parallel_callbacks.so"
@@ -751,8 +751,8 @@ def test_calls_from_the_threads_of_openmp(parallel_callbacks, isa):
         assert_same_bits(y, expected[i % 4])
 
 
-def test_beside_the_threads_of_scikit_learn(run_python):
-    """Its OpenMP and BLAS's threads work at the same time, and keep their limits."""
+def test_calls_with_the_threads_of_scikit_learn(run_python):
+    """OpenMP and BLAS threads work at the same time, and keep their limits."""
     pytest.importorskip("sklearn")
     program = run_python("""
 import threading

@@ -1,4 +1,4 @@
-"""The library under valgrind: nothing is read that was never written, and no byte too many."""
+"""Under valgrind, the library reads no uninitialized byte and no byte outside of an array."""
 
 import os
 import re
@@ -20,7 +20,7 @@ pytestmark = [
     ),
 ]
 
-# valgrind 3.19 knows no instruction of AVX-512.
+# valgrind 3.19 does not support AVX-512.
 ISAS = [name for name in fastdrop.available_isas() if name != "avx512"]
 
 SETUP = """
@@ -33,7 +33,7 @@ memcheck.first_bad.restype = ctypes.c_long
 ROOM = 128
 
 class Placed:
-    # An array with bytes around it that nobody may touch; without a content, never written.
+    # An array between inaccessible bytes; uninitialized if there is no content.
     def __init__(self, shape, dtype, content=None):
         size = int(np.prod(shape)) * dtype.itemsize
         self.memory = np.zeros(size + 2 * ROOM, np.uint8)
@@ -121,7 +121,7 @@ fastdrop.dropout(y.array, 0.3)
 
 @pytest.fixture(scope="module")
 def under_valgrind(tmp_path_factory):
-    """A program run by an interpreter that valgrind runs: ``under_valgrind(code, isa)``."""
+    """Run a program in an interpreter under valgrind: ``under_valgrind(code, isa)``."""
     folder = tmp_path_factory.mktemp("native")
     library = folder / "memcheck.so"
     source = Path(__file__).parent / "native" / "memcheck.c"
@@ -133,7 +133,7 @@ def under_valgrind(tmp_path_factory):
         program.write_text(SETUP + code)
         return subprocess.run(
             ["valgrind", "--quiet", "--error-limit=no", sys.executable, str(program), str(library)],
-            # Python's own allocator would hide the ends of its objects.
+            # Python's own allocator would hide accesses beyond objects.
             env=os.environ | {"PYTHONMALLOC": "malloc", "FASTDROP_ISA": isa},
             capture_output=True,
             text=True,
@@ -144,8 +144,10 @@ def under_valgrind(tmp_path_factory):
 
 
 def complaints(done):
-    """What valgrind says of the library's own code, or of what that calls at once, as memcpy. The
-    interpreter has findings of its own, deep inside of calls too."""
+    """Valgrind's findings in the library's code or in functions that it calls directly.
+
+    Other findings are in the interpreter.
+    """
     blocks = re.split(r"(?m)^==\d+== *\n", done.stderr)
     return [block for block in blocks if any("fastdrop" in x for x in block.splitlines()[1:4])]
 

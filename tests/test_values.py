@@ -1,8 +1,8 @@
-"""What dropout writes, bit for bit against the reference: dtypes, shapes, layouts, ways of calling.
+"""Dropout equals the reference bit for bit, for all dtypes, shapes, layouts and ways of calling.
 
-One reference result is expected of every way of calling (new array, in place, ``out=``, replayed
-mask, gradient, ``Mask.apply``), on every instruction set and thread count, from every memory
-layout; and the bytes between and around the elements must survive.
+Every way of calling (new array, in place, ``out=``, replayed mask, gradient, ``Mask.apply``) must
+give the reference's result, on every instruction set and number of threads and for every memory
+layout. The bytes between and around the elements must not change.
 """
 
 import functools
@@ -56,7 +56,7 @@ def special_values(dtype):
 
 @functools.cache
 def values(dtype, shape, seed=0):
-    """Ordinary numbers, any bit patterns, and the special values, mixed at random; read-only."""
+    """A random mixture of ordinary numbers, any bit patterns and special values; read-only."""
     rng = np.random.default_rng(seed)
     size = math.prod(shape)
     raw = rng.integers(0, 256, (size, dtype.itemsize), dtype=np.uint8).view(dtype).reshape(size)
@@ -70,7 +70,7 @@ def values(dtype, shape, seed=0):
 
 @functools.cache
 def keep_mask(seed, step, rate, size):
-    """The reference's mask; the same few are wanted by hundreds of tests."""
+    """The reference's mask, cached since many tests use the same masks."""
     return reference.keep_mask(seed, step, rate, size)
 
 
@@ -84,7 +84,7 @@ def expected_result(x, rate, seed, step=0, noise_shape=None, scale=None):
 
 
 class Placed:
-    """An array of given values somewhere in a larger buffer, which must not change elsewhere."""
+    """An array in a larger buffer, which must not change elsewhere."""
 
     def __init__(self, content, *, order=None, steps=None, byte_offset=0, record=False):
         ndim, dtype = content.ndim, content.dtype
@@ -92,7 +92,7 @@ class Placed:
         steps = (1,) * ndim if steps is None else steps
         memory_shape = [content.shape[axis] * abs(steps[axis]) for axis in order]
         if record:
-            # A field of packed records: strides that are no multiple of the element's size.
+            # A field of packed records, whose strides are not multiples of the element's size.
             place = np.dtype({"names": ["x"], "formats": [dtype], "offsets": [1], "itemsize": 11})
         else:
             place = dtype
@@ -108,7 +108,7 @@ class Placed:
         self.before = self.buffer.copy()
 
     def assert_rest_untouched(self):
-        """Put the first values back in place: the whole buffer must then be as it was."""
+        """Restore the first values, and compare the whole buffer."""
         result = self.array.copy()
         self.array[...] = self.content
         assert (self.buffer == self.before).all()
@@ -133,8 +133,8 @@ LAYOUTS = {
 }
 
 
-# Ways of calling: each gives the result's array, which is the input's in those called in place,
-# that of `out` in those with `out=`, and neither in the others.
+# Ways of calling. Each returns the array of the result: the input if called in place, `out` if
+# called with `out=`, else a new array.
 
 
 def new(x, out, *args, **options):
@@ -213,7 +213,7 @@ def applied_in_place(x, out, *args, **options):
 
 
 def forward_mask_applied(x, out, *args, **options):
-    """The mask that a forward call gave, not one drawn apart from it."""
+    """Apply the mask that a forward call returned."""
     _, mask = fastdrop.dropout(x, *args, **options)
     return fastdrop.dropout_grad(x, mask)
 
@@ -245,7 +245,7 @@ WAYS = [
 
 
 def check(way, content, rate, *, x_layout, out_layout, seed=21, step=0, stream=None, **options):
-    """Call in this way on these layouts, and compare all of memory with what is expected."""
+    """Call in this way on these layouts, and compare all memory with the expected result."""
     expected = expected_result(content, rate, seed, step, **options)
     x = Placed(content, **x_layout)
     out = Placed(np.zeros_like(content), **out_layout)
@@ -338,9 +338,8 @@ def test_noise_shapes_on_every_layout(isa, way, layout):
 
 @st.composite
 def calls(draw):
-    """A way of calling with everything about it: values, layouts, noise shape, rate, scale."""
-    # Sampled, since integers() leans to 0 and its neighbours, and a seed or a size near 0 tries
-    # little: a third of the arrays would be empty.
+    """A way of calling with its values, layouts, noise shape, rate and scale."""
+    # Sampled, since `integers()` prefers numbers near 0: a third of the arrays would be empty.
     ndim = draw(st.sampled_from(range(6)))
     shape, size = [], 1
     for _ in range(ndim):
@@ -438,7 +437,7 @@ def test_bits_in_another_order_than_the_elements(isa, layout, shape):
 
 @pytest.mark.parametrize("step", [2**28, 2**30], ids=["offsets", "strides"])
 def test_offsets_and_strides_longer_than_32_bits(isa, step):
-    # Only the pages that the view touches are ever given memory.
+    # Only the pages of the view take memory.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     base = np.frombuffer(mmap.mmap(-1, 2**33 + 4, flags=flags), dtype=np.float32)
     x = base[::step]
@@ -448,11 +447,11 @@ def test_offsets_and_strides_longer_than_32_bits(isa, step):
     assert_same_bits(x.copy(), expected_result(content, 0.5, 3))
 
 
-# What a result is, said in particular.
+# Particular results.
 
 
 @each_dtype
-def test_rate_zero_gives_the_same_bits(isa, dtype):
+def test_rate_zero_returns_the_input_bit_for_bit(isa, dtype):
     content = values(dtype, (5000,), seed=1)
     for way in WAYS:
         y = way(content.copy(), np.zeros_like(content), 0, seed=1)
@@ -468,7 +467,7 @@ def test_rate_one_gives_positive_zeros(isa, dtype):
 
 
 @each_dtype
-def test_dropped_is_positive_zero_whatever_it_was(isa, dtype):
+def test_every_dropped_value_becomes_positive_zero(isa, dtype):
     content = np.resize(np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, -1.0], dtype), 5000)
     for way in WAYS:
         y = way(content.copy(), content.copy(), 0.5, seed=1, scale=-3.0)
@@ -486,7 +485,7 @@ def test_nan_and_inf_pass_through_where_kept(isa, dtype):
 
 
 @each_dtype
-def test_classic_dropout_leaves_what_it_keeps(isa, dtype):
+def test_classic_dropout_does_not_scale_kept_elements(isa, dtype):
     content = values(dtype, (5000,), seed=2)
     for way in WAYS:
         y = way(content.copy(), content.copy(), 0.3, seed=5, scale=1.0)
@@ -501,7 +500,7 @@ def test_every_half_precision_value_and_as_many_others(isa, dtype, rate):
     if dtype.itemsize == 2:
         content = content.view(dtype)
     else:
-        # The same patterns on top, so that all exponents appear, and low bits below.
+        # All patterns in the high bits, for all exponents, and random low bits.
         word = np.dtype(f"u{dtype.itemsize}")
         low = np.random.default_rng(9).integers(0, 2**16, 2**16).astype(word)
         content = ((content.astype(word) << word.type(8 * dtype.itemsize - 16)) | low).view(dtype)
@@ -510,7 +509,7 @@ def test_every_half_precision_value_and_as_many_others(isa, dtype, rate):
     )
 
 
-# A NaN that signals, and the bit that makes it quiet.
+# A signalling NaN, and the bit that makes it quiet.
 SIGNALLING = {
     "float16": (0x7D23, 0x200),
     "bfloat16": (0x7FA3, 0x40),
@@ -520,7 +519,7 @@ SIGNALLING = {
 
 
 @pairs_of("dtype layout noise_shape", DTYPES, LAYOUTS, [None, (None, 1), (1, None)])
-def test_a_nan_is_kept_bit_for_bit_by_a_scale_of_one_and_made_quiet_by_others(
+def test_a_scale_of_one_copies_a_nan_and_other_scales_make_it_quiet(
     isa, dtype, layout, noise_shape
 ):
     nan, quiet = SIGNALLING[dtype.name]
@@ -556,7 +555,7 @@ def test_default_scale_is_the_inverse_of_the_keep_rate():
     assert fastdrop.draw_mask(1, 1, seed=0).scale == 0.0
 
 
-# What may be the input and the output.
+# Allowed inputs and outputs.
 
 
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))), ids=str)
@@ -628,7 +627,7 @@ def test_input_may_overlap_itself(isa, dtype):
         assert_same_bits(fastdrop.dropout_grad(x, mask), expected)
 
 
-def test_out_may_be_the_input_seen_through_another_view(isa):
+def test_out_may_be_another_view_of_the_input(isa):
     content = values(np.dtype(np.float32), (70, 69), seed=2)
     for view in (lambda x: x[:], lambda x: x.T, lambda x: x[::-2, ::3]):
         x = view(content.copy())
@@ -647,7 +646,7 @@ def test_out_may_lie_between_the_inputs_elements(isa):
     assert_same_bits(out, expected_result(content, 0.5, 3))
 
 
-def test_new_results_are_writeable_and_their_own():
+def test_new_results_are_writeable_and_own_their_memory():
     x = values(np.dtype(np.float32), (70, 69), seed=2)
     y, mask = fastdrop.dropout(x, 0.5, seed=3)
     results = [y, fastdrop.dropout_grad(x, mask), mask.apply(x)]

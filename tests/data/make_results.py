@@ -1,12 +1,12 @@
-"""Makes results.csv, the frozen results of every operation, from the slow reference.
+"""Makes results.csv, the frozen results of every operation, with the slow reference.
 
     python tests/data/make_results.py > tests/data/results.csv
 
-A row is one choice of everything that a result is a function of, and the SHA-256 of the mask's bits
-and of each operation's result, in which every NaN is the same one. The numbers that the operations
-work on are those of frozen_inputs.py, with salts 0 (x), 1 (dy), 2 (residual) and 3 (bias).
+A row has all arguments of an operation, and the SHA-256 of the mask's bits and of each operation's
+result, with all NaNs replaced by one. The inputs are from frozen_inputs.py, with salts 0 (x), 1
+(dy), 2 (residual) and 3 (bias).
 
-The file is a promise: it changes only if the stream's version or the contract does.
+The file changes only if the stream's version or the contract changes.
 """
 
 import csv
@@ -59,7 +59,7 @@ RESULTS = ["mask", "dropout", "gradient", "relu", "bias_residual"]
 
 
 def cases():
-    """Every dtype with every shape, a few times, and the rest in turns of different lengths."""
+    """Every dtype with every shape, a few times, and the other values in turns."""
     i = 0
     for _ in range(TURNS):
         for shape, noise_shape in SHAPES:
@@ -78,7 +78,7 @@ def cases():
 
 
 def digest(array):
-    """SHA-256 of the elements in C order, little-endian, every NaN being the first quiet one."""
+    """SHA-256 of the elements in C order, little-endian, with all NaNs replaced by one NaN."""
     if array.dtype.kind == "u":
         return hashlib.sha256(array.tobytes()).hexdigest()
     patterns = reference.bit_patterns(array).copy()
@@ -87,7 +87,7 @@ def digest(array):
 
 
 def inputs(dtype, shape):
-    """x, dy, the residual and the bias, which a 0-d array has none of."""
+    """x, dy, the residual and the bias, which is None for a 0-d array."""
     size = math.prod(shape)
     x, dy, residual = (numbers(dtype, size, salt).reshape(shape) for salt in range(3))
     return x, dy, residual, numbers(dtype, shape[-1], 3) if shape else None

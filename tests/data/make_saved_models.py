@@ -1,8 +1,8 @@
-"""Makes the files that version 0.1 saves, which every later version has to load.
+"""Makes model files of version 0.1, which every later version must load.
 
     python tests/data/make_saved_models.py
 
-Run it with the version that the files are named after, and only to add what is not there yet.
+Run it only to add files, with the version in the files' names.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def model():
-    """Each of the layers, in a row, each with arguments of its own."""
+    """A chain of all layers, each with other arguments."""
     options = {"seed": 7, "data_format": "channels_first"}
     return keras.Sequential(
         [
@@ -38,7 +38,7 @@ if __name__ == "__main__":
     for _ in range(3):
         used(np.ones((5, 2, 2, 3), np.float32), training=True)
     with warnings.catch_warnings():
-        # Keras's own, whenever it writes a variable to a file with NumPy 2.
+        # From Keras itself, whenever it writes a variable to a file with NumPy 2.
         warnings.filterwarnings("ignore", message="__array__ implementation")
         used.save(HERE / "saved_by_0_1.keras")
         used.save_weights(HERE / "saved_by_0_1.weights.h5")

@@ -1,8 +1,8 @@
-"""Makes vectors.csv, the frozen masks of stream version 2, from the slow reference.
+"""Makes vectors.csv, the frozen masks of stream version 2, with the slow reference.
 
     python tests/data/make_vectors.py > tests/data/vectors.csv
 
-The file is a promise: it changes only if the stream's version does.
+The file changes only if the stream's version changes.
 """
 
 import csv
@@ -26,14 +26,14 @@ SEEDS = [
     2**128 - 1,
 ]
 STEPS = [0, 1, 2**32, 2**63, 2**64 - 1]
-# No plane; up to twelve, the last of which is the threshold's; more, by a threshold of 13 digits,
-# of 48 and of those that a double has.
+# Rates with no plane, with up to twelve, and with more: thresholds of 13 and 48 digits, and of as
+# many as a double has.
 RATES = [
     *[0.0, 1.0, 0.5, 0.25, 0.625, 2**-12, 1 - 2**-12],
     *[2**-13, 1 - 2**-13, 2**-48, 1 - 2**-48, 1e-15, 1e-5, 0.1, 0.2, 1 / 3, 0.7, 0.9, 0.999],
 ]
 SIZES = [1, 7, 8, 9, 33, 63, 64, 65, 511, 512, 513, 4095, 4096, 4097, 12289, 70001]
-# Within a vector, a vector's and a block's ends, and where 32 and 52 bits end.
+# In a vector, at the ends of vectors and blocks, and around 2^32 and 2^52.
 OFFSETS = [
     *[0, 1, 8, 100, 0, 511, 512, 513, 1500, 4095, 4096, 4097],
     *[2**31 - 3, 2**32 + 17, 2**40, 2**52 + 4001, 5 * 4096 + 777],

@@ -1,10 +1,10 @@
-"""Keras's and TensorFlow's settings for these tests, and what undoes a test's own."""
+"""Sets up Keras and TensorFlow for these tests, and resets the settings after each."""
 
 import math
 import os
 import sys
 
-# Before TensorFlow is imported: its greetings would be the better part of a failure's output.
+# Before TensorFlow is imported, whose log would fill the output of failures.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
@@ -15,21 +15,21 @@ import tensorflow as tf
 
 import fastdrop_keras
 
-# Two replicas need two devices, which can be made only before TensorFlow starts.
+# Two replicas need two devices, which must be configured before TensorFlow starts.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
 
-# Where the native operations should be there, it is a failure that they are not.
+# On Linux, missing native operations are a failure.
 BRIDGES = ["native", "numpy_function"] if sys.platform == "linux" else ["numpy_function"]
 
 
 @pytest.fixture(params=BRIDGES)
 def bridge(request):
-    """The bridge in use. A test that takes this runs once with each; all others, with the default.
+    """The bridge in use: a test with this fixture runs once with each. Others use the default.
 
-    Those take it that look at values, gradients or errors of a layer, or at what a graph has.
+    It is for tests of a layer's values, gradients and errors, and of the operations in a graph.
     """
     before = fastdrop_keras.get_bridge()
     fastdrop_keras.set_bridge(request.param)
@@ -39,7 +39,7 @@ def bridge(request):
 
 @pytest.fixture(autouse=True)
 def own_settings():
-    """Every test starts from one seed, and its settings end with it."""
+    """Every test starts with the same seed and the default settings."""
     keras.utils.set_random_seed(1234)
     yield
     keras.config.set_dtype_policy("float32")
@@ -48,20 +48,21 @@ def own_settings():
 
 @pytest.fixture(scope="session")
 def two_replicas():
-    """One strategy for all tests: TensorFlow numbers the collective operations of each strategy
-    from the same number on, and remembers for good what shape each number had.
+    """One strategy for all tests, since TensorFlow stores the shapes of collective operations.
+
+    A second strategy would use the numbers of the first one's operations again.
     """
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 @pytest.fixture(params=["eager", "graph"])
 def run(request):
-    """How a function on tensors is run: as it is, or as a graph."""
+    """Runs a function of tensors eagerly, or as a graph."""
     return tf.function if request.param == "graph" else lambda function: function
 
 
 class Expected:
-    """What a layer should do, from the slow reference."""
+    """The expected results of a layer, from the slow reference."""
 
     @staticmethod
     def mask(shape, rate, seed, step=0, noise_shape=None):
@@ -78,7 +79,7 @@ class Expected:
 
     @classmethod
     def factors(cls, shape, rate, seed, step=0, noise_shape=None):
-        """What each element is multiplied by: the scale where it is kept and 0 elsewhere."""
+        """The factor of each element: the scale if it is kept, else 0."""
         return cls.output(np.ones(shape, np.float32), rate, seed, step, noise_shape)
 
 

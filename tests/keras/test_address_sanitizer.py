@@ -1,6 +1,6 @@
-"""The layers in TensorFlow itself, with AddressSanitizer and UBSan in all that is ours.
+"""The layers in TensorFlow, with our modules built for AddressSanitizer and UBSan.
 
-TensorFlow gives each tensor memory of exactly its size, so that a byte beside it is seen.
+TensorFlow allocates exactly the size of each tensor, so an access outside of it is detected.
 """
 
 import sys
@@ -30,7 +30,7 @@ def gradient(layer, x):
 in_a_graph = tf.function(gradient, reduce_retracing=True)
 
 def drop(layer, x):
-    # The gradient of ones is what became of them.
+    # The gradient of ones is the factors.
     for run in (gradient, in_a_graph):
         y, dx = run(layer, x)
         assert tf.reduce_all(y == dx)
@@ -44,7 +44,7 @@ for dtype in ("float16", "bfloat16", "float32", "float64"):
         drop(layer, tf.ones([size], dtype))
         drop(rows, tf.ones([size // 7, 7], dtype))
 
-# Refused before anything is touched.
+# Refused before any access.
 operations = native_bridge.OPERATIONS
 def refused(call):
     for run in (call, tf.function(call)):
@@ -77,7 +77,7 @@ assert not failures, failures
 print("done")
 """
 
-# What a kernel would do that took a tensor of 33 for one of SIZE.
+# The accesses of a kernel that uses SIZE as the size of a tensor of 33.
 BEYOND_THE_END = """
 y = np.asarray(fastdrop_keras.Dropout(0.3)(tf.ones([33]), training=True))
 assert not y.flags.owndata
@@ -88,12 +88,12 @@ print("done")
 
 @pytest.fixture(scope="module")
 def under_sanitizer(tmp_path_factory):
-    """A program run by an interpreter with all that is ours built for AddressSanitizer."""
+    """Run a program in an interpreter with our modules built for AddressSanitizer."""
     sanitizers.skip_without(sanitizers.MEMORY)
     modules = sanitizers.build_modules(tmp_path_factory.mktemp("asan"), sanitizers.MEMORY)
 
     def under_sanitizer(code, bridge):
-        # Beside the modules, which an interpreter so finds first.
+        # Next to the modules, so that the interpreter finds them first.
         program = modules / "program.py"
         program.write_text(SETUP + code)
         return sanitizers.run(
@@ -101,24 +101,24 @@ def under_sanitizer(tmp_path_factory):
             sanitizers.MEMORY,
             timeout=900,
             FASTDROP_KERAS_BRIDGE=bridge,
-            # Python's own allocator would hide the ends of its objects.
+            # Python's own allocator would hide accesses beyond objects.
             PYTHONMALLOC="malloc",
         )
 
     return under_sanitizer
 
 
-def test_no_byte_beside_a_tensor(under_sanitizer, bridge):
+def test_no_byte_outside_a_tensor_is_accessed(under_sanitizer, bridge):
     done = under_sanitizer(EVERYTHING, bridge)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-4000:]
 
 
-def test_the_end_of_a_tensor_is_known(under_sanitizer, bridge):
+def test_an_access_beyond_a_tensor_is_detected(under_sanitizer, bridge):
     done = under_sanitizer(BEYOND_THE_END.replace("SIZE", "33"), bridge)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-4000:]
     done = under_sanitizer(BEYOND_THE_END.replace("SIZE", "34"), bridge)
     assert (done.returncode, done.stdout) == (66, ""), done.stderr[-4000:]
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr or (
-        # The memory of the other bridge is the library's own, and poisoned at its end.
+        # The other bridge uses the library's memory, which is poisoned at its end.
         "AddressSanitizer: use-after-poison" in done.stderr
     )

@@ -1,4 +1,4 @@
-"""The two ways from TensorFlow to the kernels: the choice of one, and the native operations."""
+"""The two bridges from TensorFlow to the kernels, their choice, and the native operations."""
 
 import importlib
 import struct
@@ -33,7 +33,7 @@ def drop(x, rate=0.5, noise_shape=None, seed=SEED):
 # The choice.
 
 
-def test_the_first_choice(run_python):
+def test_the_default_bridge(run_python):
     done = run_python("import fastdrop_keras; print(fastdrop_keras.get_bridge())")
     first = "native" if sys.platform == "linux" else "numpy_function"
     assert done.stdout == f"{first}\n", done.stderr
@@ -54,7 +54,7 @@ def test_unknown_bridge(name):
     assert get_bridge() == before
 
 
-def test_choice_is_for_functions_traced_later(bridge):
+def test_a_new_bridge_applies_to_functions_traced_later(bridge):
     layer = Dropout(0.5, seed=1)
     graph = tf.function(lambda x: layer(x, training=True))
     before = graph.get_concrete_function(tf.ones(SHAPE))
@@ -72,7 +72,7 @@ def test_environment_variable(run_python, name):
     assert done.stdout.split() == [name], done.stderr
 
 
-def test_environment_variable_that_names_no_bridge(run_python):
+def test_environment_variable_with_an_unknown_bridge(run_python):
     done = run_python("import fastdrop_keras", FASTDROP_KERAS_BRIDGE="fast")
     assert done.returncode != 0
     assert "ImportError" in done.stderr
@@ -82,7 +82,7 @@ def test_environment_variable_that_names_no_bridge(run_python):
 WITHOUT_LIBRARY = """
 import sysconfig
 real = sysconfig.get_config_var
-# Nobody else asks for this suffix.
+# No other module is loaded with this suffix.
 sysconfig.get_config_var = lambda name: ".not.there" if name == "EXT_SUFFIX" else real(name)
 import fastdrop, tensorflow
 import fastdrop_keras
@@ -109,7 +109,7 @@ except ValueError as error:
     assert "The native bridge cannot be used: it was not built" in done.stdout
 
 
-def test_the_environment_cannot_choose_what_is_not_there(run_python):
+def test_the_environment_cannot_choose_an_unavailable_bridge(run_python):
     done = run_python(WITHOUT_LIBRARY, FASTDROP_KERAS_BRIDGE="native")
     assert done.returncode != 0
     assert "ImportError" in done.stderr
@@ -118,12 +118,12 @@ def test_the_environment_cannot_choose_what_is_not_there(run_python):
 
 def test_show_config(bridge, capsys):
     fastdrop_keras.show_config()
-    shown = capsys.readouterr().out
-    assert f"bridge to TensorFlow {tf.__version__}: {bridge}\n" in shown
-    assert "stream version" in shown
+    printed = capsys.readouterr().out
+    assert f"bridge to TensorFlow {tf.__version__}: {bridge}\n" in printed
+    assert "stream version" in printed
 
 
-# Both.
+# Both bridges.
 
 
 @pytest.mark.usefixtures("bridge")
@@ -182,15 +182,15 @@ def test_a_saved_mask_is_used_by_the_bridge_that_saved_it(bridge, expected):
         np.testing.assert_array_equal(dropout_again(tf.ones(SHAPE), saved), y)
 
 
-def test_what_the_native_bridge_saves():
-    """One bit an element, and the rate."""
+def test_the_native_bridge_saves_the_bits_and_the_rate():
+    """One bit per element, and the rate."""
     set_bridge("native")
     y, (_, saved) = drop(tf.ones(SHAPE), 0.2)
     np.testing.assert_array_equal(saved[:-8], reference.pack_bits(y.numpy() != 0))
     assert struct.unpack("<d", saved[-8:].numpy().tobytes()) == (0.2,)
 
 
-# The native operations, as they are.
+# The native operations, called directly.
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_bad_rate(operations, rate):
         forward(operations, tf.ones(SHAPE), rate=rate)
 
 
-def test_a_rate_that_is_no_scalar(operations, run):
+def test_a_rate_that_is_not_a_scalar(operations, run):
     with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=r"scalar|rank"):
         run(lambda x: forward(operations, x, rate=[0.5]))(tf.ones(SHAPE))
 
@@ -236,7 +236,7 @@ def test_bad_noise_shape(operations, noise_shape):
         operations.fastdrop_backward(dy=tf.ones(SHAPE), saved=saved, **options)
 
 
-def test_noise_rank_that_is_not_its_rank(operations):
+def test_noise_rank_that_differs_from_the_rank(operations):
     with pytest.raises(tf.errors.InvalidArgumentError, match="noise_rank=1"):
         forward(operations, tf.ones(SHAPE), noise_shape=[1, 1], noise_rank=1)
 
@@ -259,8 +259,8 @@ def test_shapes_are_inferred(operations):
     assert shapes.found[1].rank is None
 
 
-def test_an_input_that_nobody_else_uses_is_written_over(operations):
-    """A chain on a large tensor needs one buffer, and not one for each link."""
+def test_an_input_without_other_users_is_overwritten(operations):
+    """A chain of layers on a large tensor needs one buffer, not one per layer."""
 
     @tf.function
     def chain(x):
@@ -271,7 +271,7 @@ def test_an_input_that_nobody_else_uses_is_written_over(operations):
 
     before = peak_of_process()
     chain(tf.ones([2**22]))
-    # 16 MiB each: 50 of them if nothing were written over or given back.
+    # Without reuse, 50 buffers of 16 MiB.
     assert peak_of_process() - before < 200 * 2**20
 
 
@@ -299,7 +299,7 @@ print(module.drop(tf.ones((5, 33))).numpy().tolist())
 """
 
 
-def test_a_graph_that_drops_runs_where_the_operations_are(bridge, expected, tmp_path, run_python):
+def test_a_graph_with_dropout_needs_the_operations(bridge, expected, tmp_path, run_python):
     if bridge != "native":
         pytest.skip("Python functions cannot be saved")
     layer = Dropout(0.5, seed=4)
@@ -322,7 +322,7 @@ def test_a_graph_that_drops_runs_where_the_operations_are(bridge, expected, tmp_
 
 @pytest.mark.parametrize("stream", [1, 3])
 def test_a_graph_of_another_stream_is_refused(bridge, tmp_path, run_python, stream):
-    """Its seeds would give other masks here. What its gradient reads are bits, of any stream."""
+    """Its seeds would draw other masks here. Its gradient reads bits, of any stream."""
     if bridge != "native":
         pytest.skip("Python functions cannot be saved")
     layer = Dropout(0.5, seed=4)
@@ -355,19 +355,19 @@ def test_an_operation_of_another_stream_is_refused(operations, run):
 
 
 @pytest.mark.parametrize("sizes", [(0, 2**32, 2**31), (0, 2**31, 2**33 + 1)], ids=str)
-def test_a_mask_of_more_bits_than_a_size_can_count(run, bridge, sizes):
-    """Of an array without elements, with one bit along the dimension of none."""
+def test_a_mask_of_2_to_63_bits_is_refused(run, bridge, sizes):
+    """The array has no elements, but its mask has an entry of 1 for the dimension of size 0."""
     x = tf.reshape(tf.zeros(0), tf.constant(sizes, tf.int64))
     shared = Dropout(0.5, noise_shape=(1, None, None))
     with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):
         run(lambda x: shared(x, training=True))(x)
-    if bridge == "native":  # NumPy has no arrays of such sizes
+    if bridge == "native":  # NumPy does not support such sizes
         own = Dropout(0.5)
         assert run(lambda x: own(x, training=True))(x).shape == sizes
 
 
 def test_a_gradient_without_an_operation_is_refused_when_it_runs():
-    """`tf.saved_model.save` asks for one, of what `tf.vectorized_map` has copied."""
+    """`tf.saved_model.save` looks up gradients of operations that `tf.vectorized_map` copied."""
     gradient = gradient_registry.lookup(_gradient_name(None))
     with pytest.raises(tf.errors.InvalidArgumentError, match="is not in a SavedModel"):
         gradient(None, tf.ones(3))

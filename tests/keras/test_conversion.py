@@ -1,9 +1,10 @@
-"""Models converted from Keras's dropout layers to ours and back: what changes, and what stays."""
+"""Conversion from Keras's dropout layers to ours and back changes only these layers."""
 
 import collections
 import functools
 import gc
 import itertools
+import re
 import types
 import weakref
 
@@ -16,12 +17,8 @@ from keras import layers
 import fastdrop_keras
 from fastdrop_keras import convert, to_keras
 
-# Keras's own, whenever it writes a variable to a file with NumPy 2.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    # Conversion is the same with each bridge.
-    pytest.mark.parametrize("bridge", [fastdrop_keras.get_bridge()], indirect=True),
-]
+# From Keras itself, whenever it writes a variable to a file with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 KERAS = [layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D]
 OURS = [getattr(fastdrop_keras, theirs.__name__) for theirs in KERAS]
@@ -48,7 +45,7 @@ def assert_same_outputs(first, second, x=X):
 
 
 def assert_same_variables(first, second):
-    """The same values in both, and the same flags, but for the seeds of dropout at rate 0."""
+    """Assert equal values and flags, except for the seeds of dropout at rate 0."""
     for a, b in zip(first.weights, second.weights, strict=True):
         np.testing.assert_array_equal(a, b)
         assert a is not b
@@ -83,7 +80,7 @@ Pair = collections.namedtuple("Pair", ["first", "second"])
 
 
 class Block(layers.Layer):
-    """Dropout layers in every kind of attribute that Keras looks into."""
+    """Has dropout layers in every kind of attribute that Keras searches."""
 
     def __init__(self, rate=0.2, **kwargs):
         super().__init__(**kwargs)
@@ -170,7 +167,7 @@ def encoder():
 
 
 def graph(shared_by_models=True):
-    """Two inputs, two outputs, shared layers, calls in models in models, and operations."""
+    """A model with two inputs, two outputs, shared layers, nested models and operations."""
     a, b = keras.Input((5, 8), name="a"), keras.Input((5, 8), name="b")
     shared = layers.Dropout(0.3, name="shared")
     deepest = [keras.Input((5, 8)), layers.Dense(8), layers.Dropout(0.1)]
@@ -214,7 +211,7 @@ def custom_objects():
     return keras.saving.custom_object_scope({"Cell": Cell, "Block": Block})
 
 
-# What is converted.
+# Converted layers.
 
 
 @each_copied
@@ -232,7 +229,7 @@ def test_a_model_is_copied_and_the_copy_converted(make):
     names = [layer.name for layer in model._flatten_layers()]
     assert [layer.name for layer in converted._flatten_layers()] == names
 
-    # The original is untouched, also when the new one trains.
+    # The original does not change, even if the new model trains.
     assert len(dropouts(model, KERAS)) == count
     converted.compile("sgd", "mse")
     y = keras.tree.map_structure(np.ones_like, converted(x))
@@ -247,7 +244,7 @@ def test_a_model_is_copied_and_the_copy_converted(make):
 
 
 @each_copied
-def test_there_and_back(make):
+def test_to_keras_inverts_convert(make):
     count, x = COPIED[make]
     with custom_objects():
         model = make()
@@ -261,7 +258,7 @@ def test_there_and_back(make):
     assert len(dropouts(back, KERAS)) == len(report.changed) == count
     assert not dropouts(back, OURS)
     assert len(dropouts(converted, OURS)) == count
-    # Those that a layer makes itself are ours in a copy, too.
+    # The copy also has our layers where a layer creates its own dropout layer.
     again, nothing = convert(converted, verbose=False, return_report=True)
     assert not nothing.changed
     assert len(dropouts(again, OURS)) == count
@@ -275,7 +272,7 @@ def test_there_and_back(make):
 
 
 def graph_for_files():
-    """Keras itself loads other weights where a model and one in it share a layer."""
+    """A graph without layers that nested models share, whose weights Keras itself loads wrongly."""
     return graph(shared_by_models=False)
 
 
@@ -310,7 +307,7 @@ def test_subclassed_models_are_changed_in_place():
     assert report.in_place
     assert len(dropouts(model, OURS)) == len(report.changed) == 2 * BLOCK_DROPOUTS + 3 + 1
     assert not dropouts(model, KERAS)
-    # All else is the same object.
+    # All other objects are the same.
     assert model.functional is inner
     assert all(a is b for a, b in zip(weights, model.weights, strict=True))
     for a, b in zip(before, outputs(model), strict=True):
@@ -336,13 +333,13 @@ def test_checkpoints_and_weights_of_a_subclassed_model(tmp_path):
     loaded.load_weights(tmp_path / "model.weights.h5")
     for other in (restored, loaded):
         assert_same_outputs(other, model)
-    # TensorFlow's checkpoints find no layers in lists.
+    # TensorFlow's checkpoints do not find layers in lists.
     first, *others = ([state(layer) for layer in dropouts(m)] for m in (model, loaded, restored))
     assert first == others[0]
     assert first[:-1] == others[1][:-1]
 
 
-def test_in_place_where_a_copy_would_do():
+def test_in_place_for_a_model_that_could_be_copied():
     model = graph()
     x = COPIED[graph][1]
     before, weights = outputs(model, x), model.weights
@@ -366,7 +363,7 @@ def test_models_of_a_part_are_converted_with_a_model_and_can_be_made_of_it(in_pl
     assert_same_outputs(before, after)
 
 
-# Whatever refers to a layer.
+# References to a layer.
 
 
 class Referring(layers.Layer):
@@ -374,16 +371,16 @@ class Referring(layers.Layer):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        # As `TransformerEncoder` of KerasHub names it.
+        # The attribute's name in `TransformerEncoder` of KerasHub.
         self._self_dropout = drop = layers.Dropout(0.5, name="drop")
         self.partial = functools.partial(drop, training=True)
-        self.plain = types.SimpleNamespace(drop=drop)
+        self.namespace = types.SimpleNamespace(drop=drop)
         self.closure = lambda x: drop(x, training=True)
         self.method = drop.__call__
 
     def call(self, x, training=False):
         x = self._self_dropout(x, training=training)
-        x = self.plain.drop(self.partial(x), training=training)
+        x = self.namespace.drop(self.partial(x), training=training)
         return self.method(self.closure(x), training=training)
 
 
@@ -410,14 +407,14 @@ class Slots:
 
 
 class Hiding(layers.Layer):
-    """Has dropout layers where Keras does not look, and what stays as it was."""
+    """Has dropout layers that Keras does not find, and a traced function."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.drop = layers.Dropout(0.5, name="found")
         self.method = self.drop.call
         self.partial = functools.partial(layers.Dropout(0.5, name="in_a_partial"))
-        self.plain = types.SimpleNamespace(
+        self.namespace = types.SimpleNamespace(
             deep=[keras.Sequential([layers.Dropout(0.5, name="in_a_model")], name="model")]
         )
         self.slots = Slots()
@@ -431,7 +428,7 @@ class Hiding(layers.Layer):
         return self.drop(x, training=training)
 
 
-def test_what_a_model_may_call_and_stays_is_listed():
+def test_layers_that_keras_does_not_find_are_listed():
     class Model(keras.Model):
         def __init__(self):
             super().__init__()
@@ -445,18 +442,18 @@ def test_what_a_model_may_call_and_stays_is_listed():
     _, report = convert(model, verbose=False, return_report=True)
     assert [layer.path for layer in report.changed] == ["hiding/found"]
     assert {(layer.path, layer.note) for layer in report.unchanged} == {
-        ("hiding/found", "the attribute 'method' holds its method 'call' of before"),
+        ("hiding/found", "the attribute 'method' refers to its former method 'call'"),
         ("hiding/in_a_partial", "Keras does not find it in the attribute 'partial'"),
-        ("hiding/in_a_model", "Keras does not find it in the attribute 'plain'"),
+        ("hiding/in_a_model", "Keras does not find it in the attribute 'namespace'"),
         ("hiding/in_slots", "Keras does not find it in the attribute 'slots'"),
         ("hiding/in_a_global", "Keras does not find it in the attribute 'function'"),
         ("hiding/in_a_closure", "Keras does not find it in the attribute 'traced'"),
     }
-    # The other one was never called.
-    assert report.notes == ("hiding: the `tf.function` 'call' stays as traced",)
+    # The other function was never called.
+    assert report.notes == ("hiding: the `tf.function` 'call' keeps its trace",)
 
 
-def test_a_layer_that_is_changed_stays_the_same_object_and_no_other_is_left():
+def test_a_changed_layer_stays_the_same_object():
     model = sequential()
     inside, spec = dropouts(model), [layer.output for layer in dropouts(model)]
     alive = weakref.WeakSet(o for o in gc.get_objects() if type(o) in (*KERAS, *OURS))
@@ -467,7 +464,7 @@ def test_a_layer_that_is_changed_stays_the_same_object_and_no_other_is_left():
     assert not [o for o in gc.get_objects() if type(o) in OURS and o not in alive]
 
 
-# What is kept of a layer.
+# The arguments and the state of a layer.
 
 ARGUMENTS = [
     (0, {"rate": 0.25, "seed": 3, "name": "kept", "noise_shape": (None, 1, 8)}),
@@ -502,7 +499,7 @@ def test_arguments(index, arguments, in_place):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_the_state_of_the_seed_goes_on(expected, in_place):
+def test_the_seeds_state_is_copied(expected, in_place):
     model = keras.Sequential([keras.Input((33,)), layers.Dropout(0.5, seed=7)])
     x = np.ones((5, 33), np.float32)
     for _ in range(3):
@@ -621,7 +618,7 @@ def test_a_functional_model_with_its_own_constructor_is_changed_in_place():
     np.testing.assert_array_equal(before, outputs(model))
 
 
-# What a model was compiled with.
+# Compilation.
 
 
 def compiled(make=sequential, **kwargs):
@@ -638,8 +635,8 @@ def train(model, epochs=1):
 
 
 @pytest.mark.parametrize("make", [sequential, Small])
-def test_training_goes_on_as_if_nothing_had_happened(make):
-    """With rates of 0, where the masks of both are the same."""
+def test_training_continues_as_without_conversion(make):
+    """The rates are 0, so the masks are the same."""
 
     def without_dropout():
         keras.utils.set_random_seed(5)
@@ -667,7 +664,7 @@ def test_training_goes_on_as_if_nothing_had_happened(make):
         np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
 
 
-def test_the_copy_has_an_optimizer_and_metrics_of_its_own():
+def test_the_copy_has_its_own_optimizer_and_metrics():
     class Metric(keras.metrics.MeanAbsoluteError):
         pass
 
@@ -688,7 +685,7 @@ def test_the_copy_has_an_optimizer_and_metrics_of_its_own():
         np.testing.assert_array_equal(a, b)
     assert converted.loss is loss
     assert not any(m is metric for m in converted.metrics)
-    # A model in a model needs no compilation.
+    # A nested model needs no compilation.
     outer = convert(keras.Sequential([model]), verbose=False)
     assert_same_outputs(outer, model)
     assert model.compiled
@@ -732,7 +729,7 @@ def test_an_uncompiled_model_stays_uncompiled():
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_xla_is_off_for_our_layers_and_on_again_for_those_of_keras(in_place):
+def test_xla_is_off_for_our_layers_and_on_again_for_keras_layers(in_place):
     model = compiled(jit_compile=True)
     with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
         converted = convert(model, verbose=False, in_place=in_place)
@@ -760,14 +757,14 @@ def test_compiled_functions_are_traced_again(expected):
     kernel, bias = (np.array(v) for v in model.dense.weights)
     dropped = expected.factors((5, 33), 0.5, 7, step=1)
     model.fit(x, x[:, :1], verbose=0)
-    # One step of gradient descent on the mean squared error, with the mask of the reference.
+    # One step of gradient descent on the mean squared error, with the reference's mask.
     error = dropped @ kernel + bias - 1
     np.testing.assert_allclose(
         model.dense.kernel, kernel - 0.01 * dropped.T @ (2 * error / 5), rtol=1e-4, atol=1e-5
     )
 
 
-def test_a_model_that_compiles_its_own_way_is_not_compiled_and_says_so():
+def test_a_model_with_its_own_compile_is_not_compiled():
     class Own(keras.Model):
         def compile(self, extra, **kwargs):
             super().compile(**kwargs)
@@ -803,6 +800,79 @@ def test_under_a_strategy(two_replicas):
     assert np.isfinite(train(converted)["loss"]).all()
 
 
+# Models that share layers.
+
+
+def two_models(kind):
+    """A model and another one with its layers: around it, on its tensors, or of its layers."""
+    x = keras.Input((8,), name="x")
+    drop = layers.Dropout(0.5)(layers.Dense(8)(x))
+    inner = keras.Model(x, layers.Dense(1)(drop), name="inner")
+    if kind == "around":
+        other = keras.Sequential([keras.Input((8,)), inner, layers.Dense(1)], name="other")
+    elif kind == "tensors":
+        other = keras.Model(x, layers.Dense(1)(inner.output), name="other")
+    else:
+        other = keras.Sequential([*inner.layers, layers.Dense(1)], name="other")
+    return inner, other
+
+
+def trained(model, x=X[:, 0]):
+    model.compile("sgd", "mse")
+    model.fit(x, np.ones_like(model(x)), verbose=0)
+
+
+each_pair = pytest.mark.parametrize("kind", ["around", "tensors", "layers"])
+
+
+@each_pair
+@pytest.mark.parametrize("function", [convert, to_keras])
+def test_models_that_share_layers_are_converted_in_place_together(kind, function):
+    x, (model, other) = X[:, 0], two_models(kind)
+    if function is to_keras:
+        convert(model, verbose=False, in_place=True)
+    trained(model), trained(other)
+    _, report = function(model, verbose=False, in_place=True, return_report=True)
+    assert not report.notes
+    assert dropouts(other) == dropouts(model)
+    (layer,) = dropouts(other, OURS if function is convert else KERAS)
+    before = state(layer)[1]
+    # A trace of the former layer would drop by its rate, and draw from its state.
+    layer.rate = 0.0
+    expected = np.mean((1 - other(x)) ** 2)
+    loss = other.fit(x, np.ones((4, 1)), verbose=0).history["loss"]
+    np.testing.assert_allclose(loss, [expected], rtol=1e-5)
+    assert state(layer)[1] == before + (function is convert)
+
+
+@each_pair
+def test_a_copy_lists_the_models_that_keep_the_layers(kind):
+    model, other = two_models(kind)
+    converted, report = convert(model, verbose=False, return_report=True)
+    kept = "The new model has copies of layers that these models keep: "
+    assert report.notes == (f"{kept}'other'",)
+    assert dropouts(other, KERAS)
+    before = [np.array(v) for v in other.weights]
+    trained(converted)
+    for a, b in zip(before, other.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The models in a model are copied with it.
+    _, report = convert(other, verbose=False, return_report=True)
+    assert report.notes == (f"{kept}'inner'",)
+
+
+def test_only_living_models_share_layers():
+    model = keras.Sequential([keras.Input((3,))])
+    for units in range(1, 4):
+        # Each makes another functional model in the sequential one.
+        model.add(layers.Dense(units))
+    keras.Model(model.inputs, model.outputs)
+    unfinished = keras.Model.__new__(keras.Model)
+    _, report = convert(model, verbose=False, return_report=True)
+    assert report.notes == ()
+    del unfinished
+
+
 # The report.
 
 
@@ -810,7 +880,7 @@ class Theirs(layers.Dropout):
     pass
 
 
-def test_what_is_not_converted_is_listed_with_the_reason():
+def test_unconverted_layers_are_listed_with_the_reason():
     x = keras.Input(X.shape[1:])
     h = x
     for layer in (
@@ -820,6 +890,14 @@ def test_what_is_not_converted_is_listed_with_the_reason():
         layers.GaussianNoise(0.1, name="noise"),
         layers.Dropout(0.1, seed=-1, name="bad_seed"),
         layers.LSTM(8, return_sequences=True, dropout=0.1, name="lstm"),
+        layers.Bidirectional(
+            layers.GRU(4, return_sequences=True, recurrent_dropout=0.1), name="bi"
+        ),
+        layers.RNN(
+            layers.StackedRNNCells([layers.LSTMCell(8, dropout=0.1, name="c")], name="cells"),
+            return_sequences=True,
+            name="rnn",
+        ),
         layers.GRU(8, return_sequences=True, name="no_dropout"),
         layers.SpatialDropout1D(0.1, name="converted"),
     ):
@@ -837,6 +915,9 @@ def test_what_is_not_converted_is_listed_with_the_reason():
         "gaussian": "not dropout of this kind",
         "noise": "not dropout of this kind",
         "lstm/lstm_cell": "drops without a dropout layer",
+        "bi/forward_gru/gru_cell": "drops without a dropout layer",
+        "bi/backward_gru/gru_cell": "drops without a dropout layer",
+        "rnn/cells/c": "drops without a dropout layer",
         "attention": "drops without a dropout layer",
         "additive": "drops without a dropout layer",
     }
@@ -845,8 +926,213 @@ def test_what_is_not_converted_is_listed_with_the_reason():
     assert_same_outputs(converted, model)
 
 
+def drop_path(x):
+    return x * tf.floor(tf.random.uniform((tf.shape(x)[0], 1, 1)) + 0.5)
+
+
+class Path(layers.Layer):
+    def call(self, x, training=False):
+        return self.dropped(x) if training else x
+
+    def dropped(self, x):
+        return drop_path(x)
+
+
+class InAGraph(layers.Layer):
+    @tf.function
+    def call(self, x, training=False):
+        return tf.cond(tf.cast(training, tf.bool), lambda: tf.nn.dropout(x, 0.5), lambda: x)
+
+
+class Inherited(InAGraph):
+    pass
+
+
+class OnItsObject(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.call = lambda x: keras.random.dropout(x, 0.5)
+
+
+class InAClosure(layers.Layer):
+    def __init__(self):
+        super().__init__()
+
+        def helper(x):
+            return keras.random.dropout(x, self.rate)
+
+        self.rate = 0.5
+        self.helper = helper
+
+    def call(self, x):
+        return self.helper(x)
+
+
+class Static(layers.Layer):
+    helper = staticmethod(drop_path)
+
+    def call(self, x):
+        return self.helper(x)
+
+
+class OfItsRate(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dropout = 0.5
+
+    def call(self, x):
+        from keras import random
+
+        return random.dropout(x, self.dropout)
+
+
+class NotRandom(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.random, self.stateless_dropout = layers.Dropout(0.5), None, 0.5
+
+    def call(self, x, training=False):
+        rates = {"dropout": self.stateless_dropout}
+        dropout = rates["dropout"]
+        x = self.dropout(tf.nn.relu(x), training=training) if dropout else x
+        return x if self.random is None else self.random(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (Path, "random"),
+        (InAGraph, "dropout"),
+        (Inherited, "dropout"),
+        (OnItsObject, "random"),
+        (InAClosure, "random"),
+        (Static, "random"),
+        (OfItsRate, "random"),
+        (lambda: layers.Lambda(lambda x: tf.nn.dropout(x, 0.5)), "dropout"),
+        (NotRandom, None),
+        (lambda: layers.Lambda(tf.nn.relu), None),
+    ],
+)
+def test_layers_that_may_drop_in_their_own_code_are_listed(make, name):
+    layer = make()
+    model = keras.Sequential([keras.Input(X.shape[1:]), layer])
+    _, report = convert(model, verbose=False, in_place=True, return_report=True)
+    found = [(one.path, one.note) for one in report.unchanged]
+    note = f"may drop in its own code, which names {name!r}"
+    assert found == ([(layer.name, note)] if name else [])
+
+
+def test_a_model_that_may_drop_in_its_own_code_is_listed():
+    class Model(keras.Model):
+        def call(self, x, training=False):
+            return tf.nn.dropout(x, 0.5) if training else x
+
+    model = Model(name="own")
+    model(X)
+    _, report = convert(model, verbose=False, return_report=True)
+    assert str(report.unchanged[0]) == (
+        "own: tests Model (may drop in its own code, which names 'dropout')"
+    ).replace("tests", __name__.partition(".")[0])
+
+
+class MakesInBuild(layers.Layer):
+    def build(self, shape):
+        self.drop = layers.Dropout(0.5)
+
+    def call(self, x, training=False):
+        return self.drop(x, training=training)
+
+
+class NotCalled(keras.Model):
+    def __init__(self):
+        super().__init__(name="outer")
+        self.inner = MakesInBuild(name="inner")
+        self.attention = layers.MultiHeadAttention(2, 4, dropout=0.1, name="attention")
+
+    def call(self, x, training=False):
+        return self.inner(self.attention(x, x, training=training), training=training)
+
+
+UNBUILT = "not built: call it once, then convert it again"
+
+
+@pytest.mark.parametrize(
+    ("make", "paths"),
+    [
+        (NotCalled, ["outer"]),
+        (lambda: keras.Sequential([layers.Dense(8), MakesInBuild(name="inner")]), ["inner"]),
+        (lambda: keras.Sequential([layers.Dense(8), layers.Dropout(0.5)]), []),
+        (encoder, []),
+    ],
+)
+def test_layers_that_are_not_built_are_listed(make, paths):
+    model, report = convert(make(), verbose=False, return_report=True)
+    assert [(one.path, one.note) for one in report.unchanged] == [(path, UNBUILT) for path in paths]
+    model(X)
+    again, report = convert(model, verbose=False, return_report=True)
+    assert not report.unchanged
+    assert bool(report.changed) == bool(paths)
+    assert not dropouts(again, KERAS)
+    assert not to_keras(again, verbose=False, return_report=True)[1].unchanged
+
+
+def test_attention_that_is_not_built_is_listed():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.used = layers.Dropout(0.5, name="used")
+            self.query = layers.MultiHeadAttention(2, 4, dropout=0.1, name="query")
+            self.group = layers.GroupQueryAttention(4, 2, 1, dropout=0.1, name="group")
+
+        def call(self, x, training=False):
+            return self.used(x, training=training)
+
+    model = Model()
+    model.built = True
+    _, report = convert(model, verbose=False, return_report=True)
+    assert [(one.path, one.note) for one in report.unchanged] == [
+        ("query", UNBUILT),
+        ("group", UNBUILT),
+    ]
+
+
+def test_the_maker_of_a_layer_is_named_with_its_path():
+    class Inner(layers.Layer):
+        def __init__(self):
+            super().__init__(name="inner")
+            self.attention = layers.MultiHeadAttention(2, 4, dropout=0.1, name="attention")
+            self.stack = keras.Sequential([layers.Dropout(0.5, name="in_stack")], name="stack")
+            self.each = layers.TimeDistributed(layers.Dropout(0.5, name="in_each"), name="each")
+
+        def call(self, x, training=False):
+            x = self.each(self.attention(x, x, training=training), training=training)
+            return self.stack(x, training=training)
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="model")
+            self.mine = layers.Dropout(0.5, name="mine")
+            self.inner = Inner()
+
+        def call(self, x, training=False):
+            return self.mine(self.inner(x, training=training), training=training)
+
+    model = Model()
+    model(X)
+    _, report = convert(model, verbose=False, return_report=True)
+    notes = {one.path.rpartition("/")[2]: one.note for one in report.changed}
+    (made_in_build,) = notes.keys() - {"in_stack", "in_each", "mine"}
+    again = "again when a file is loaded"
+    assert notes == {
+        made_in_build: f"made by MultiHeadAttention 'inner/attention', {again}",
+        "in_stack": f"made by Inner 'inner', {again}",
+        "in_each": f"made by Inner 'inner', {again}",
+        "mine": f"made by Model 'model', {again}",
+    }
+
+
 @pytest.mark.parametrize("verbose", [True, False])
-def test_the_printed_list(verbose, capsys):
+def test_the_printed_report(verbose, capsys):
     model = encoder()
     model.name = "encoder"
     attention = model.layers[1]
@@ -856,10 +1142,11 @@ def test_the_printed_list(verbose, capsys):
     _, report = convert(model, verbose=verbose, return_report=True)
     lines = [
         "encoder (a new model): 3 layers changed",
-        "  attention/a: keras Dropout -> fastdrop_keras Dropout (MultiHeadAttention makes one as "
-        "before when a file is loaded)",
+        "  attention/a: keras Dropout -> fastdrop_keras Dropout (made by MultiHeadAttention "
+        "'attention', again when a file is loaded)",
         "  b: keras Dropout -> fastdrop_keras Dropout",
         "  feed_forward/c: keras Dropout -> fastdrop_keras Dropout",
+        "The new model has copies of layers that these models keep: 'feed_forward'",
     ]
     printed = "\n".join(lines)
     assert str(report) == printed
@@ -867,9 +1154,9 @@ def test_the_printed_list(verbose, capsys):
 
 
 def test_a_model_without_dropout_is_copied():
-    model = keras.Sequential([keras.Input((3,)), layers.Dense(3)], name="plain")
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(3)], name="dense")
     converted, report = convert(model, verbose=False, return_report=True)
-    assert str(report) == "plain (a new model): 0 layers changed"
+    assert str(report) == "dense (a new model): 0 layers changed"
     assert converted is not model
     assert_same_variables(converted, model)
 
@@ -894,7 +1181,7 @@ def test_bad_model(function, model):
         function(model)
 
 
-def test_a_file_of_a_layer_that_makes_its_own_dropout_is_converted_again(tmp_path):
+def test_a_loaded_layer_that_creates_its_own_dropout_is_converted_again(tmp_path):
     def dropouts(model):
         return [type(layer) for layer in model._flatten_layers() if "Drop" in type(layer).__name__]
 
@@ -911,7 +1198,7 @@ def test_a_file_of_a_layer_that_makes_its_own_dropout_is_converted_again(tmp_pat
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_model_that_cannot_be_changed_whole_stays_as_it_was(in_place, monkeypatch):
+def test_a_model_that_cannot_be_converted_completely_is_not_changed(in_place, monkeypatch):
     model = compiled()
     inside = dropouts(model)
     before = [dict(vars(layer)) for layer in inside]
@@ -919,7 +1206,7 @@ def test_a_model_that_cannot_be_changed_whole_stays_as_it_was(in_place, monkeypa
     def refuse(self, rate, noise_shape=None, seed=None, **kwargs):
         raise MemoryError
 
-    # The class of the second one: the first could be changed.
+    # The class of the second layer fails; the first layer could be changed.
     monkeypatch.setattr(type(convert(model, verbose=False).layers[-2]), "__init__", refuse)
     with pytest.raises(MemoryError):
         convert(model, verbose=False, in_place=in_place)
@@ -934,47 +1221,67 @@ def test_a_subclassed_model_cannot_be_copied(function):
         function(Small(), in_place=False)
 
 
-def test_a_layer_that_cannot_be_copied_is_named():
-    class NoConfig(layers.Layer):
-        def __init__(self, function):
-            super().__init__(name="no_config")
-            self.function = function
+class NoConfig(layers.Layer):
+    def __init__(self, function):
+        super().__init__(name="no_config")
+        self.function = function
 
-        def call(self, x):
-            return self.function(x)
+    def call(self, x):
+        return self.function(x)
 
+
+class Sharing(layers.Layer):
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "inner": self.inner}
+
+
+def without_configuration():
     x = keras.Input(X.shape[1:])
-    model = keras.Model(x, layers.Dropout(0.5)(NoConfig(lambda x: x + 1)(x)))
-    with pytest.raises(ValueError, match=r"cannot be copied: 'no_config' \(of type NoConfig\)"):
-        convert(model, verbose=False)
+    return keras.Model(x, layers.Dropout(0.5)(NoConfig(lambda x: x + 1)(x)))
+
+
+def with_a_layer_that_copies_would_share():
+    return keras.Sequential([keras.Input(X.shape[1:]), Sharing(layers.Dropout(0.5))])
+
+
+def with_a_sparse_input():
+    x = keras.Input(X.shape[1:], sparse=True)
+    return keras.Model(x, layers.Dropout(0.5)(layers.Dense(2)(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (without_configuration, r"'no_config' \(of type NoConfig\)"),
+        (with_a_layer_that_copies_would_share, r"the copy of <Dropout.* is <Dropout"),
+        (with_a_sparse_input, r"<InputLayer.* which is sparse"),
+    ],
+)
+def test_a_model_that_cannot_be_copied_is_changed_in_place_and_says_so(make, reason):
+    model = make()
+    with pytest.raises(ValueError, match=f"cannot be copied: .*{reason}"):
+        convert(model, verbose=False, in_place=False)
     assert dropouts(model, KERAS)
-    converted = convert(model, verbose=False, in_place=True)
-    assert dropouts(converted, OURS)
-    np.testing.assert_array_equal(converted(X), X + 1)
+    converted, report = convert(model, verbose=False, return_report=True)
+    assert converted is model
+    assert report.in_place
+    assert not dropouts(model, KERAS)
+    (note,) = report.notes
+    assert re.match(f"Changed in place, since it cannot be copied: .*{reason}", note)
+    # All of the reason, and none of the example that Keras adds to it.
+    assert "\n" not in note
+    assert to_keras(model, verbose=False) is model
+    assert not dropouts(model, OURS)
 
 
-def test_a_copy_that_would_share_a_layer_or_lose_an_input_is_refused():
-    class Sharing(layers.Layer):
-        def __init__(self, inner, **kwargs):
-            super().__init__(**kwargs)
-            self.inner = inner
-
-        def call(self, x):
-            return self.inner(x)
-
-        def get_config(self):
-            return {**super().get_config(), "inner": self.inner}
-
-    sharing = Sharing(layers.Dropout(0.5))
-    with pytest.raises(ValueError, match=r"cannot be copied: made again, <Dropout.* is <Dropout"):
-        convert(keras.Sequential([keras.Input((3,)), sharing]), verbose=False)
-    assert type(sharing.inner) is layers.Dropout
-    x = keras.Input((3,), sparse=True)
-    with pytest.raises(ValueError, match=r"cannot be copied.*InputLayer.* which is sparse"):
-        convert(keras.Model(x, layers.Dense(2)(x)), verbose=False)
-
-
-# Architectures that Keras ships.
+# Keras's applications.
 
 IMAGES = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
 
@@ -983,7 +1290,7 @@ IMAGES = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
     ("name", "count"), [("EfficientNetB0", 10), ("ConvNeXtTiny", 0), ("VGG16", 0)]
 )
 @pytest.mark.slow
-def test_an_architecture_of_keras(name, count, tmp_path):
+def test_a_keras_application(name, count, tmp_path):
     make = getattr(keras.applications, name)
     model = make(weights=None, input_shape=IMAGES.shape[1:], classes=3)
     converted, report = convert(model, verbose=False, return_report=True)
@@ -998,3 +1305,17 @@ def test_an_architecture_of_keras(name, count, tmp_path):
     assert len(dropouts(loaded, OURS)) == count
     assert_same_outputs(loaded, converted, IMAGES)
     assert len(dropouts(to_keras(converted, verbose=False), KERAS)) == count
+
+
+def test_a_layer_changed_in_place_keeps_its_flags_and_other_attributes():
+    keras.config.set_dtype_policy("mixed_float16")
+    with keras.RematScope(mode="full"):
+        model = keras.Sequential([layers.Dropout(0.5, autocast=False)])
+    x = tf.ones((2, 3))
+    model(x)
+    model.layers[0].tag = "a user's"
+    for change in (convert, to_keras):
+        change(model, in_place=True, verbose=False)
+        layer = model.layers[0]
+        assert layer(x).dtype == tf.float32
+        assert (layer.tag, layer.autocast, layer._remat_mode.mode) == ("a user's", False, "full")

@@ -1,4 +1,4 @@
-"""A native operation that is missing or damaged: Python's bridge takes over, and says why."""
+"""If the native operations are missing or damaged, `numpy_function` replaces them with a reason."""
 
 import os
 import shutil
@@ -29,14 +29,14 @@ REASONS = {"missing": "it was not built", "garbage": "cannot load it", "cut shor
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="native operations are for Linux"),
-    # In the subprocesses, the damage chooses the bridge.
+    # In subprocesses, the damage determines the bridge.
     pytest.mark.parametrize("bridge", ["native"], indirect=True),
 ]
 
 
 @pytest.fixture
 def use(tmp_path):
-    """The layers run in a fresh interpreter from a damaged copy: `use(damage, **environment)`."""
+    """Run the layers of a damaged copy in a fresh interpreter: `use(damage, **environment)`."""
 
     def use(damage, **environment):
         shutil.copytree(Path(fastdrop_keras.__file__).parent, tmp_path / "fastdrop_keras")
@@ -56,7 +56,7 @@ def use(tmp_path):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_pythons_bridge_takes_over(bridge, use, damage):
+def test_the_numpy_function_bridge_replaces_a_damaged_bridge(bridge, use, damage):
     done = use(damage)
     assert done.returncode == 0, done.stderr
     assert "numpy_function (native not loaded: " in done.stdout
@@ -81,7 +81,7 @@ def test_an_older_interface_is_refused(bridge, run_python):
     ) in done.stdout
 
 
-def test_a_damaged_bridge_that_was_asked_for(bridge, use):
+def test_a_damaged_bridge_that_was_requested(bridge, use):
     done = use("cut short", FASTDROP_KERAS_BRIDGE="native")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

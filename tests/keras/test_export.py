@@ -1,4 +1,4 @@
-"""Exported models: no Python in their graphs, and served where the library never was."""
+"""Exported models have no Python functions in their graphs, and run without fastdrop."""
 
 import textwrap
 
@@ -16,7 +16,7 @@ X = np.random.default_rng(0).normal(size=(4, 6, 8)).astype(np.float32)
 
 
 def every_layer():
-    """Each of the four layers."""
+    """A model with each of the four layers."""
     return keras.Sequential(
         [
             keras.Input(X.shape[1:]),
@@ -61,7 +61,7 @@ MODELS = [every_layer, Subclassed, converted, half_precision]
 
 
 def trained(make):
-    """A model that has dropped, and whose rate has changed."""
+    """A model after training, with changed rates."""
     model = make()
     model.compile("sgd", "mse")
     y = np.zeros_like(model(X))
@@ -71,7 +71,7 @@ def trained(make):
 
 
 def operations(directory):
-    """The names of all operations in a SavedModel: of its graph, and of its functions."""
+    """The names of all operations in the graph and the functions of a SavedModel."""
     saved = saved_model_pb2.SavedModel()
     saved.ParseFromString((directory / "saved_model.pb").read_bytes())
     found = set()
@@ -88,8 +88,8 @@ def assert_no_python(directory):
     assert not [name for name in found if "Py" in name or "Fastdrop" in name]
 
 
-def test_python_in_a_graph_is_found(bridge, tmp_path):
-    """What the other tests look for: the layer in training is such a function, or operation."""
+def test_python_functions_in_a_graph_are_detected(bridge, tmp_path):
+    """The other tests would detect the layer's function or operation in training."""
     module = tf.Module()
     layer = Dropout(0.5)
     module.layer = layer
@@ -101,7 +101,7 @@ def test_python_in_a_graph_is_found(bridge, tmp_path):
     assert operation in operations(tmp_path / "dropping")
 
 
-def test_export_serves_where_the_library_never_was(tmp_path, run_python):
+def test_an_export_runs_without_fastdrop(tmp_path, run_python):
     want = {}
     for make in MODELS:
         model = trained(make)
@@ -169,8 +169,8 @@ def test_tflite():
     )
 
 
-def test_a_graph_that_drops_is_exported_with_the_layers_of_keras(tmp_path):
-    """Where dropout is to be in the exported graph, it cannot be ours."""
+def test_a_graph_with_dropout_is_exported_with_keras_layers(tmp_path):
+    """A graph that is exported with dropout cannot contain our layers."""
     x = keras.Input((64,))
     model = keras.Model(x, layers.Dense(3)(Dropout(0.5)(x, training=True)))
     to_keras(model, verbose=False).export(

@@ -1,6 +1,7 @@
-"""Gradient checkpointing: the recomputation has the masks of its forward pass, or is refused."""
+"""Gradient checkpointing reuses the masks of the forward pass, or raises an error."""
 
 import gc
+import importlib
 import threading
 
 import keras
@@ -35,7 +36,7 @@ def output_and_gradient(block, x):
 
 
 class Chain:
-    """What `square_between` and its gradient should be in a chain of blocks, from the masks."""
+    """The expected results and gradients of a chain of `square_between` blocks."""
 
     def __init__(self, expected, rate=0.5, seed=3):
         self.factors = lambda step: expected.factors(SHAPE, rate, seed, step).astype(np.float64)
@@ -57,7 +58,7 @@ def test_the_gradient_has_the_masks_of_the_forward_pass(expected, run, checkpoin
         want = Chain(expected)(numbers(), [steps])
         for got, wanted in zip(f(tf.constant(numbers())), want, strict=True):
             np.testing.assert_allclose(got, wanted, rtol=1e-6)
-    # What was computed again has drawn nothing.
+    # The recomputation has drawn no mask.
     assert layer.seed_generator.state.numpy().tolist() == [3, 4]
 
 
@@ -66,7 +67,7 @@ def test_the_gradient_has_the_masks_of_the_forward_pass(expected, run, checkpoin
 )
 @pytest.mark.parametrize("noise_shape", [None, (None, 1)], ids=str)
 @pytest.mark.usefixtures("bridge")
-def test_what_is_computed_again_is_the_same_bits(expected, run, dtype, noise_shape):
+def test_the_recomputation_gives_the_same_bits(expected, run, dtype, noise_shape):
     layer = Dropout(0.3, noise_shape, seed=3, dtype=np.dtype(dtype).name)
     outputs = []
 
@@ -91,7 +92,7 @@ def test_what_is_computed_again_is_the_same_bits(expected, run, dtype, noise_sha
 
 
 @each_checkpoint
-def test_a_block_that_is_called_again_and_again(expected, run, checkpoint):
+def test_a_block_that_is_called_repeatedly(expected, run, checkpoint):
     block = checkpoint(square_between(Dropout(0.5, seed=3)))
     f = run(lambda x: output_and_gradient(lambda x: block(block(block(x))), x))
     want = Chain(expected)(numbers(), [(0, 1), (2, 3), (4, 5)])
@@ -234,7 +235,7 @@ def test_jacobian(expected, run):
 
 
 def test_training_is_inherited_from_a_layer_around_the_block(expected, run):
-    """In the recomputation, Keras no longer knows."""
+    """In the recomputation, Keras does not know the outer layer's argument."""
 
     class Checkpointed(keras.layers.Layer):
         def __init__(self):
@@ -258,7 +259,7 @@ def test_training_is_inherited_from_a_layer_around_the_block(expected, run):
 
 @each_checkpoint
 def test_a_layer_that_is_built_in_the_block(expected, run, checkpoint):
-    """Keras calls what is in it once more then, to know its shapes."""
+    """To compute shapes, Keras calls the inner layers once more."""
 
     class Unbuilt(keras.layers.Layer):
         def __init__(self):
@@ -326,11 +327,11 @@ def test_threads():
         thread.join()
     assert len(results) == 4
     for y, dx in results:
-        # y = b (a x)^2 and dx = 2 b a^2 x, whatever masks a and b this thread got.
+        # y = b (a x)^2 and dx = 2 b a^2 x, for any masks a and b of this thread.
         np.testing.assert_allclose(dx, 2 * y / numbers(), rtol=1e-5)
 
 
-def test_masks_are_forgotten_with_the_gradient():
+def test_masks_are_freed_with_the_gradient():
     def blocks():
         gc.collect()
         return sum(isinstance(o, checkpointing.Block) for o in gc.get_objects())
@@ -427,7 +428,7 @@ def in_a_vectorized_loop(layer):
         in_a_vectorized_loop,
     ],
 )
-def test_refused_where_the_mask_is_out_of_reach(run, out_of_reach):
+def test_refused_if_the_mask_is_out_of_reach(run, out_of_reach):
     block = tf.recompute_grad(out_of_reach(Dropout(0.5)))
     with pytest.raises(NotImplementedError, match="Checkpoint a function inside of the"):
         run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
@@ -448,14 +449,14 @@ def in_a_loop(layer):
 
 
 @pytest.mark.parametrize("out_of_reach", [in_a_branch, with_training_as_a_tensor, in_a_loop])
-def test_refused_where_the_mask_is_out_of_reach_in_a_graph(out_of_reach):
+def test_refused_if_the_mask_is_out_of_reach_in_a_graph(out_of_reach):
     block = tf.recompute_grad(out_of_reach(Dropout(0.5)))
     f = tf.function(lambda x: output_and_gradient(block, x))
     with pytest.raises(NotImplementedError, match="Checkpoint a function inside of the"):
         f(tf.constant(numbers()))
 
 
-def test_refused_where_a_loop_is_eager_at_first_and_then_in_a_graph():
+def test_refused_if_a_loop_is_eager_at_first_and_then_in_a_graph():
     block = tf.recompute_grad(in_a_loop(Dropout(0.5)))
     x = tf.constant(numbers())
     with tf.GradientTape() as tape:
@@ -473,7 +474,7 @@ def test_inference_is_not_refused(run):
     np.testing.assert_array_equal(dx, np.ones(SHAPE))
 
 
-def test_refused_where_the_recomputation_calls_more_often(run):
+def test_refused_if_the_recomputation_calls_more_often(run):
     layer = Dropout(0.5)
     calls = []
 
@@ -488,7 +489,7 @@ def test_refused_where_the_recomputation_calls_more_often(run):
         run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
 
 
-def test_refused_where_the_recomputation_calls_another_layer(run):
+def test_refused_if_the_recomputation_calls_another_layer(run):
     block = tf.recompute_grad(lambda x: Dropout(0.5, seed=3)(x, training=True))
     with pytest.raises(RuntimeError, match="with the same layers"):
         run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
@@ -517,7 +518,7 @@ def test_another_name_inside_of_a_checkpointed_function(expected, run):
         run(lambda x: output_and_gradient(outer, x))(tf.constant(numbers()))
 
 
-def test_restored(run):
+def test_restore(run):
     checkpointing.restore()
     try:
         assert tf.recompute_grad is custom_gradient.recompute_grad
@@ -528,25 +529,25 @@ def test_restored(run):
         checkpointing.replace()
 
 
-def test_a_checkpointed_function_is_still_known_by_its_name():
+def test_a_checkpointed_function_keeps_its_name():
     def block(x):
-        """What it does."""
+        """The docstring of the block."""
         return x
 
     checkpointed = tf.recompute_grad(block)
     assert checkpointed.__wrapped__ is block
-    assert (checkpointed.__name__, checkpointed.__doc__) == ("block", "What it does.")
+    assert (checkpointed.__name__, checkpointed.__doc__) == ("block", "The docstring of the block.")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     assert tf.recompute_grad(model).__wrapped__ is model
 
 
 def weights_after_fit(mode, run_eagerly):
-    """The weights of a model after some steps; Keras's own layers are in the scope if eager."""
+    """The weights of a model after some steps; if eager, Keras's layers are in the scope too."""
     keras.utils.set_random_seed(99)
     x = numbers((64, 6))
     scope = keras.RematScope(mode=mode, output_size_threshold=16, layer_names=["inner", "drop"])
     with scope if run_eagerly else keras.RematScope(mode=None):
-        # Under TensorFlow, Keras fails in graphs with its own layers, which it calls by keyword.
+        # On TensorFlow, Keras's own layers fail in graphs, since it calls them by keyword.
         inner = [keras.layers.Dense(33, activation="relu"), Dropout(0.5)]
         layers = [keras.Sequential(inner, name="inner"), keras.layers.Dense(8, activation="relu")]
     with scope:
@@ -567,7 +568,7 @@ def test_fit_in_a_remat_scope(mode, run_eagerly):
 
 
 class Residual(keras.layers.Layer):
-    """A layer that checkpoints what is in it."""
+    """A layer that checkpoints its inner layers."""
 
     def __init__(self, checkpoint):
         super().__init__()
@@ -596,3 +597,42 @@ def test_fit_with_blocks_ends_in_the_same_weights(run_eagerly):
 
     for got, want in zip(weights(keras.remat), weights(lambda block: block), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+
+
+def test_refused_if_the_recomputation_calls_less_often(run):
+    layer = Dropout(0.5)
+    calls = []
+
+    @tf.recompute_grad
+    def block(x):
+        calls.append(None)
+        if len(calls) == 1:
+            layer(x, training=True)
+        return layer(x, training=True)
+
+    with pytest.raises(RuntimeError, match=r"2 times in the forward pass, and 1 times in the"):
+        run(lambda x: output_and_gradient(block, x))(tf.constant(numbers()))
+
+
+def test_a_method(expected):
+    class Blocks:
+        def __init__(self):
+            self.layer = Dropout(0.5, seed=3)
+
+        @tf.recompute_grad
+        def block(self, x):
+            return square_between(self.layer)(x)
+
+    _, dx = output_and_gradient(Blocks().block, tf.constant(numbers()))
+    np.testing.assert_allclose(dx, Chain(expected)(numbers(), [(0, 1)])[1], rtol=1e-6)
+
+
+def test_a_reload_keeps_tensorflows_function():
+    importlib.reload(checkpointing)
+    try:
+        block = tf.recompute_grad(lambda x: x**2)
+        np.testing.assert_array_equal(output_and_gradient(block, tf.constant(3.0))[1], 6.0)
+    finally:
+        checkpointing.restore()
+        assert tf.recompute_grad is custom_gradient.recompute_grad
+        checkpointing.replace()

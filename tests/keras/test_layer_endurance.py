@@ -1,4 +1,4 @@
-"""A hundred thousand steps of a layer keep no memory, no descriptor and no thread."""
+"""A hundred thousand steps of a layer leak no memory, descriptor or thread."""
 
 import sys
 
@@ -17,7 +17,7 @@ STEPS = 100_000
 @pytest.mark.parametrize(
     ("mode", "rate"), [("graph", "fixed"), ("eager", "fixed"), ("graph", "new"), ("eager", "new")]
 )
-def test_steps_keep_nothing(run_python, bridge, mode, rate):
+def test_steps_leak_nothing(run_python, bridge, mode, rate):
     done = run_python(
         f"""{resident.SAMPLER}
 import itertools
@@ -28,7 +28,7 @@ def step():
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = layer(x, training=True)
-    # What a graph does not return, TensorFlow leaves out of it.
+    # TensorFlow removes operations whose results a graph does not return.
     return tape.gradient(y, x)
 if {mode!r} == "graph":
     step = tf.function(step)
@@ -42,5 +42,5 @@ sample(step if {rate!r} == "fixed" else turned, {STEPS})
         timeout=1200,
     )
     assert done.returncode == 0, done.stderr
-    # Bytes a step: the smallest thing that could be left behind, a reference, would be eight.
+    # Bytes per step: a leaked reference would be at least eight bytes.
     resident.assert_flat(done.stdout, 4.0)

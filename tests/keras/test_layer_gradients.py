@@ -1,4 +1,4 @@
-"""Gradients of every order against the forward's mask, in eager and in graph mode."""
+"""Gradients of every order use the mask of the forward pass, in eager and in graph mode."""
 
 import keras
 import ml_dtypes
@@ -180,7 +180,7 @@ def test_second_and_third_order_with_the_tapes_outside_of_the_function(expected)
 
 
 def test_the_gradient_of_a_jacobian(expected, run):
-    """TensorFlow computes a Jacobian in a vectorized loop, which forgets custom gradients."""
+    """TensorFlow computes a Jacobian in a vectorized loop, which drops custom gradients."""
     layer = Dropout(0.5, seed=3)
 
     def f(x):
@@ -312,7 +312,7 @@ def test_vectorized_map_of_gradients(expected, run):
 
 
 def test_gradients_of_vectorized_map(expected, run):
-    """From outside of the vectorized loop, which forgets custom gradients."""
+    """The gradient is outside of the vectorized loop, which drops custom gradients."""
     layer = Dropout(0.5, seed=3)
 
     def f(x):
@@ -338,7 +338,7 @@ def test_nested_vectorized_maps_draw_for_each_iteration(run):
             lambda rows: tf.vectorized_map(lambda row: layer(row, training=True), rows), x
         )
 
-    # More than a byte can count inside of each.
+    # More iterations than a byte can count.
     rows = run(f)(tf.ones((3, 300, 64))).numpy().reshape(900, 64)
     assert len({row.tobytes() for row in rows}) == 900
 
@@ -394,7 +394,7 @@ def test_forward_and_backward_are_one_operation_each(bridge):
     graph = tf.function(f).get_concrete_function(tf.ones(SHAPE)).graph
     operations = [op for op in graph.get_operations() if op.type in OPERATIONS[bridge]]
     assert [op.type for op in operations] == OPERATIONS[bridge]
-    # All that the backward pass reads of the forward pass.
+    # The tensors of the forward pass that the backward pass reads.
     saved = operations[1].inputs[1]
     if bridge == "native":
         assert saved is operations[0].outputs[1]
@@ -417,3 +417,20 @@ def test_gradients_of_a_model_reach_the_layers_before_it(expected, run):
     m = expected.factors(SHAPE, 0.5, 3)
     np.testing.assert_allclose(kernel, x.T @ m, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(bias, m.sum(axis=0), rtol=1e-6)
+
+
+class WithItsOwnScope(tf.Module):
+    def __init__(self, layer):
+        super().__init__(name="module")
+        self.layer = layer
+
+    @tf.Module.with_name_scope
+    def __call__(self, x):
+        return self.layer(x, training=True)
+
+
+@pytest.mark.usefixtures("bridge")
+def test_vectorized_map_of_a_module_with_its_own_name_scope(expected, run):
+    module = WithItsOwnScope(Dropout(0.5, seed=3))
+    y = run(lambda x: tf.vectorized_map(module, x))(tf.ones(SHAPE))
+    np.testing.assert_array_equal(y, vectorized_factors(expected, SHAPE))

@@ -1,4 +1,4 @@
-"""What stays in memory between forward and backward, with the native bridge."""
+"""The memory between forward and backward pass, with the native bridge."""
 
 import gc
 import weakref
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture
 def no_collector():
-    """Memory has to be free when the last reference ends, not when cycles are looked for."""
+    """The end of the last reference must free memory, without Python's garbage collector."""
     gc.collect()
     gc.disable()
     yield
@@ -32,7 +32,7 @@ def alive(references):
 
 
 def chain(layer_class):
-    """Layers in a row whose neighbours need nothing for their gradients."""
+    """A chain of layers, with operations between them whose gradients need no memory."""
     layers = [layer_class(0.5, seed=seed) for seed in range(DEPTH)]
 
     def forward(x):
@@ -43,11 +43,11 @@ def chain(layer_class):
     return forward
 
 
-# What the gradient keeps.
+# Memory for the gradient.
 
 
 def kept_for_the_gradient(forward):
-    """What a graph's backward part reads of its forward part: dtypes and sizes, but of scalars."""
+    """The dtypes and sizes of the forward tensors that the backward pass reads, without scalars."""
     kept = {}
 
     @tf.function
@@ -66,14 +66,14 @@ def kept_for_the_gradient(forward):
     return [(t.dtype, t.shape.num_elements()) for t in kept.values() if t.shape.rank]
 
 
-def test_a_graph_keeps_one_bit_an_element_and_the_rate():
+def test_a_graph_saves_one_bit_per_element_and_the_rate():
     assert kept_for_the_gradient(chain(Dropout)) == [(tf.uint8, SAVED_BYTES)] * DEPTH
-    # Keras's layer keeps a byte, which shows that the measure sees what is kept.
+    # Keras's layer saves a byte per element, which the measurement detects.
     theirs = kept_for_the_gradient(chain(keras.layers.Dropout))
     assert sum(dtype.size * size for dtype, size in theirs) >= DEPTH * SIZE
 
 
-def test_an_eager_tape_keeps_neither_inputs_nor_outputs(no_collector):
+def test_an_eager_tape_saves_neither_inputs_nor_outputs(no_collector):
     layer = Dropout(0.5)
     x = tf.ones(SHAPE)
     with tf.GradientTape(persistent=True) as tape:
@@ -84,7 +84,7 @@ def test_an_eager_tape_keeps_neither_inputs_nor_outputs(no_collector):
     gone = [weakref.ref(before), weakref.ref(dropped)]
     del before, dropped
     assert alive(gone) == []
-    # And the gradient of the gradient keeps nothing of the gradient.
+    # The second gradient saves nothing of the first.
     dy = tf.ones(SHAPE)
     with tf.GradientTape() as outer:
         outer.watch(dy)
@@ -119,7 +119,7 @@ def test_a_loop_in_a_graph_accumulates_only_what_it_saves():
     assert pushed == [tf.uint8.as_datatype_enum]
 
 
-# Where the outputs are.
+# Memory of the outputs.
 
 
 VIEWS = {
@@ -138,7 +138,7 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-def test_memory_that_can_be_seen_is_not_used_again(expected, run, view):
+def test_memory_with_other_handles_is_not_reused(expected, run, view):
     layer = Dropout(0.5, seed=3)
     f = run(lambda x: layer(x, training=True))
     x = tf.ones(SHAPE)

@@ -1,4 +1,4 @@
-"""The layers inside models of every kind, through `fit`, `evaluate` and `predict`."""
+"""The layers work in models of every kind, with `fit`, `evaluate` and `predict`."""
 
 import keras
 import numpy as np
@@ -83,7 +83,7 @@ def test_fit_evaluate_predict(make):
     x, y = data()
     model = make()
     model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
-    # The last batch of an epoch is a smaller one.
+    # The last batch of an epoch is smaller.
     losses = model.fit(x, y, batch_size=24, epochs=3, verbose=0).history["loss"]
     assert np.isfinite(losses).all()
     first = model.evaluate(x, y, verbose=0)
@@ -127,12 +127,12 @@ def test_eager_and_graph_training_end_in_the_same_weights():
         model.fit(x, y, batch_size=16, epochs=2, verbose=0)
         return model.get_weights()
 
-    # The masks are the same bits; the sums around them may round differently.
+    # The masks have the same bits, but sums may be rounded differently.
     for eager, graph in zip(weights(True), weights(False), strict=True):
         np.testing.assert_allclose(eager, graph, rtol=1e-5, atol=1e-6)
 
 
-def test_the_mask_of_an_embedding_reaches_the_layers_behind():
+def test_the_mask_of_an_embedding_reaches_later_layers():
     tokens = keras.Input((None,), dtype="int32")
     h = keras.layers.Embedding(9, 6, mask_zero=True)(tokens)
     h = fastdrop_keras.SpatialDropout1D(0.2)(h)
@@ -140,7 +140,7 @@ def test_the_mask_of_an_embedding_reaches_the_layers_behind():
     model = keras.Model(tokens, keras.layers.SimpleRNN(3)(Dropout(0.2)(h)))
     model.compile("adam", "mse")
     rng = np.random.default_rng(0)
-    # Batches and times of any size, one after the other.
+    # Several batch sizes and numbers of time steps.
     for shape in [(8, 5), (3, 7), (8, 1)]:
         x = rng.integers(1, 9, shape)
         assert np.isfinite(model.train_on_batch(x, np.ones((shape[0], 3))))
@@ -161,7 +161,7 @@ def test_time_distributed_calls_at_each_time_step(expected, run):
 
 @keras.saving.register_keras_serializable("tests")
 class DroppingCell(keras.layers.Layer):
-    """A recurrent cell with a dropout layer, which adds up what it lets through."""
+    """A recurrent cell that adds up the outputs of a dropout layer."""
 
     state_size = 6
 
@@ -175,7 +175,7 @@ class DroppingCell(keras.layers.Layer):
 
 
 def test_bidirectional(expected, run):
-    """Each direction has a cell of its own, made from the configuration of the one given."""
+    """Each direction has its own cell, from the configuration of the given one."""
     layer = keras.layers.Bidirectional(
         keras.layers.RNN(DroppingCell(), unroll=True), merge_mode="concat"
     )

@@ -1,4 +1,4 @@
-"""Out of memory in a layer: an error of that name, no crash, and the next call works."""
+"""Without memory a layer's call raises an error, and the next call works."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def outcome(mode):
     call = lambda x: layer(x, training=True)
     if mode == "graph":
         call = tf.function(call)
-    call(tf.ones((4, 4)))  # all that is made once
+    call(tf.ones((4, 4)))  # allocate all that is allocated once
     if mode == "graph":
         call.get_concrete_function(x)
     with open("/proc/self/statm") as pages:
@@ -56,10 +56,10 @@ print(json.dumps(outcomes))
 
 @pytest.fixture(scope="module", params=["eager", "graph"])
 def outcomes(request):
-    """What has become of the call with each bridge, in one process."""
+    """The outcome of the call with each bridge, in one process."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM, request.param],
-        # Freed memory goes back at once, so that none of it is left to be used again.
+        # Freed memory returns to the system at once, so it cannot be reused.
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
         capture_output=True,
         text=True,
@@ -72,7 +72,7 @@ def outcomes(request):
 def test_an_error_and_then_the_next_call(outcomes, bridge):
     error, step, first, last = outcomes[bridge]
     assert error in ("MemoryError", "ResourceExhaustedError")
-    # The step of the call that failed is spent or not.
+    # The failed call may have taken its step or not.
     assert step in (1, 2)
     for bits, offset in ((first, 0), (last, 2**24 - 4096)):
         assert bits == keep_bits(step, offset)

@@ -1,4 +1,4 @@
-"""Importing `fastdrop_keras` without TensorFlow or Keras, or with another backend."""
+"""Imports of `fastdrop_keras` without TensorFlow or Keras, or with another backend."""
 
 import importlib.metadata
 
@@ -23,7 +23,7 @@ def test_missing_package(run_python, module, name):
     assert 'pip install "fastdrop[keras]"' in error
 
 
-def test_a_fault_inside_tensorflow_is_shown_as_it_is(run_python):
+def test_an_import_error_inside_tensorflow_is_not_changed(run_python):
     break_it = """
 import sys
 class Breaker:
@@ -44,7 +44,7 @@ def assert_says_what_to_do(error, backend):
 
 @pytest.mark.parametrize("backend", ["jax", "numpy"])
 def test_other_backend(run_python, backend):
-    """Whether or not what the backend needs is installed; NumPy is."""
+    """The error is the same whether the backend's package is installed (NumPy) or not (JAX)."""
     assert_says_what_to_do(error_of(run_python(IMPORT, KERAS_BACKEND=backend)), backend)
 
 
@@ -65,7 +65,7 @@ for sys.modules["keras"] in others:
 """
 
 
-def test_a_keras_that_loads_and_does_not_serve(run_python):
+def test_an_installed_keras_that_cannot_be_used(run_python):
     process = run_python(STAND_INS)
     assert process.returncode == 0, process.stderr
     of_another_backend, older = process.stdout.splitlines()

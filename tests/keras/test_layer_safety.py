@@ -1,4 +1,4 @@
-"""Errors in a callback, forks, the end of the interpreter, many threads, and very many steps."""
+"""Errors in callbacks, forks, the end of the interpreter, many threads, and many steps."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ ONES = np.ones((5, 33), np.float32)
 # Errors.
 
 FAULTS = [
-    # An error, and what TensorFlow makes of it where a graph's function raised it.
+    # An error, and TensorFlow's error if a function in a graph raises it.
     (ValueError("no such value"), tf.errors.InvalidArgumentError),
     (MemoryError("no such memory"), tf.errors.ResourceExhaustedError),
     (NotImplementedError("no such thing"), tf.errors.UnimplementedError),
@@ -30,10 +30,10 @@ each_fault = pytest.mark.parametrize(
 )
 
 
-# The native operations cannot be broken from here; `test_bridges.py` has what they refuse.
+# These tests need a function in Python to break. `test_bridges.py` has errors of native operations.
 @pytest.fixture
 def through_python():
-    """The bridge through `tf.numpy_function` is in use."""
+    """Use the bridge `numpy_function`."""
     before = fastdrop_keras.get_bridge()
     fastdrop_keras.set_bridge("numpy_function")
     yield
@@ -42,7 +42,7 @@ def through_python():
 
 @pytest.fixture
 def broken(monkeypatch):
-    """Make the function on arrays raise an error: `broken(error)`."""
+    """Make the bridge's function of arrays raise an error: `broken(error)`."""
 
     def broken(error):
         def fail(*_):
@@ -55,7 +55,7 @@ def broken(monkeypatch):
 
 @pytest.fixture
 def gradient():
-    """A function that calls a layer, and has its gradient."""
+    """A function that calls a layer and computes its gradient."""
     layer = Dropout(0.5)
 
     def gradient(x):
@@ -69,7 +69,7 @@ def gradient():
 
 @pytest.mark.usefixtures("through_python")
 @each_fault
-def test_an_error_is_itself_in_eager_mode(broken, gradient, fault, in_a_graph):
+def test_an_error_in_an_eager_call_is_not_changed(broken, gradient, fault, in_a_graph):
     broken(fault)
     with pytest.raises(type(fault), match=str(fault)):
         gradient(tf.constant(ONES))
@@ -77,7 +77,9 @@ def test_an_error_is_itself_in_eager_mode(broken, gradient, fault, in_a_graph):
 
 @pytest.mark.usefixtures("through_python")
 @each_fault
-def test_an_error_in_a_graph_is_told_with_its_type_and_place(broken, gradient, fault, in_a_graph):
+def test_an_error_in_a_graph_is_reported_with_its_type_and_place(
+    broken, gradient, fault, in_a_graph
+):
     broken(fault)
     f = tf.function(gradient)
     with pytest.raises(in_a_graph) as caught:
@@ -97,7 +99,7 @@ def test_a_graph_runs_again_after_an_error(broken, monkeypatch, expected):
         f(ONES)
     monkeypatch.undo()
     y = f(ONES).numpy()
-    # The step of the call that failed is spent, or not: TensorFlow may have stopped before.
+    # The failed call may have taken its step or not: TensorFlow may have stopped before.
     assert y.tobytes() in [
         expected.factors(ONES.shape, 0.5, 3, step).astype(np.float32).tobytes() for step in (0, 1)
     ]
@@ -106,12 +108,12 @@ def test_a_graph_runs_again_after_an_error(broken, monkeypatch, expected):
 # Processes.
 
 
-# TensorFlow's graphs, and whatever it hands to threads of its own, hang in the child of a fork, and
-# they do with Keras's layer: what a child does here is eager and small, or NumPy's.
+# In the child of a fork, TensorFlow's graphs and multithreaded operations hang, with Keras's layer
+# too. A child here makes small eager calls, or uses NumPy.
 WORKER = """
 import multiprocessing, sys, warnings
 import numpy as np, tensorflow as tf, fastdrop, fastdrop_keras
-# Python warns of forking beside threads, which is what is tested.
+# Python warns of a fork with threads, which these tests need.
 warnings.simplefilter("ignore", DeprecationWarning)
 LARGE = 2**20 + 77
 x = np.ones((5, 33), np.float32)
@@ -138,11 +140,11 @@ graph = tf.function(gradient)
 large = tf.ones(LARGE)
 
 def work(index):
-    # The layer as the parent left it, one of the worker's own, and NumPy's side in threads.
+    # The parent's layer, a new layer of the worker, and fastdrop on NumPy arrays in threads.
     for step in (2, 3) if index < 2 else (4, 5):
         check(layer, step)
     check(fastdrop_keras.Dropout(0.5, seed=3), 0)
-    # One operation, which has threads of fastdrop's and none of TensorFlow's.
+    # One operation, which uses fastdrop's threads and not TensorFlow's.
     y = fastdrop_keras.Dropout(0.5, seed=3)(large, training=True)
     assert np.array_equal(y, masked(0, LARGE))
     return masked(index, LARGE).tobytes(), fastdrop.draw_mask(8, 0.5).seed
@@ -154,7 +156,7 @@ expected = [masked(index, LARGE).tobytes() for index in range(4)]
 seeds = {fastdrop.draw_mask(8, 0.5).seed}
 context = multiprocessing.get_context("fork")
 for first in (0, 2):
-    # Two workers for a task each: each has the parent's layer, as it is at the time.
+    # Two workers with a task each, with the layer's state at the fork.
     with context.Pool(2, maxtasksperchild=1) as pool:
         for index, (y, seed) in enumerate(pool.map(work, [first, first + 1], chunksize=1), first):
             assert y == expected[index]
@@ -167,8 +169,8 @@ print("done")
 
 
 @needs_fork
-def test_a_forked_pool_beside_a_layer_in_use(run_python, bridge):
-    """In both directions: the workers use the layer, then the parent, eagerly and in its graph."""
+def test_a_forked_pool_while_a_layer_is_in_use(run_python, bridge):
+    """The workers use the layer, and then the parent uses it, eagerly and in its graph."""
     done = run_python(WORKER + FORKED_POOL, FASTDROP_KERAS_BRIDGE=bridge)
     assert done.stdout == "done\n", done.stderr
 
@@ -198,7 +200,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_spawned_pool_beside_a_layer_in_use(run_python, bridge, tmp_path):
+def test_a_spawned_pool_while_a_layer_is_in_use(run_python, bridge, tmp_path):
     path = tmp_path / "spawned.py"
     path.write_text(WORKER + SPAWNED_POOL)
     done = run_python(
@@ -213,7 +215,7 @@ import keras
 multiprocessing.set_start_method("fork")
 
 def batch(index):
-    # Augmented by a dropout of the data itself; large enough for threads of fastdrop's.
+    # The data is augmented by dropout, and large enough for fastdrop's threads.
     fastdrop.dropout_(np.ones(LARGE, np.float32), 0.5, seed=index)
     x = np.random.default_rng(index).normal(size=(32, 16)).astype(np.float32)
     fastdrop.dropout_(x, 0.2, seed=index)
@@ -265,8 +267,10 @@ def test_workers_that_load_data_while_the_layer_trains(run_python, bridge, kind)
 
 
 def test_the_interpreter_ends_while_a_graph_runs(run_python, bridge):
-    """In TensorFlow's own threads. One of Python's that comes back from any operation then, Keras's
-    own too, is made to exit through TensorFlow's frames, which can abort the process.
+    """The graph runs in TensorFlow's threads.
+
+    A Python thread that returns from an operation at that time exits through TensorFlow's frames,
+    which can abort the process, with Keras's layer too.
     """
     done = run_python(
         """
@@ -291,7 +295,7 @@ print("end", flush=True)
 
 @pytest.fixture
 def switching():
-    """Python's threads change places at nearly every chance."""
+    """Let Python threads interrupt each other as often as they can."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -300,7 +304,7 @@ def switching():
 
 @pytest.mark.usefixtures("switching")
 def test_many_threads_on_one_layer():
-    """Each call has the mask of a step of its own, and no step is left out."""
+    """Each call draws the mask of its own step, and no step is skipped."""
     threads, calls, size = 8, 50, 256
     layer, alone = (Dropout(0.5, seed=3) for _ in range(2))
     x = tf.ones([size])
@@ -384,8 +388,8 @@ print(calls)
 
 
 @pytest.mark.alone
-def test_a_new_rate_at_each_eager_step_leaves_nothing_behind(run_python):
-    """As a schedule by the step sets it. TensorFlow keeps a kernel for each new attribute."""
+def test_a_new_rate_at_each_eager_step_leaks_nothing(run_python):
+    """A schedule sets such rates. TensorFlow keeps a kernel for each new attribute's value."""
     done = run_python(
         """
 import tensorflow as tf, fastdrop_keras

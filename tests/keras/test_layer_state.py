@@ -1,4 +1,4 @@
-"""The state of a layer: its seed, what saves and restores it, replicas, and a rate that changes."""
+"""The state of a layer: its seed, files and checkpoints, replicas, and a changing rate."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ import fastdrop
 import fastdrop_keras
 from fastdrop_keras import Dropout, layer_state
 
-# Keras's own, whenever it writes a variable to a file with NumPy 2.
+# From Keras itself, whenever it writes a variable to a file with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SHAPE = (5, 33)
@@ -93,7 +93,7 @@ def test_a_large_seed_and_a_large_step(expected, run):
     np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, 2**63 - 1, 2**40))
 
 
-# What decides the masks of a training run.
+# The masks of a training run.
 
 
 @pytest.mark.parametrize("by", ["set_random_seed", "seed"])
@@ -104,7 +104,7 @@ def test_a_run_on_a_dataset_is_repeated_exactly(by):
         keras.utils.set_random_seed(5)
         run = model(seed=6 if by == "seed" else None)
         if by == "seed":
-            # No other seed matters from here on, but for the order of the data.
+            # From here, other seeds affect only the order of the data.
             keras.utils.set_random_seed(threads)
             tf.random.set_seed(5)
         run.compile("adam", "mse")
@@ -118,7 +118,7 @@ def test_a_run_on_a_dataset_is_repeated_exactly(by):
         np.testing.assert_array_equal(first, second)
 
 
-def test_a_layer_in_a_parallel_map_is_repeated_exactly_where_tensorflow_is_told_to(
+def test_a_layer_in_a_deterministic_parallel_map_is_repeated_exactly(
     run_python,
 ):
     done = run_python(
@@ -201,7 +201,7 @@ def test_weights_of_a_subclassed_model_with_layers_in_a_list_and_a_dict(tmp_path
 
 @keras.saving.register_keras_serializable("tests")
 class InListsAndDicts(keras.Model):
-    """Layers where `tf.train.Checkpoint` does not look for them."""
+    """Has layers that `tf.train.Checkpoint` does not find."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -221,7 +221,7 @@ class InListsAndDicts(keras.Model):
         return self.dense[0](x)
 
 
-def test_a_keras_file_has_what_is_in_lists_and_dicts_and_a_checkpoint_has_not(tmp_path):
+def test_keras_files_save_layers_in_lists_and_dicts_but_checkpoints_do_not(tmp_path):
     used, x = InListsAndDicts(), tf.ones((4, 33))
     for _ in range(2):
         used(x, training=True)
@@ -229,7 +229,7 @@ def test_a_keras_file_has_what_is_in_lists_and_dicts_and_a_checkpoint_has_not(tm
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.states() == used.states()
     np.testing.assert_array_equal(loaded(x), used(x))
-    # Nor has it Keras's weights there: README says so.
+    # It does not save Keras's weights there either: see the README.
     path = tf.train.Checkpoint(model=used).save(str(tmp_path / "checkpoint"))
     fresh = InListsAndDicts()
     fresh(x)
@@ -268,7 +268,7 @@ def test_a_damaged_state_is_refused_and_changes_nothing(used, tmp_path, damaged)
 
 
 def of_stream(path, number):
-    """Writes another number of the random stream into a file of weights; or none."""
+    """Write another number of the random stream into a file of weights, or none."""
     written = []
     with h5py.File(path, "r+") as file:
         file.visit(lambda name: written.append(name) if name.endswith("/stream") else None)
@@ -296,7 +296,7 @@ def of_stream(path, number):
     ids=str,
 )
 def test_a_file_of_another_stream_is_refused(used, tmp_path, number, said):
-    """One without a number is of the first stream, which wrote none."""
+    """A file without a number is from the first stream."""
     path = tmp_path / "model.weights.h5"
     used.save_weights(path)
     of_stream(path, number)
@@ -321,7 +321,7 @@ def test_a_keras_file_of_another_stream_is_refused(used, tmp_path):
 
 
 def test_weights_without_state_load_and_leave_the_state(tmp_path):
-    """As of a model with Keras's own layers."""
+    """Such weights are from a model with Keras's layers."""
     model(keras.layers.Dropout).save_weights(tmp_path / "model.weights.h5")
     fresh = model(seed=7)
     fresh(ONES, training=True)
@@ -329,7 +329,7 @@ def test_weights_without_state_load_and_leave_the_state(tmp_path):
     assert states(fresh) == [[7, 1], [7, 1]]
 
 
-def test_weights_load_into_a_model_with_the_layers_of_keras(used, tmp_path):
+def test_weights_load_into_a_model_with_keras_layers(used, tmp_path):
     used.save_weights(tmp_path / "model.weights.h5")
     fresh = model(keras.layers.Dropout)
     fresh.load_weights(tmp_path / "model.weights.h5")
@@ -403,7 +403,7 @@ def fit(model, *callbacks, **options):
 
 
 def fresh():
-    """A model whose weights and seeds are those of any other one of these."""
+    """A model that has the same weights and seeds each time."""
     keras.utils.set_random_seed(5)
     fresh = model()
     fresh.compile("adam", "mse")
@@ -411,7 +411,7 @@ def fresh():
 
 
 def other():
-    """One that has other weights and other seeds."""
+    """A model with other weights and seeds."""
     keras.utils.set_random_seed(6)
     other = model()
     other.compile("adam", "mse")
@@ -470,7 +470,7 @@ def test_a_checkpoint_of_tensorflow_ends_in_the_same_weights(uninterrupted, tmp_
 
 
 def saved_by_0_1(expected):
-    """What the layers of the files in `data` do next: name, layer's input and output."""
+    """The next outputs of the layers in the files in `data`: name, input and output."""
     for name, rate, seed, shape, noise_shape in [
         ("first", 0.125, 8, (5, 4, 3), (None, 1, None)),
         ("second", 0.25, 7, (5, 2, 2, 3), (None, None, 1, 1)),
@@ -496,7 +496,7 @@ def test_a_weights_file_of_version_0_1(expected):
 
 
 def test_a_keras_file_with_fewer_entries_and_without_state(used, tmp_path):
-    """As of a version that had neither: what is not there is as by default."""
+    """Such a file may be from an older version. Missing entries have their default values."""
     used.save(tmp_path / "new.keras")
     weights = tmp_path / "stateless.weights.h5"
     model(keras.layers.Dropout).save_weights(weights)
@@ -518,7 +518,7 @@ def test_a_keras_file_with_fewer_entries_and_without_state(used, tmp_path):
     assert np.isfinite(loaded(ONES, training=True)).all()
 
 
-def test_a_keras_file_with_the_layers_of_keras_loads_beside_ours(tmp_path):
+def test_a_keras_file_with_keras_layers_loads_next_to_ours(tmp_path):
     theirs = model(keras.layers.Dropout, seed=7)
     theirs.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -593,7 +593,7 @@ def test_replicas_draw_different_masks_reproducibly(expected, two_replicas):
             np.testing.assert_array_equal(y, expected.factors(SHAPE, 0.5, seed, step))
 
 
-def test_one_replica_draws_what_no_strategy_draws(expected):
+def test_one_replica_draws_the_same_as_without_a_strategy(expected):
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
     with strategy.scope():
         layer = Dropout(0.5, seed=7)
@@ -613,7 +613,7 @@ def test_a_fit_under_a_strategy_is_repeated_exactly(two_replicas):
     assert_same(first, trained())
 
 
-def test_a_stateless_call_leaves_the_state_of_the_seed(expected):
+def test_a_stateless_call_does_not_change_the_seeds_state(expected):
     layer = Dropout(0.5, seed=1)
     model = keras.Sequential([keras.Input((33,)), layer])
     x = tf.ones((5, 33))

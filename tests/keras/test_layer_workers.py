@@ -1,4 +1,4 @@
-"""Several processes that train one model: each draws masks of its own, the same at every run."""
+"""Processes that train one model draw different masks, which are the same at every run."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def step():
 def total():
     return strategy.reduce("SUM", strategy.run(lambda: tf.constant(1.0)), axis=None)
 
-# Workers have to meet, or this is no test of several.
+# The workers must run at the same time.
 assert total() == 2
 np.save(sys.argv[1], [step() for _ in range(3)])
 """
@@ -45,7 +45,7 @@ def free_ports(count):
 
 
 def train(directory, bridge, workers=2):
-    """What each worker drew, step by step."""
+    """The masks of each worker at each step."""
     addresses = [f"localhost:{port}" for port in free_ports(workers)]
     processes = []
     for index in range(workers):

@@ -1,4 +1,4 @@
-"""Predictions with dropout: their moments, their masks, and that the model stays as it is."""
+"""Predictions with dropout have the right moments and masks, and do not change the model."""
 
 import threading
 import tracemalloc
@@ -10,13 +10,13 @@ import tensorflow as tf
 from keras import layers
 
 import fastdrop_keras
-from fastdrop_keras import Dropout, mc_predict
+from fastdrop_keras import Dropout, convert, mc_predict, to_keras
 
 X = np.random.default_rng(0).normal(size=(7, 33)).astype(np.float32)
 
 
 def linear(rate=0.5, features=33, noise_shape=None):
-    """A model that is linear in what the dropout layer puts out."""
+    """A model that is linear in the outputs of its dropout layer."""
     return keras.Sequential(
         [keras.Input((features,)), Dropout(rate, noise_shape), layers.Dense(3, name="dense")]
     )
@@ -33,7 +33,7 @@ def of_reference(outputs):
 
 
 def high_word(number, layer, count):
-    """Passes and layers differ in the high word of the seed."""
+    """The seed's high word, which differs between passes and layers."""
     return (number * count + layer) << 64
 
 
@@ -75,7 +75,7 @@ def test_shared_masks_against_the_reference(expected, noise_shape, batch_size):
 
 
 def test_a_layer_called_several_times_and_several_layers(expected):
-    """In a loop, too, whose body is traced once."""
+    """Also in a loop, whose body is traced once."""
 
     class Looped(keras.Model):
         def __init__(self):
@@ -100,8 +100,8 @@ def test_a_layer_called_several_times_and_several_layers(expected):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_moments_that_are_known():
-    """Of a sum of units that are dropped independently."""
+def test_known_moments():
+    """The moments of a sum of units that are dropped independently."""
     rate, n = 0.2, 2000
     x = np.arange(1, 21, dtype=np.float32)[None]
     model = linear(rate, 20)
@@ -115,7 +115,7 @@ def test_moments_that_are_known():
 
 
 def test_large_values_lose_no_precision():
-    """The deviation is small against the mean: 1 in 1e6, where float32 has 7 digits."""
+    """The deviation is 1e-6 of the mean, and float32 has 7 digits."""
     model = linear(0.5, 4)
     dense = model.get_layer("dense")
     dense.set_weights([np.ones((4, 3)), np.full(3, 2.0**20)])
@@ -124,10 +124,10 @@ def test_large_values_lose_no_precision():
     np.testing.assert_allclose(deviation, 2, rtol=0.1)
 
 
-# What is in training, and what is not.
+# Layers in training and in inference.
 
 
-def test_nothing_else_is_in_training():
+def test_other_layers_are_in_inference():
     normalization = layers.BatchNormalization()
     model = keras.Sequential(
         [
@@ -148,7 +148,7 @@ def test_nothing_else_is_in_training():
         np.testing.assert_array_equal(a, b.numpy())
 
 
-def test_the_model_stays_as_it_is(expected):
+def test_the_model_is_not_changed(expected):
     model = linear()
     layer = model.layers[0]
     model.compile("sgd", "mse")
@@ -216,7 +216,7 @@ def test_attention_and_wrappers():
         assert (deviation > 0).any()
 
 
-# The same masks again.
+# Reproducible masks.
 
 
 def test_a_seed_fixes_the_result():
@@ -251,7 +251,7 @@ def test_shared_masks_do_not_depend_on_the_batches():
         np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_equal_inputs_are_told_apart_by_their_masks_alone():
+def test_equal_inputs_differ_only_by_their_masks():
     same = np.ones((6, 33), np.float32)
     _, own = quiet(linear(), same, batch_size=2)
     _, shared = quiet(linear(), same, batch_size=2, shared_masks=True)
@@ -265,7 +265,7 @@ def test_one_pass_has_no_deviation():
     np.testing.assert_array_equal(deviation, np.zeros((7, 3)))
 
 
-def test_the_rate_in_use_counts():
+def test_the_current_rate_is_used():
     model = linear(0.5)
     model.layers[0].rate = 0.0
     _, deviation = quiet(model)
@@ -289,7 +289,7 @@ def test_memory_does_not_grow_with_the_passes():
     assert peak(40) - peak(3) < 400_000
 
 
-# Inputs and outputs of every structure.
+# Structures of inputs and outputs.
 
 
 def test_arrays_tensors_and_datasets_give_the_same():
@@ -369,7 +369,7 @@ def test_the_progress_bar(verbose, known, capsys):
     assert bool(printed) == verbose
 
 
-# Threads, and functions of the model's own.
+# Threads, and functions in the model.
 
 
 def test_other_threads_predict_without_dropout_meanwhile():
@@ -404,7 +404,7 @@ def within_a_function():
     return Within()
 
 
-def test_a_function_of_the_model_is_refused_before_it_keeps_dropping():
+def test_a_tf_function_in_the_model_is_refused():
     model = within_a_function()
     model.built = True
     with pytest.raises(ValueError, match=r"'inner' is called in a `tf.function`"):
@@ -412,14 +412,14 @@ def test_a_function_of_the_model_is_refused_before_it_keeps_dropping():
     np.testing.assert_array_equal(model(X), X)
 
 
-def test_a_function_of_the_model_that_was_traced_before_is_warned_of():
+def test_a_traced_tf_function_in_the_model_gives_a_warning():
     model = within_a_function()
     model(X)
     with pytest.warns(UserWarning, match=r"does not call these dropout layers.*\['inner'\]"):
         quiet(model)
 
 
-def test_control_flow_is_no_function_of_the_model():
+def test_control_flow_is_not_a_tf_function():
     class Branches(keras.Model):
         def __init__(self):
             super().__init__()
@@ -456,7 +456,7 @@ def test_a_model_without_our_layers():
 
 
 @pytest.mark.parametrize("model", [None, Dropout(0.5), lambda x: x], ids=["None", "layer", "f"])
-def test_no_model(model):
+def test_bad_model(model):
     with pytest.raises(TypeError, match="`mc_predict` expects a Keras model"):
         quiet(model)
 
@@ -508,7 +508,7 @@ def test_a_layer_that_keras_does_not_find():
             return hidden(x)
 
     model = keras.Model(x, Hides()(Dropout(0.5)(x)))
-    with pytest.raises(ValueError, match=r"'hidden' is not among those that Keras finds"):
+    with pytest.raises(ValueError, match="Keras does not find the layer 'hidden'"):
         quiet(model)
 
 
@@ -527,18 +527,18 @@ def test_shared_masks_need_a_rank():
         quiet(Unranked(), shared_masks=True)
 
 
-# What the arguments stand for.
+# Details of arguments.
 
 MANY = np.random.default_rng(1).normal(size=(40, 33)).astype(np.float32)
 
 
-def test_batches_are_of_32_by_default():
+def test_batches_have_32_inputs_by_default():
     model = linear()
     np.testing.assert_array_equal(quiet(model, MANY), quiet(model, MANY, batch_size=32))
     assert not np.array_equal(quiet(model, MANY), quiet(model, MANY, batch_size=40))
 
 
-def test_a_dataset_is_gone_through_once():
+def test_a_dataset_is_iterated_once():
     begun = []
 
     def batches():
@@ -554,3 +554,115 @@ def test_a_tuple_of_inputs():
     a, b = keras.Input((33,)), keras.Input((33,))
     model = keras.Model((a, b), Dropout(0.5)(a) + b)
     np.testing.assert_array_equal(quiet(model, (X, 2 * X)), quiet(model, [X, 2 * X]))
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, x, size):
+        super().__init__()
+        self.x, self.size = x, size
+
+    def __len__(self):
+        return -(-len(self.x) // self.size)
+
+    def __getitem__(self, index):
+        part = self.x[index * self.size : (index + 1) * self.size]
+        return part, np.zeros(len(part))
+
+
+def test_a_pydataset_gives_the_results_of_its_arrays():
+    model = keras.Sequential([keras.Input((7,)), Dropout(0.5), keras.layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(10, 7)).astype(np.float32)
+    want = mc_predict(model, x, 3, seed=1, batch_size=4, verbose=False)
+    got = mc_predict(model, Batches(x, 4), 3, seed=1, verbose=False)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_model_is_traced_once():
+    traces = []
+
+    class Count(keras.layers.Layer):
+        def call(self, x):
+            traces.append(None)
+            return x
+
+    model = keras.Sequential([keras.Input((7,)), Dropout(0.5, name="drop"), Count()])
+    x = np.ones((2, 7), np.float32)
+    mc_predict(model, x, 2, seed=1, verbose=False)
+    before = len(traces)
+    first = mc_predict(model, x, 5, seed=1, verbose=False)
+    again = mc_predict(model, x, 5, seed=1, verbose=False)
+    assert len(traces) == before
+    np.testing.assert_array_equal(first, again)
+    # Another seed and rate are inputs.
+    model.get_layer("drop").rate = 0.0
+    np.testing.assert_array_equal(mc_predict(model, x, 5, seed=2, verbose=False)[0], x)
+    assert len(traces) == before
+
+
+def lora(model):
+    model.get_layer("dense").enable_lora(2)
+    model.get_layer("dense").lora_kernel_b.assign(np.ones((2, 3)))
+
+
+def other_activation(model):
+    model.get_layer("dense").activation = keras.activations.relu
+    model.compile("sgd", "mse")
+
+
+def converted_there_and_back(model):
+    to_keras(model, in_place=True, verbose=False)
+    convert(model, in_place=True, verbose=False)
+    model.get_layer("drop").rate = 0.25
+
+
+def other_noise_shape(model):
+    model.get_layer("drop").noise_shape = (None, 1)
+
+
+@pytest.mark.parametrize(
+    "change", [lora, other_activation, converted_there_and_back, other_noise_shape]
+)
+def test_a_changed_model_is_retraced(change):
+    model = keras.Sequential(
+        [keras.Input((7,)), Dropout(0.5, name="drop"), keras.layers.Dense(3, name="dense")]
+    )
+    x = np.random.default_rng(0).normal(size=(4, 7)).astype(np.float32)
+    before = mc_predict(model, x, 5, seed=1, verbose=False)
+    change(model)
+    after = mc_predict(model, x, 5, seed=1, verbose=False)
+    assert not np.array_equal(before, after)
+    model.run_eagerly = True
+    np.testing.assert_allclose(mc_predict(model, x, 5, seed=1, verbose=False), after, rtol=1e-5)
+
+
+def test_threads_that_predict_with_one_model():
+    class Loop(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.drop = Dropout(0.5)
+
+        def call(self, x):
+            return tf.while_loop(
+                lambda i, x: i < 20, lambda i, x: (i + 1, self.drop(x) + 1.0), (0, x)
+            )[1]
+
+    model = keras.Sequential([keras.Input((64,)), Loop()])
+    x = np.ones((4096, 64), np.float32)
+
+    def predict(seed):
+        return mc_predict(model, x, 5, seed=seed, batch_size=4096, verbose=False)[0]
+
+    want = {seed: predict(seed) for seed in (1, 2)}
+    same = []
+
+    def work(seed):
+        for _ in range(10):
+            same.append(np.array_equal(predict(seed), want[seed]))
+
+    threads = [threading.Thread(target=work, args=[seed]) for seed in want]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert same == [True] * 20

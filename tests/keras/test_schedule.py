@@ -1,4 +1,4 @@
-"""Schedules of the rate: which rate is in use at which step, and in which layers."""
+"""Schedules set the right rate at each step, in the right layers."""
 
 import math
 import re
@@ -16,7 +16,7 @@ ONES = np.ones(SHAPE, np.float32)
 
 
 class CountDropped(keras.layers.Layer):
-    """Passes its inputs through, and notes how many were dropped at each training step."""
+    """Returns its inputs, and counts the dropped units of each training step."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -29,7 +29,7 @@ class CountDropped(keras.layers.Layer):
 
 
 def watched(rate=0.5, optimizer="sgd", **compile_arguments):
-    """A model of one dropout layer, and the list of the numbers of units that it dropped."""
+    """A model with one dropout layer, and the list of its numbers of dropped units."""
     watch = CountDropped()
     model = keras.Sequential(
         [keras.Input(SHAPE[1:]), Dropout(rate, seed=7), watch, keras.layers.Dense(1)]
@@ -43,7 +43,7 @@ def fit(model, *callbacks, epochs=3, batch_size=8, **kwargs):
     return model.fit(ONES, ONES[:, :1], callbacks=list(callbacks), **kwargs).history
 
 
-# Which rate at which step.
+# Rates of steps.
 
 
 def test_each_epoch_drops_with_its_rate(expected):
@@ -65,7 +65,7 @@ def test_each_step_drops_with_its_rate(expected, run_eagerly):
     assert history["dropout_rate"] == [3 / 8, 7 / 8]
 
 
-def test_nothing_is_traced_again():
+def test_nothing_is_retraced():
     model, _ = watched()
     traces = []
 
@@ -82,7 +82,7 @@ def test_nothing_is_traced_again():
     assert len(traces) == before
 
 
-def test_steps_per_execution_sets_the_rate_once_for_as_many():
+def test_steps_per_execution_sets_the_rate_once_for_several_steps():
     asked = []
 
     def schedule(step):
@@ -100,16 +100,16 @@ def test_a_resumed_training_counts_epochs_from_initial_epoch():
     assert history["dropout_rate"] == [0.5, 0.625]
 
 
-# Keras's own, whenever it writes a variable to a file with NumPy 2.
+# From Keras itself, whenever it writes a variable to a file with NumPy 2.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_a_resumed_training_counts_steps_from_those_of_the_optimizer(tmp_path):
+def test_a_resumed_training_counts_the_optimizers_steps(tmp_path):
     model = keras.Sequential([keras.Input(SHAPE[1:]), Dropout(0.9), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     schedule = RateSchedule(linear_ramp(0, 0.5, 20), unit="step")
     fit(model, schedule, epochs=2, batch_size=2)
     model.save(tmp_path / "model.keras")
     resumed = keras.models.load_model(tmp_path / "model.keras")
-    # The rate in use is saved with the model.
+    # Keras saves the rate in use with the model.
     assert resumed.layers[0].rate == pytest.approx(7 / 40)
     history = fit(resumed, schedule, epochs=1, batch_size=2)
     assert history["dropout_rate"] == [pytest.approx(11 / 40)]
@@ -130,11 +130,11 @@ def test_validation_and_other_callbacks_see_the_rate():
     assert "val_loss" in history
 
 
-# Which layers.
+# Layers.
 
 
 class Block(keras.layers.Layer):
-    """Layers in an attribute, a list, a tuple and a dict."""
+    """Has layers in an attribute, a list, a tuple and a dict."""
 
     def __init__(self):
         super().__init__()
@@ -226,7 +226,7 @@ def test_ramps_against_numpy(start, end):
 
 
 @pytest.mark.parametrize("ramp", [linear_ramp, cosine_ramp])
-def test_ramps_hold_their_ends_exactly(ramp):
+def test_ramps_reach_their_ends_exactly(ramp):
     schedule = ramp(0.1, 0.3, 3)
     assert [schedule(-1), schedule(0)] == [0.1, 0.1]
     assert [schedule(i) for i in (3, 4, 10**9)] == [0.3, 0.3, 0.3]
@@ -278,7 +278,7 @@ def test_bad_unit(unit):
     [(1.5, ValueError), (float("nan"), ValueError), ("0.5", TypeError), (None, TypeError)],
 )
 @pytest.mark.parametrize("unit", ["epoch", "step"])
-def test_a_schedule_that_returns_no_rate(rate, error, unit):
+def test_a_schedule_that_does_not_return_a_rate(rate, error, unit):
     model, _ = watched(0.25)
     schedule = RateSchedule(lambda number: rate if number == 1 else 0.5, unit=unit)
     with pytest.raises(error, match=r"`schedule` must return.*" + re.escape(f"(1)={rate!r}")):
@@ -307,7 +307,7 @@ def test_steps_without_an_optimizer():
         fit(model, RateSchedule(lambda step: 0.5, unit="step"))
 
 
-def test_a_name_stands_for_every_layer_that_has_it():
+def test_a_name_means_every_layer_with_it():
     same, other = [Dropout(0.1, name="same") for _ in range(2)], Dropout(0.1, name="other")
     inner = [keras.Sequential([keras.Input(SHAPE[1:]), layer]) for layer in same]
     model = keras.Sequential([keras.Input(SHAPE[1:]), *inner, other, keras.layers.Dense(1)])

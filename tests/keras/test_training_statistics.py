@@ -1,13 +1,13 @@
-"""What a network learns with our layer and with Keras's: the same, by a test that sees what is not.
+"""A network learns as well with our layer as with Keras's.
 
-The network of examples/digits.py is trained from RUNS starts with each layer. Two layers count as
-alike if the means of the final test accuracies are equivalent (two one-sided t tests, ALPHA each,
-within MARGIN) and neither these accuracies nor the final losses on the training images are told
-apart (Kolmogorov and Smirnov's test of two samples, ALPHA for both together). Dropout is off then.
+The network of examples/digits.py is trained from RUNS starts with each layer. Two layers are
+equivalent if the means of the final test accuracies are (two one-sided t tests, ALPHA each, within
+MARGIN), and if neither these accuracies nor the final losses on the training images differ
+(two-sample Kolmogorov-Smirnov tests, ALPHA for both together). Both are measured without dropout.
 
-This sees a rate that is wrong by a quarter. It does not see masks that are the same at each step:
-batches are shuffled, and the network has units to spare. test_layer_state.py sees those.
-Nor need it see a layer that drops nothing, with which the mean accuracy is much the same here.
+The test detects a rate that is wrong by a quarter. It does not detect masks that repeat at each
+step, since batches are shuffled and the network has redundant units; test_layer_state.py does. It
+may not detect a layer that drops nothing, since the mean accuracy changes little.
 """
 
 import importlib.util
@@ -27,15 +27,15 @@ RUNS = 30
 EPOCHS = 25
 RATE = 0.5
 ALPHA = 0.01
-# In accuracy. At the spread of some .008 that these starts have, the standard error of a difference
-# of means is .002, and layers that are alike pass at most seeds.
+# Of the accuracy. The accuracies of these starts have a standard deviation of about .008, so the
+# standard error of a difference of means is .002, and equal layers pass for most seeds.
 MARGIN = 0.01
 
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "digits.py"
 
 
 class WrongRate(keras.layers.Layer):
-    """Drops a unit of four too many, and scales as if it did not."""
+    """Drops with a wrong rate, and scales for the right one."""
 
     def __init__(self, rate):
         super().__init__()
@@ -54,7 +54,7 @@ class WrongRate(keras.layers.Layer):
 def example():
     spec = importlib.util.spec_from_file_location("digits", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
-    # The example's dataclasses look their module up.
+    # Dataclasses need the module of the example in `sys.modules`.
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "digits", module)
         spec.loader.exec_module(module)
@@ -63,7 +63,7 @@ def example():
 
 @pytest.fixture(scope="module")
 def outcomes(example):
-    """The final (test accuracy, training loss) of each run, from the same starts and batches."""
+    """The final (test accuracy, training loss) of each run, with the same starts and batches."""
     digits = example.load()
     known = {}
 
@@ -103,7 +103,7 @@ def outcomes(example):
 
 
 def equivalent(first, second):
-    """Whether both one-sided tests say that the means differ by less than the margin."""
+    """Whether both one-sided tests show that the means differ by less than the margin."""
     first, second = first[:, 0], second[:, 0]
     above = stats.ttest_ind(first + MARGIN, second, equal_var=False, alternative="greater")
     below = stats.ttest_ind(first - MARGIN, second, equal_var=False, alternative="less")
@@ -115,13 +115,13 @@ def told_apart(first, second):
     return min(each) < ALPHA / 2
 
 
-def test_our_layer_trains_as_well_as_that_of_keras(outcomes):
+def test_our_layer_trains_as_well_as_keras(outcomes):
     ours, theirs = outcomes(fastdrop_keras.Dropout), outcomes(keras.layers.Dropout)
     assert equivalent(ours, theirs), (ours, theirs)
     assert not told_apart(ours, theirs), (ours, theirs)
 
 
-def test_a_wrong_rate_is_found(outcomes):
+def test_a_wrong_rate_is_detected(outcomes):
     wrong, theirs = outcomes(WrongRate), outcomes(keras.layers.Dropout)
     assert not equivalent(wrong, theirs), (wrong, theirs)
     assert told_apart(wrong, theirs), (wrong, theirs)

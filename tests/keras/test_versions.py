@@ -1,5 +1,7 @@
-"""The oldest and the newest TensorFlow and Keras that are supported, each in an environment of its
-own, into which the library is built from its sources."""
+"""The library works with the oldest and the newest supported TensorFlow and Keras.
+
+It is built from its sources for an environment with each.
+"""
 
 import sys
 

@@ -5,7 +5,7 @@
 extern "C" {
 #endif
 
-/* The numbers of a dropout are each an argument; seed has its low word, high word and step. */
+/* Each field of a dropout is an argument. `seed` has the low word, the high word and the step. */
 int call(const fastdrop_api *api, int back, int kind, int ndim, const int64_t *shape,
          const int64_t *noise_shape, const uint64_t *seed, double rate, double scale, void *to,
          const int64_t *to_strides, const void *from, const int64_t *from_strides, uint8_t *bits) {

@@ -1,7 +1,7 @@
-/* Lets a program ask and tell valgrind's memcheck about memory. */
+/* Gives a program access to valgrind's memcheck. */
 #include <valgrind/memcheck.h>
 
-/* The first byte that was never given a value or may not be touched, as an offset; -1 for none. */
+/* The offset of the first byte that is undefined or inaccessible; -1 for none. */
 long first_bad(const char *bytes, unsigned long size) {
     unsigned long bad = VALGRIND_CHECK_MEM_IS_DEFINED(bytes, size);
     return bad ? (long)(bad - (unsigned long)bytes) : -1;

@@ -1,5 +1,5 @@
-/* Uses the pool of threads as hard as it can, for ThreadSanitizer to watch:
-   each item of each job is to be done once, and seen by the caller when the job is over. */
+/* Stresses the thread pool under ThreadSanitizer: threads must do each item of each job once, and
+   the caller must see the results after the job. */
 #include "pool.h"
 
 #include <stdio.h>
@@ -12,7 +12,7 @@
 #define CALLERS 4
 
 typedef struct {
-    int done[ITEMS]; /* written without any lock, as the library's arrays are */
+    int done[ITEMS]; /* written without a lock, as the library's arrays are */
 } job;
 
 static void task(void *context, int64_t begin, int64_t end) {
@@ -78,7 +78,7 @@ static void many_callers(void) {
         pthread_join(threads[i], 0);
 }
 
-/* Sleeping workers have to be woken, and late ones to find the job closed. */
+/* Sleeping workers must wake up, and late workers must find the job closed. */
 static void pauses(void) {
     for (unsigned i = 0; i < 60; i++) {
         usleep(i % 3 * 700);
@@ -86,7 +86,7 @@ static void pauses(void) {
     }
 }
 
-/* The child has none of its parent's workers, and may be made while jobs are run. */
+/* A child has no workers of its parent. The parent may fork while jobs run. */
 static void forks(int while_busy) {
     pthread_t threads[CALLERS];
     run_shared_job();

@@ -1,8 +1,8 @@
-/* Runs one instruction set's kernels without Python, on any machine or emulator: calls
-   are read from the standard input, and all the memory that each could have changed is written out.
+/* Runs one instruction set's kernels without Python, on any machine or emulator. It reads calls from
+   the standard input, and writes all memory that each call could have changed.
 
-   KERNELS is the C file that Cython makes of a kernel module, KERNEL(name) the C name of one of its
-   kernels. Python itself is in no function that is called: the linker drops all that needs it. */
+   KERNELS is the C file that Cython makes from a kernel module, KERNEL(name) the C name of one of
+   its kernels. No kernel calls Python, so the linker drops all functions that use it. */
 #include KERNELS
 
 #include <stdio.h>
@@ -20,8 +20,8 @@ enum {
     TO_IS_RESIDUAL
 };
 
-/* What begins each call; the bytes of `from`, the bits, the bias, the residual and the sums follow.
-   Counts of zero bytes stand for NULL. */
+/* The start of each call, before the bytes of `from`, the bits, the bias, the residual and the sums.
+   A count of zero bytes means NULL. */
 typedef struct {
     int64_t entry, kind, use, place, advance, has_key, streaming, odd_float_modes;
     int64_t alignment, to_alignment;
@@ -36,8 +36,8 @@ enum {
     PATTERN = 0xA5
 };
 
-/* Memory between two guards, so many bytes behind an address that 64 divides. A guard shows what was
-   written to it; under AddressSanitizer, while a kernel runs, also what was read. */
+/* Memory between two guards, at an offset from a multiple of 64. The guards detect writes, and under
+   AddressSanitizer reads by a kernel too. */
 typedef struct {
     unsigned char *block, *at;
     size_t bytes;
@@ -73,8 +73,8 @@ static void send(memory m) {
     fwrite(m.at - GUARD, 1, m.bytes + 2 * GUARD, stdout);
 }
 
-/* A caller that flushes subnormals and rounds down (and on aarch64 makes all NaNs alike and has no
-   infinities in half precision) must neither change a result nor lose its modes. */
+/* The caller's modes flush subnormals and round down (and on aarch64 replace all NaNs by one and
+   have no infinities in half precision). They must not change a result, and must be restored. */
 #if defined(__aarch64__)
 typedef uint64_t float_modes;
 static float_modes modes(void) {

@@ -1,8 +1,7 @@
-/* Owns AVX-512's intrinsics for machines without AVX-512: SIMDe's, in portable C, and here, one
-   element at a time from Intel's description of them, those that SIMDe 0.7.4 lacks.
+/* Emulates AVX-512's intrinsics with SIMDe, in portable C. This file adds the intrinsics that SIMDe
+   0.7.4 lacks, one element at a time, by Intel's description.
 
-   It takes the place of the compiler's header of this name, so that simd/avx512.h is compiled as it
-   is. */
+   It replaces the compiler's header of this name, so that simd/avx512.h compiles unchanged. */
 #ifndef FASTDROP_EMULATED_IMMINTRIN_H
 #define FASTDROP_EMULATED_IMMINTRIN_H
 
@@ -18,7 +17,7 @@ typedef uint8_t __mmask8;
 typedef uint16_t __mmask16;
 typedef uint32_t __mmask32;
 
-/* The words of both operands, one by one, and the comparison's answers as a mask. */
+/* Compares the words of both operands one by one, and returns the results as a mask. */
 #define EMULATED_COMPARISON(name, type, operation) \
     static inline __mmask32 name(__m512i a, __m512i b) { \
         type x[32], y[32]; \
@@ -76,14 +75,14 @@ static inline __m256i _mm512_cvtepi32_epi16(__m512i a) {
     return result;
 }
 
-/* The instruction refuses an address that 64 does not divide. */
+/* The instruction requires an address that is a multiple of 64. */
 static inline void _mm512_stream_si512(void *to, __m512i a) {
     if ((uintptr_t)to % 64)
         abort();
     memcpy(to, &a, sizeof a);
 }
 
-/* Half precision is the compiler's: its _Float16 is IEEE's, rounded to nearest even. */
+/* The compiler's _Float16 is IEEE half precision, rounded to nearest even. */
 static inline __m512 _mm512_cvtph_ps(__m256i a) {
     _Float16 x[16];
     float wide[16];
