@@ -354,7 +354,7 @@ replayed = fastdrop.draw_mask(shape, 0.5, offset=3, store_mask=False, seed=1)
 calls = {
     "dropout": lambda: fastdrop.dropout(x, 0.5, **args)[0],
     "dropout, out": lambda: fastdrop.dropout(x, 0.5, out=out, **args)[0],
-    "dropout_": lambda: fastdrop.dropout_(x, 0.5, **args) and x,
+    "dropout_": lambda: (fastdrop.dropout_(x, 0.5, **args), x)[1],
     "apply": lambda: replayed.apply(x),
     "apply_": lambda: replayed.apply_(x),
     "dropout_grad": lambda: fastdrop.dropout_grad(x, replayed, out=out),
