@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(shell find fastdrop fastdrop_keras -name '*.py[x]' -o -name '*.c' -o -name '*.px[di]' -o -name '*.h' -o -name '_isas.py')
-C_SOURCES := $(shell git ls-files '*.c' '*.h' 2>/dev/null)
+C_SOURCES := $(shell git ls-files '*.c' '*.cpp' '*.h' 2>/dev/null)
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow test-asan test-debug faults matrix fuzz bench bench-quick \
@@ -57,7 +57,7 @@ build/%/built: $(VENV)/installed-dev $(SOURCES) $(wildcard fastdrop/*.py fastdro
 # is mostly TensorFlow or statistics of the same bits, and what builds its own kernels.
 WITH_BUILD = PYTHONPATH=$(CURDIR)/build/$(1)/lib FASTDROP_BUILD=$(1) PYTHONMALLOC=malloc
 PYTEST_NUMPY := $(VENV)/bin/pytest -p no:cacheprovider -m "not long" -k "not many_times" \
-  $(addprefix --ignore tests/,keras test_examples.py test_statistics.py test_other_machines.py \
+  $(addprefix --ignore tests/,keras torch test_examples.py test_statistics.py test_other_machines.py \
   test_races.py)
 LIBRARY = $(shell $(or $(CC),gcc) -print-file-name=$(1))
 
@@ -92,7 +92,7 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint fastdrop
 	$(VENV)/bin/clang-format --dry-run --Werror $(C_SOURCES)
-	$(VENV)/bin/mypy fastdrop fastdrop_keras
+	$(VENV)/bin/mypy fastdrop fastdrop_keras fastdrop_torch
 	$(RUN) -m mypy.stubtest fastdrop --ignore-missing-stub
 
 format: $(VENV)/installed-dev

@@ -1,0 +1,400 @@
+"""Defines the dropout functions, with the names, arguments and errors of `torch.nn.functional`.
+
+All take two more keyword arguments:
+
+- `generator`: a `torch.Generator` for the seed. Without it the seed comes from PyTorch's default
+  generator, which `torch.manual_seed` sets.
+- `seed`: an integer from 0 to 2**128 - 1 that fixes the mask. `fastdrop.dropout` with this seed
+  drops the same elements, and so does every call, on every machine.
+
+A tensor that is not dense, not on the CPU, or not of dtype float16, bfloat16, float32 or float64
+goes to PyTorch's own function, which takes neither.
+"""
+
+import operator
+import warnings
+
+import torch
+from torch import Tensor
+
+from fastdrop_torch import batching, library  # noqa: F401  (they load the operations)
+
+
+def _words(seed: int | None) -> Tensor | None:
+    """Return the seed as the operations read it: its low word, the step 0, its high word."""
+    if seed is None:
+        return None
+    if isinstance(seed, bool):
+        raise TypeError(f"`seed` must be an integer, got {seed!r}")
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"`seed` must be an integer, got {seed!r}") from None
+    if not 0 <= number < 2**128:
+        raise ValueError(f"`seed` must be in [0, 2**128), got {seed!r}")
+    words = [number % 2**64, 0, number // 2**64]
+    return torch.tensor([word - 2**64 if word >= 2**63 else word for word in words])
+
+
+def dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Zero elements of the input with probability `p`, as `torch.nn.functional.dropout` does.
+
+    The other elements are multiplied by ``1 / (1 - p)``. A dropped element becomes ``+0.0`` even if
+    it was NaN or infinite. The gradient needs one bit for each element.
+
+    Args:
+        input: Tensor of any shape and strides.
+        p: Probability of dropping an element, from 0 to 1.
+        training: Whether to drop. Else the result is `input`.
+        inplace: Whether to change `input` itself. A leaf that requires a gradient is refused.
+        generator: `torch.Generator` for the seed, or `None` for PyTorch's default generator.
+        seed: Integer from 0 to 2**128 - 1 that fixes the mask, or `None`.
+
+    Returns:
+        `input` if `inplace`, else a tensor of its shape, dtype and memory format.
+
+    Raises:
+        ValueError: If `p` is not between 0 and 1, or `seed` is out of range.
+        TypeError: If `seed` is not an integer; if `seed` or `generator` is given for a tensor that
+            goes to PyTorch's own function.
+
+    Example:
+
+    >>> import torch, fastdrop_torch.functional as F
+    >>> F.dropout(torch.ones(8), 0.5, seed=42)
+    tensor([0., 0., 2., 2., 2., 0., 2., 2.])
+    >>> _ = torch.manual_seed(0)
+    >>> first = F.dropout(torch.ones(100))
+    >>> _ = torch.manual_seed(0)
+    >>> torch.equal(F.dropout(torch.ones(100)), first)
+    True
+    """
+    words = None if seed is None else _words(seed)
+    if inplace:
+        return torch.ops.fastdrop.dropout_(input, p, training, generator=generator, seed=words)
+    return torch.ops.fastdrop.dropout(input, p, training, generator=generator, seed=words)
+
+
+def _lacks_batch(function: str, spatial: int, input: Tensor) -> bool:
+    """Return whether the input is one sample; refuse and warn about the ranks that PyTorch does."""
+    rank = input.dim()
+    if rank == spatial + 2:
+        return False
+    if function == "dropout1d" and rank != 2:
+        raise RuntimeError(
+            f"dropout1d: Expected 2D or 3D input, but received a {rank}D input. "
+            "Note that dropout1d drops channels of inputs with one spatial dimension, a channel "
+            "dimension, and an optional batch dimension."
+        )
+    if function == "dropout2d":
+        warnings.warn(
+            f"dropout2d: Received a {rank}-D input, which PyTorch deprecates. The first dimension "
+            "is taken for samples, the second for channels. For inputs of shape (N, C, L) use "
+            "dropout1d.",
+            stacklevel=3,
+        )
+        return False
+    if rank != spatial + 1:
+        warnings.warn(
+            f"dropout3d: Received a {rank}-D input, which PyTorch deprecates. Inputs of dropout3d "
+            "have three spatial dimensions, a channel dimension, and an optional batch dimension.",
+            stacklevel=3,
+        )
+    return True
+
+
+def _drop_channels(
+    input: Tensor,
+    p: float,
+    training: bool,
+    inplace: bool,
+    lacks_batch: bool,
+    generator: torch.Generator | None = None,
+    words: Tensor | None = None,
+) -> Tensor:
+    batch = input.unsqueeze(0) if lacks_batch else input
+    if inplace:
+        torch.ops.fastdrop.feature_dropout_(batch, p, training, generator=generator, seed=words)
+        return input
+    batch = torch.ops.fastdrop.feature_dropout(batch, p, training, generator=generator, seed=words)
+    return batch.squeeze(0) if lacks_batch else batch
+
+
+def dropout1d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Zero whole channels of the input, as `torch.nn.functional.dropout1d` does.
+
+    Args:
+        input: Tensor of shape `(N, C, L)` or `(C, L)`.
+        p: Probability of dropping a channel, from 0 to 1.
+        training, inplace, generator, seed: As for `dropout`.
+
+    Returns:
+        A tensor like `input`, as for `dropout`.
+
+    Raises:
+        RuntimeError: If the input has neither 2 nor 3 dimensions.
+        ValueError, TypeError: As for `dropout`.
+
+    Example:
+
+    >>> import torch, fastdrop_torch.functional as F
+    >>> F.dropout1d(torch.ones(4, 3), 0.5, seed=42)
+    tensor([[0., 0., 0.],
+            [0., 0., 0.],
+            [2., 2., 2.],
+            [2., 2., 2.]])
+    """
+    words = None if seed is None else _words(seed)
+    lacks_batch = _lacks_batch("dropout1d", 1, input)
+    return _drop_channels(input, p, training, inplace, lacks_batch, generator, words)
+
+
+def dropout2d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Zero whole channels of the input, as `torch.nn.functional.dropout2d` does.
+
+    Args:
+        input: Tensor of shape `(N, C, H, W)`. As in PyTorch, 3 dimensions are taken for
+            `(N, C, L)`, with a warning.
+        p: Probability of dropping a channel, from 0 to 1.
+        training, inplace, generator, seed: As for `dropout`.
+
+    Returns:
+        A tensor like `input`, as for `dropout`.
+
+    Raises:
+        RuntimeError: If the input has fewer than 2 dimensions.
+        ValueError, TypeError: As for `dropout`.
+
+    Warns:
+        UserWarning: If the input does not have 4 dimensions.
+
+    Example:
+
+    >>> import torch, fastdrop_torch.functional as F
+    >>> F.dropout2d(torch.ones(1, 4, 5, 5), 0.5, seed=42)[0, :, 0, 0]
+    tensor([0., 0., 2., 2.])
+    """
+    words = None if seed is None else _words(seed)
+    lacks_batch = _lacks_batch("dropout2d", 2, input)
+    return _drop_channels(input, p, training, inplace, lacks_batch, generator, words)
+
+
+def dropout3d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Zero whole channels of the input, as `torch.nn.functional.dropout3d` does.
+
+    Args:
+        input: Tensor of shape `(N, C, D, H, W)` or `(C, D, H, W)`.
+        p: Probability of dropping a channel, from 0 to 1.
+        training, inplace, generator, seed: As for `dropout`.
+
+    Returns:
+        A tensor like `input`, as for `dropout`.
+
+    Raises:
+        RuntimeError: If the input has no dimension.
+        ValueError, TypeError: As for `dropout`.
+
+    Warns:
+        UserWarning: If the input has neither 4 nor 5 dimensions.
+
+    Example:
+
+    >>> import torch, fastdrop_torch.functional as F
+    >>> F.dropout3d(torch.ones(4, 2, 2, 2), 0.5, seed=42)[:, 0, 0, 0]
+    tensor([0., 0., 2., 2.])
+    """
+    words = None if seed is None else _words(seed)
+    lacks_batch = _lacks_batch("dropout3d", 3, input)
+    return _drop_channels(input, p, training, inplace, lacks_batch, generator, words)
+
+
+def alpha_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Drop elements so that the mean and the variance of SELU's outputs stay the same.
+
+    It does what `torch.nn.functional.alpha_dropout` does, with half the passes over memory. At
+    ``p=1`` the result is zero, as in PyTorch.
+
+    Args:
+        input: Tensor of any shape and strides.
+        p: Probability of dropping an element, from 0 to 1.
+        training: Whether to drop. The default is PyTorch's.
+        inplace, generator, seed: As for `dropout`.
+
+    Returns:
+        A tensor like `input`, as for `dropout`.
+
+    Raises:
+        ValueError, TypeError: As for `dropout`.
+
+    Reference:
+
+    - [Klambauer et al., 2017](https://arxiv.org/abs/1706.02515)
+
+    Example:
+
+    >>> import torch, fastdrop_torch.functional as F
+    >>> F.alpha_dropout(torch.ones(4), 0.5, training=True, seed=42)
+    tensor([-0.7792, -0.7792,  1.6655,  1.6655])
+    """
+    words = None if seed is None else _words(seed)
+    if inplace:
+        return torch.ops.fastdrop.alpha_dropout_(
+            input, p, training, generator=generator, seed=words
+        )
+    return torch.ops.fastdrop.alpha_dropout(input, p, training, generator=generator, seed=words)
+
+
+def feature_alpha_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Drop whole channels as `alpha_dropout` drops elements.
+
+    Args:
+        input: Tensor of shape `(N, C, ...)`.
+        p: Probability of dropping a channel, from 0 to 1.
+        training: Whether to drop. The default is PyTorch's.
+        inplace, generator, seed: As for `dropout`.
+
+    Returns:
+        A tensor like `input`, as for `dropout`.
+
+    Raises:
+        RuntimeError: If the input has fewer than 2 dimensions.
+        ValueError, TypeError: As for `dropout`.
+
+    Example:
+
+    >>> import torch, fastdrop_torch.functional as F
+    >>> F.feature_alpha_dropout(torch.ones(1, 4, 2), 0.5, training=True, seed=42)[0, :, 0]
+    tensor([-0.7792, -0.7792,  1.6655,  1.6655])
+    """
+    words = None if seed is None else _words(seed)
+    if inplace:
+        return torch.ops.fastdrop.feature_alpha_dropout_(
+            input, p, training, generator=generator, seed=words
+        )
+    return torch.ops.fastdrop.feature_alpha_dropout(
+        input, p, training, generator=generator, seed=words
+    )
+
+
+def relu_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Compute ``dropout(relu(input))`` in one pass over memory; the gradient in another.
+
+    PyTorch has no such function. The backward pass needs one bit for each element, instead of
+    ReLU's output and a mask.
+
+    Args:
+        input: Tensor of any shape and strides.
+        p: Probability of dropping an element, from 0 to 1.
+        training: Whether to drop. Else the result is ``relu(input)``.
+        generator, seed: As for `dropout`.
+
+    Returns:
+        A tensor like `input`.
+
+    Raises:
+        ValueError, TypeError: As for `dropout`.
+
+    Example:
+
+    >>> import torch, fastdrop_torch.functional as F
+    >>> F.relu_dropout(torch.tensor([1.0, -2, 3, -4, 5]), 0.5, seed=42)
+    tensor([ 0.,  0.,  6.,  0., 10.])
+    """
+    words = None if seed is None else _words(seed)
+    return torch.ops.fastdrop.relu_dropout(input, p, training, generator=generator, seed=words)
+
+
+def bias_dropout_add(
+    input: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Compute ``residual + dropout(input + bias)`` in one pass over memory, as in transformers.
+
+    PyTorch has no such function.
+
+    Args:
+        input: Tensor of any shape and strides.
+        bias: Tensor of the shape ``input.shape[-1:]``, or `None`.
+        residual: Tensor of the input's shape, or `None`. Other tensors that PyTorch can broadcast
+            are taken, too, by separate operations.
+        p: Probability of dropping an element, from 0 to 1.
+        training: Whether to drop. Else the result is ``residual + (input + bias)``.
+        generator, seed: As for `dropout`.
+
+    Returns:
+        A tensor like `input`.
+
+    Raises:
+        ValueError, TypeError: As for `dropout`.
+
+    Example:
+
+    >>> import torch, fastdrop_torch.functional as F
+    >>> F.bias_dropout_add(torch.ones(4), torch.arange(4.0), torch.full((4,), 10.0), 0.5, seed=42)
+    tensor([10., 10., 16., 18.])
+    """
+    words = None if seed is None else _words(seed)
+    return torch.ops.fastdrop.bias_dropout_add(
+        input, bias, residual, p, training, generator=generator, seed=words
+    )
