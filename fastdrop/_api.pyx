@@ -170,7 +170,7 @@ cdef int take_scale(Work *work, const fastdrop_dropout *dropout) noexcept nogil:
         if not is_rate(dropout.rate):
             return FASTDROP_BAD_RATE
         scale = default_scale(dropout.rate)
-    work.on.kind, work.on.scale = scaling_kind(dropout.kind, scale), scale
+    work.on.kind, work.on.scale = scaling_kind(dropout.kind, SCALE, scale), scale
     return FASTDROP_OK if isfinite(scale) else FASTDROP_BAD_SCALE
 
 
