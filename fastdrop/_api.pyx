@@ -8,10 +8,12 @@ from libc.string cimport memset
 from numpy cimport npy_intp
 
 from fastdrop._arguments cimport default_scale
-from fastdrop._apply cimport Work, scaling_kind, use_on
+from fastdrop._apply cimport (
+    Work, bias_bytes, scaling_kind, set_up_add, set_up_bias, use_on, use_relu_on,
+)
 from fastdrop._draw cimport derive_key, draw_bits
-from fastdrop._kernels.table cimport SCALE, kind_size, stream_key
-from fastdrop._plan cimport FROM, TO
+from fastdrop._kernels.table cimport ADD, RELU, SCALE, kind_size, stream_key
+from fastdrop._plan cimport FROM, RESIDUAL, TO, parts
 from fastdrop._stream cimport fastdrop_seed
 from fastdrop._threads cimport set_thread_count, thread_count
 
@@ -41,6 +43,8 @@ cdef extern from "fastdrop.h" nogil:
         FASTDROP_BAD_SCALE
         FASTDROP_BAD_COUNT
         FASTDROP_NO_MEMORY
+        FASTDROP_BAD_BIAS
+        FASTDROP_NO_BITS
 
     const double FASTDROP_INVERTED
     const char *FASTDROP_CAPSULE
@@ -67,25 +71,33 @@ cdef extern from "fastdrop.h" nogil:
                     uint8_t *bits) noexcept nogil
         int (*get_num_threads)() noexcept nogil
         int (*set_num_threads)(int count) noexcept nogil
+        int (*relu_forward)(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
+                            const void *x, const int64_t *x_strides,
+                            uint8_t *bits) noexcept nogil
+        int (*bias_forward)(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
+                            const void *x, const int64_t *x_strides, const void *bias,
+                            int64_t bias_size, const void *residual,
+                            const int64_t *residual_strides, uint8_t *bits) noexcept nogil
 
     int fastdrop_fit_noise_shape(int ndim, const int64_t *shape, int count,
                                  const int64_t *entries, int64_t *noise_shape)
     int64_t fastdrop_mask_bytes(int ndim, const int64_t *noise_shape)
 
 
-# ---- Two arrays of one shape, and their mask ----
+# ---- Arrays of one shape, and their mask ----
 
-cdef struct Pair:
+cdef struct Arrays:
     Work work
     npy_intp shape[FASTDROP_MAX_DIMS]
     npy_intp to_strides[FASTDROP_MAX_DIMS]
     npy_intp from_strides[FASTDROP_MAX_DIMS]
+    npy_intp residual_strides[FASTDROP_MAX_DIMS]
     int64_t mask_bytes
 
 
-cdef int measure(Pair *pair, const fastdrop_dropout *dropout) noexcept nogil:
+cdef int measure(Arrays *arrays, const fastdrop_dropout *dropout) noexcept nogil:
     """Check kind, shape and noise shape, and compute the sizes. Return a status."""
-    cdef Work *work = &pair.work
+    cdef Work *work = &arrays.work
     cdef const int64_t *noise_shape = (
         dropout.shape if dropout.noise_shape == NULL else dropout.noise_shape)
     cdef int64_t fitted[FASTDROP_MAX_DIMS]
@@ -116,45 +128,47 @@ cdef int measure(Pair *pair, const fastdrop_dropout *dropout) noexcept nogil:
         if fitted[i] != noise_shape[i]:
             return FASTDROP_BAD_NOISE_SHAPE
         work.contiguous &= fitted[i] == dropout.shape[i]
-        pair.shape[i], work.own_noise_shape[i] = dropout.shape[i], fitted[i]
-    pair.mask_bytes = fastdrop_mask_bytes(dropout.ndim, fitted)
-    return FASTDROP_OK if pair.mask_bytes >= 0 else FASTDROP_BAD_NOISE_SHAPE
+        arrays.shape[i], work.own_noise_shape[i] = dropout.shape[i], fitted[i]
+    arrays.mask_bytes = fastdrop_mask_bytes(dropout.ndim, fitted)
+    return FASTDROP_OK if arrays.mask_bytes >= 0 else FASTDROP_BAD_NOISE_SHAPE
 
 
-cdef void lay_out(Pair *pair, npy_intp *strides, const int64_t *given,
+cdef void lay_out(Arrays *arrays, npy_intp *strides, const int64_t *given,
                   const void *data) noexcept nogil:
-    """Set the strides of one array that is not empty, and update the flags of the pair."""
-    cdef Work *work = &pair.work
+    """Set the strides of one array that is not empty, and update the flags of the work."""
+    cdef Work *work = &arrays.work
     cdef int64_t c_stride = work.itemsize
     cdef int64_t addresses = <int64_t><uintptr_t>data
     cdef int i
     for i in range(work.ndim - 1, -1, -1):
         strides[i] = c_stride if given == NULL else given[i]
         # A dimension of size 1 may have any stride.
-        if pair.shape[i] > 1:
+        if arrays.shape[i] > 1:
             work.contiguous &= strides[i] == c_stride
             addresses |= strides[i]
-        c_stride *= pair.shape[i]
+        c_stride *= arrays.shape[i]
     work.aligned &= addresses & (work.itemsize - 1) == 0
     work.contiguous &= work.aligned
 
 
-cdef int describe(Pair *pair, const fastdrop_dropout *dropout, void *to, const int64_t *to_strides,
-                  const void *from_, const int64_t *from_strides,
-                  const uint8_t *bits) noexcept nogil:
+cdef int describe(Arrays *arrays, const fastdrop_dropout *dropout, int use,
+                  void *to, const int64_t *to_strides, const void *from_,
+                  const int64_t *from_strides, const uint8_t *bits) noexcept nogil:
     """Describe the operation, except its scale. Return a status."""
-    cdef Work *work = &pair.work
-    cdef int status = measure(pair, dropout)
+    cdef Work *work = &arrays.work
+    cdef int status = measure(arrays, dropout)
     if status != FASTDROP_OK:
         return status
-    work.shape, work.noise_shape = pair.shape, work.own_noise_shape
-    work.strides[TO], work.strides[FROM] = pair.to_strides, pair.from_strides
+    work.shape = work.noise_shape = arrays.shape
+    if not work.contiguous:  # so far: elements share bits
+        work.noise_shape = work.own_noise_shape
+    work.strides[TO], work.strides[FROM] = arrays.to_strides, arrays.from_strides
     work.columns = 1
     work.aligned = True
-    work.on.use, work.on.to, work.on.from_, work.on.bits = SCALE, to, from_, <uint8_t *>bits
+    work.on.use, work.on.to, work.on.from_, work.on.bits = use, to, from_, <uint8_t *>bits
     if work.size:
-        lay_out(pair, pair.to_strides, to_strides, to)
-        lay_out(pair, pair.from_strides, from_strides, from_)
+        lay_out(arrays, arrays.to_strides, to_strides, to)
+        lay_out(arrays, arrays.from_strides, from_strides, from_)
     return FASTDROP_OK
 
 
@@ -170,45 +184,108 @@ cdef int take_scale(Work *work, const fastdrop_dropout *dropout) noexcept nogil:
         if not is_rate(dropout.rate):
             return FASTDROP_BAD_RATE
         scale = default_scale(dropout.rate)
-    work.on.kind, work.on.scale = scaling_kind(dropout.kind, scale), scale
+    work.on.kind, work.on.scale = scaling_kind(dropout.kind, work.on.use, scale), scale
     return FASTDROP_OK if isfinite(scale) else FASTDROP_BAD_SCALE
 
 
-cdef int forward(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
-                 const void *x, const int64_t *x_strides, uint8_t *bits) noexcept nogil:
-    cdef Pair pair
-    cdef stream_key key
-    cdef uint8_t *own_bits = NULL
-    cdef int status = describe(&pair, dropout, y, y_strides, x, x_strides, bits)
+cdef int describe_forward(Arrays *arrays, const fastdrop_dropout *dropout, int use,
+                          void *y, const int64_t *y_strides, const void *x,
+                          const int64_t *x_strides, uint8_t *bits) noexcept nogil:
+    """Describe a forward pass. Return a status."""
+    cdef int status = describe(arrays, dropout, use, y, y_strides, x, x_strides, bits)
     if status == FASTDROP_OK and not is_rate(dropout.rate):
         status = FASTDROP_BAD_RATE
     if status == FASTDROP_OK:
-        status = take_scale(&pair.work, dropout)
-    if status != FASTDROP_OK:
-        return status
-    if bits == NULL and not pair.work.contiguous:
-        if pair.work.size == 0:
+        status = take_scale(&arrays.work, dropout)
+    return status
+
+
+cdef int draw_and_use(Arrays *arrays, const fastdrop_dropout *dropout) noexcept nogil:
+    """Draw the mask and use it; allocate it if it is not stored but needed. Return a status."""
+    cdef Work *work = &arrays.work
+    cdef stream_key key
+    cdef uint8_t *own_bits = NULL
+    if work.on.bits == NULL and not work.contiguous:
+        if work.size == 0:
             return FASTDROP_OK
-        own_bits = pair.work.on.bits = <uint8_t *>malloc(pair.mask_bytes)
+        own_bits = work.on.bits = <uint8_t *>malloc(arrays.mask_bytes)
         if own_bits == NULL:
             return FASTDROP_NO_MEMORY
     derive_key(&key, &dropout.seed, dropout.rate)
-    use_on(&pair.work, &key)
+    use_on(work, &key)
     free(own_bits)
     return FASTDROP_OK
 
 
+cdef int forward(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
+                 const void *x, const int64_t *x_strides, uint8_t *bits) noexcept nogil:
+    cdef Arrays arrays
+    cdef int status = describe_forward(&arrays, dropout, SCALE, y, y_strides, x, x_strides, bits)
+    return draw_and_use(&arrays, dropout) if status == FASTDROP_OK else status
+
+
 cdef int backward(const fastdrop_dropout *dropout, void *dx, const int64_t *dx_strides,
                   const void *dy, const int64_t *dy_strides, const uint8_t *bits) noexcept nogil:
-    cdef Pair pair
+    cdef Arrays arrays
     cdef int status
     if bits == NULL:
         return forward(dropout, dx, dx_strides, dy, dy_strides, NULL)
-    status = describe(&pair, dropout, dx, dx_strides, dy, dy_strides, bits)
+    status = describe(&arrays, dropout, SCALE, dx, dx_strides, dy, dy_strides, bits)
     if status == FASTDROP_OK:
-        status = take_scale(&pair.work, dropout)
+        status = take_scale(&arrays.work, dropout)
     if status == FASTDROP_OK:
-        use_on(&pair.work, NULL)
+        use_on(&arrays.work, NULL)
+    return status
+
+
+cdef int relu_forward(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
+                      const void *x, const int64_t *x_strides, uint8_t *bits) noexcept nogil:
+    cdef Arrays arrays
+    cdef Work *work = &arrays.work
+    cdef stream_key key
+    cdef uint8_t *element_bits = NULL
+    cdef int status = describe_forward(&arrays, dropout, RELU, y, y_strides, x, x_strides, bits)
+    if status == FASTDROP_OK and bits == NULL:
+        status = FASTDROP_NO_BITS
+    if status != FASTDROP_OK or work.size == 0:
+        return status
+    if not work.contiguous:
+        element_bits = <uint8_t *>malloc(parts(work.size, 8))
+        if element_bits == NULL:
+            return FASTDROP_NO_MEMORY
+    derive_key(&key, &dropout.seed, dropout.rate)
+    use_relu_on(work, &key, element_bits)
+    free(element_bits)
+    return FASTDROP_OK
+
+
+cdef int bias_forward(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
+                      const void *x, const int64_t *x_strides, const void *bias,
+                      int64_t bias_size, const void *residual, const int64_t *residual_strides,
+                      uint8_t *bits) noexcept nogil:
+    cdef Arrays arrays
+    cdef Work *work = &arrays.work
+    cdef char *copy = NULL
+    cdef int64_t columns = 1
+    cdef int status = describe_forward(&arrays, dropout, ADD, y, y_strides, x, x_strides, bits)
+    if status != FASTDROP_OK:
+        return status
+    if dropout.ndim:
+        columns = dropout.shape[dropout.ndim - 1]
+    if bias != NULL and bias_size != 1 and bias_size != columns:
+        return FASTDROP_BAD_BIAS
+    set_up_add(work)
+    if residual != NULL and work.size:
+        work.on.residual, work.on.advance = residual, True
+        work.strides[RESIDUAL] = arrays.residual_strides
+        lay_out(&arrays, arrays.residual_strides, residual_strides, residual)
+    if bias != NULL and work.size:
+        copy = <char *>malloc(bias_bytes(work.on.kind, bias_size))
+        if copy == NULL:
+            return FASTDROP_NO_MEMORY
+        set_up_bias(work, copy, <const char *>bias, work.itemsize, bias_size)
+    status = draw_and_use(&arrays, dropout)
+    free(copy)
     return status
 
 
@@ -241,5 +318,7 @@ api.backward = backward
 api.draw = draw
 api.get_num_threads = thread_count
 api.set_num_threads = set_num_threads
+api.relu_forward = relu_forward
+api.bias_forward = bias_forward
 
 _C_API = PyCapsule_New(&api, FASTDROP_CAPSULE, NULL)

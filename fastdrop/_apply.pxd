@@ -25,6 +25,11 @@ cdef void set_up(Work *work, int kind, int use, ndarray to, ndarray from_, tuple
                  double scale)
 cdef void set_up_residual(Work *work, ndarray residual)
 cdef bint is_contiguous(ndarray array)
-cdef int scaling_kind(int kind, double scale) noexcept nogil
+cdef int scaling_kind(int kind, int use, double scale) noexcept nogil
+cdef int64_t bias_bytes(int kind, int64_t columns) noexcept nogil
+cdef void set_up_add(Work *work) noexcept nogil
+cdef void set_up_bias(Work *work, char *copy, const char *bias, int64_t stride,
+                      int64_t columns) noexcept nogil
 cdef void use_on(Work *work, const stream_key *key) noexcept nogil
+cdef void use_relu_on(Work *work, const stream_key *key, uint8_t *element_bits) noexcept nogil
 cdef void use_on_arrays(Work *work, const stream_key *key)

@@ -3,20 +3,20 @@
 Contiguous arrays are split into blocks, which go to the kernels as they are. Other arrays are split
 into the pieces of a plan; a piece that is not contiguous is copied into a buffer for the kernel.
 """
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport llabs
 from libc.string cimport memcpy, memset
 
 cimport numpy as np
 
 from fastdrop._bits cimport (
-    bit_at, fill_transposed, fill_window, put_transposed, put_window,
+    bit_at, fill_transposed, fill_window, put_transposed, put_window, spread_bits,
 )
 from fastdrop._draw cimport draw_bits
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport (
-    ADD, ALL_KEPT, BLOCK, KIND_W16, KIND_W32, KIND_W64, SCALE, kind_size, kind_sum_size, operands,
-    stream_key,
+    ADD, ALL_KEPT, BLOCK, KIND_BF16, KIND_F16, KIND_W16, KIND_W32, KIND_W64, SCALE, kind_size,
+    kind_sum_size, operands, stream_key,
 )
 from fastdrop._plan cimport (
     CONTIGUOUS, Dim, FROM, GATHERED, MAX_DIMS, ONE_BIT, PIECE_BYTES, Place, Plan, RESIDUAL,
@@ -27,11 +27,20 @@ from fastdrop._threads cimport parallel_for
 
 np.import_array()
 
+cdef extern from "simd/elements.h" nogil:
+    ctypedef struct f16:
+        pass
+    ctypedef struct bf16:
+        pass
+    float f16_to_float(f16 x)
+    float bf16_to_float(bf16 x)
+
 cdef enum:
     GATHERED_BYTES = 16384          # span of the elements gathered together, to stay in the cache
     LEAST_GATHERED = 128            # elements gathered together are a multiple of this
     BIASES = 1024                   # biases copied together
     LAST_BIASES = 32                # biases that a kernel reads beyond them
+    LEAST_PERIOD = 32               # the shortest period of biases that a kernel reads
     # Results of this size bypass the caches: an ordinary store first reads the line that it
     # overwrites. The limit is larger than a core's share of most last-level caches. It is a
     # constant, since virtual machines report wrong cache sizes (256 MiB where a core has 32).
@@ -335,11 +344,83 @@ cdef void use_pieces(void *context, int64_t begin, int64_t end) noexcept nogil:
             i -= 1
 
 
+# ---- Biases ----
+
+# Arrays of -0.0 for each size, in place of an absent bias or residual: x + -0.0 is x for every x.
+cdef uint16_t minus_zeros_16[LEAST_PERIOD + LAST_BIASES]
+cdef uint32_t minus_zeros_32[LEAST_PERIOD + LAST_BIASES]
+cdef uint64_t minus_zeros_64[LEAST_PERIOD + LAST_BIASES]
+
+
+cdef void fill_minus_zeros() noexcept:
+    cdef int i
+    for i in range(LEAST_PERIOD + LAST_BIASES):
+        minus_zeros_16[i] = <uint16_t>1 << 15
+        minus_zeros_32[i] = <uint32_t>1 << 31
+        minus_zeros_64[i] = <uint64_t>1 << 63
+
+
+fill_minus_zeros()
+
+
+cdef const void *minus_zeros(int size) noexcept nogil:
+    if size == 8:
+        return <const void *>minus_zeros_64
+    return <const void *>minus_zeros_32 if size == 4 else <const void *>minus_zeros_16
+
+
+cdef void set_up_add(Work *work) noexcept nogil:
+    """Describe the absence of a bias and a residual."""
+    work.on.period = LEAST_PERIOD
+    work.on.bias = minus_zeros(kind_sum_size(work.on.kind))
+    work.on.residual = minus_zeros(work.itemsize)
+
+
+cdef inline int64_t period_of(int64_t columns) noexcept nogil:
+    return columns * parts(LEAST_PERIOD, columns)
+
+
+cdef int64_t bias_bytes(int kind, int64_t columns) noexcept nogil:
+    """The bytes of a bias as kernels read it. If they overflow, more than there can be memory."""
+    columns = min(columns, <int64_t>1 << 59)
+    return (period_of(columns) + LAST_BIASES) * kind_sum_size(kind)
+
+
+cdef void set_up_bias(Work *work, char *copy, const char *bias, int64_t stride,
+                      int64_t columns) noexcept nogil:
+    """Describe a bias of any stride and alignment.
+
+    `copy`, of `bias_bytes` bytes, becomes the bias as kernels read it: in the precision of the
+    computation, repeated up to its period and beyond.
+    """
+    cdef int size = kind_sum_size(work.on.kind)
+    cdef int64_t count = period_of(columns) + LAST_BIASES
+    cdef int64_t i, some
+    cdef f16 half
+    cdef bf16 bfloat
+    if work.on.kind == KIND_F16:
+        for i in range(columns):
+            memcpy(&half, bias + i * stride, sizeof(half))
+            (<float *>copy)[i] = f16_to_float(half)
+    elif work.on.kind == KIND_BF16:
+        for i in range(columns):
+            memcpy(&bfloat, bias + i * stride, sizeof(bfloat))
+            (<float *>copy)[i] = bf16_to_float(bfloat)
+    else:
+        move_items(copy, size, bias, stride, columns, size)
+    i = columns
+    while i < count:
+        some = min(i, count - i)
+        memcpy(copy + i * size, copy, some * size)
+        i += some
+    work.on.bias, work.on.period, work.columns = copy, period_of(columns), columns
+
+
 # ---- Arrays ----
 
-cdef int scaling_kind(int kind, double scale) noexcept nogil:
-    """The kind to compute with. At scale 1, word types keep every bit, signalling NaNs too."""
-    if scale != 1.0:
+cdef int scaling_kind(int kind, int use, double scale) noexcept nogil:
+    """The kind to compute with. SCALE by 1 uses word types: they keep signalling NaNs, too."""
+    if use != SCALE or scale != 1.0:
         return kind
     if kind_size(kind) == 8:
         return KIND_W64
@@ -391,14 +472,21 @@ cdef void use_plan(Work *work) noexcept nogil:
     parallel_for(use_pieces, &plan, pieces, work.size)
 
 
+cdef void draw_noise(const Work *work, const stream_key *key, uint8_t *bits) noexcept nogil:
+    """Draw all bits of the noise shape."""
+    cdef uint64_t size = 1
+    cdef int i
+    for i in range(work.ndim):
+        size *= work.noise_shape[i]
+    draw_bits(key, 0, size, bits)
+
+
 cdef void use_on(Work *work, const stream_key *key) noexcept nogil:
     """Draw the mask if there is a key, and use it.
 
     Without a key, the bits are stored. With one, the bits may be NULL if the work is contiguous.
     """
     cdef Flat flat
-    cdef uint64_t bits = 1
-    cdef int i
     if work.contiguous:
         flat.on, flat.key, flat.itemsize = &work.on, key, work.itemsize
         work.on.streaming = (
@@ -406,11 +494,32 @@ cdef void use_on(Work *work, const stream_key *key) noexcept nogil:
         parallel_for(use_blocks, &flat, parts(work.size, BLOCK), work.size)
         return
     if key != NULL:
-        for i in range(work.ndim):
-            bits *= work.noise_shape[i]
-        draw_bits(key, 0, bits, work.on.bits)
+        draw_noise(work, key, work.on.bits)
     if work.size:
         use_plan(work)
+
+
+cdef void use_relu_on(Work *work, const stream_key *key, uint8_t *element_bits) noexcept nogil:
+    """Draw the mask and use it with ReLU, which stores a bit for each element in `work.on.bits`.
+
+    Unless the work is contiguous, `element_bits` is another buffer for a bit of each element.
+    """
+    cdef uint8_t *bits = work.on.bits
+    if work.contiguous:
+        use_on(work, key)
+        return
+    if work.size == 0:
+        return
+    if work.noise_shape == work.shape:
+        draw_noise(work, key, element_bits)
+    else:
+        # The noise shape has no more bits than the shape.
+        draw_noise(work, key, bits)
+        spread_bits(element_bits, bits, work.ndim, work.shape, work.noise_shape)
+    memset(bits, 0, parts(work.size, 8))
+    work.noise_shape = work.shape
+    work.on.bits, work.relu_bits = element_bits, bits
+    use_plan(work)
 
 
 cdef void set_up(Work *work, int kind, int use, np.ndarray to, np.ndarray from_,
@@ -418,8 +527,7 @@ cdef void set_up(Work *work, int kind, int use, np.ndarray to, np.ndarray from_,
     """Describe two arrays and a mask. The noise shape is None where it equals their shape."""
     cdef int i
     memset(work, 0, sizeof(Work))
-    work.on.kind = scaling_kind(kind, scale) if use == SCALE else kind
-    work.on.use, work.on.scale = use, scale
+    work.on.kind, work.on.use, work.on.scale = scaling_kind(kind, use, scale), use, scale
     work.on.to, work.on.from_ = np.PyArray_DATA(to), np.PyArray_DATA(from_)
     work.itemsize = np.PyArray_ITEMSIZE(to)
     work.ndim = np.PyArray_NDIM(to)

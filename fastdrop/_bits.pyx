@@ -421,19 +421,17 @@ cdef void put_transposed(const Plan *plan, const uint64_t *window, int64_t first
 
 # ---- Whole masks ----
 
-cdef void spread_bits(uint8_t *to, const uint8_t *bits, tuple shape, tuple noise_shape):
+cdef void spread_bits(uint8_t *to, const uint8_t *bits, int ndim, const npy_intp *shape,
+                      const npy_intp *noise_shape) noexcept nogil:
     """Broadcast a mask from its noise shape to a bit for each element of the shape."""
     cdef Plan plan
-    cdef npy_intp sizes[MAX_DIMS]
     cdef npy_intp strides[MAX_DIMS]
-    cdef npy_intp noise[MAX_DIMS]
     cdef const npy_intp *arrays[ARRAYS]
-    cdef int ndim = len(shape)
     cdef int64_t size = 1
     cdef int i
     for i in range(ndim - 1, -1, -1):
-        sizes[i], strides[i], noise[i] = shape[i], size, noise_shape[i]
-        size *= sizes[i]
+        strides[i] = size
+        size *= shape[i]
     if size == 0:
         return
     memset(&plan, 0, sizeof(plan))
@@ -442,7 +440,6 @@ cdef void spread_bits(uint8_t *to, const uint8_t *bits, tuple shape, tuple noise
     # Strides of elements of one byte: only their order matters.
     arrays[0] = arrays[1] = strides
     arrays[2] = NULL
-    plan_dims(&plan, ndim, sizes, arrays, noise)
-    with nogil:
-        set_units(&plan, 0)
-        fill_window(to, &plan, &plan.start, 0, 1, size)
+    plan_dims(&plan, ndim, shape, arrays, noise_shape)
+    set_units(&plan, 0)
+    fill_window(to, &plan, &plan.start, 0, 1, size)

@@ -1,17 +1,20 @@
 """Fuses dropout with the operations beside it: ReLU, and adding a bias and a residual."""
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport llabs
 from libc.string cimport memcpy, memset
 
 cimport numpy as np
 
-from fastdrop._apply cimport Work, is_contiguous, set_up, set_up_residual, use_on_arrays
+from fastdrop._apply cimport (
+    Work, bias_bytes, is_contiguous, set_up, set_up_add, set_up_bias, set_up_residual,
+    use_on_arrays, use_relu_on,
+)
 from fastdrop._arguments cimport own_view, input_of, kind_of, output_of, short_repr
 from fastdrop._bits cimport spread_bits
-from fastdrop._draw cimport draw_bits
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport (
-    ADD, KIND_F16, KIND_F32, KIND_F64, RELU, SCALE, SUM, kind_sum_size, operands, stream_key,
+    ADD, BLOCK, KIND_F16, KIND_F32, KIND_F64, RELU, SCALE, SUM, kind_sum_size, operands,
+    stream_key,
 )
 from fastdrop._mask cimport Mask, Request, mask_of, masked, request_of
 from fastdrop._memory cimport Buffer, new_buffer
@@ -39,7 +42,6 @@ cdef extern from "simd/float_state.h" nogil:
     void float_state_leave(float_state saved)
 
 cdef enum:
-    STEP = 32                       # elements of a kernel's group
     SUMMED_ROWS = 128               # most rows that are summed in single precision
     LEAST_SUMMED_ROWS = 16
     SUMMED_SIZE = 1 << 18           # elements of a group of rows, within these limits
@@ -55,26 +57,21 @@ cdef enum:
 cdef use_relu(Request request, Mask mask, Work *work):
     """Draw the mask and use it; clear the bits of elements that ReLU drops."""
     cdef stream_key key
-    cdef Buffer bits = mask.buffer
-    cdef Buffer element_bits = mask.buffer
-    cdef Buffer relu_bits
-    if work.contiguous:
-        request.prepare(mask, work, &key)
-        use_on_arrays(work, &key)
+    cdef Buffer element_bits
+    cdef uint8_t *data = NULL
+    if mask.noise_shape_ is not mask.shape_:
+        # ReLU decides on each element.
+        mask.noise_shape_, mask.size_ = mask.shape_, work.size
+        mask.buffer = new_buffer(mask.packed_size())
+    if not work.contiguous:
+        element_bits = new_buffer((work.size + 7) // 8)
+        data = element_bits.data
+    request.prepare(mask, work, &key)
+    if work.size <= BLOCK:  # releasing the GIL would take longer than a small call
+        use_relu_on(work, &key, data)
     else:
-        relu_bits = new_buffer((work.size + 7) // 8)
-        if mask.noise_shape_ is not mask.shape_:
-            element_bits = new_buffer((work.size + 7) // 8)
-        request.take_key(mask, &key)
         with nogil:
-            draw_bits(&key, 0, mask.size_, bits.data)
-        if element_bits is not bits:
-            spread_bits(element_bits.data, bits.data, mask.shape_, mask.noise_shape_)
-        memset(relu_bits.data, 0, (work.size + 7) // 8)
-        work.noise_shape = work.shape
-        work.on.bits, work.relu_bits = element_bits.data, relu_bits.data
-        use_on_arrays(work, NULL)
-        mask.noise_shape_, mask.size_, mask.buffer = mask.shape_, work.size, relu_bits
+            use_relu_on(work, &key, data)
     # The bits depend on x: the seed cannot draw them again.
     mask.drawn = False
 
@@ -200,36 +197,6 @@ cdef check_operand(np.ndarray array, np.ndarray x, tuple shape, str name, str wh
                          f"{which}, {shape}, got {short_repr(array)}")
 
 
-# Arrays of -0.0 for each dtype, in place of an absent bias or residual: x + -0.0 is x for every x.
-cdef dict minus_zeros = {}
-
-
-cdef np.ndarray minus_zeros_of(object dtype):
-    cdef np.ndarray numbers = minus_zeros.get(dtype)
-    if numbers is None:
-        numbers = minus_zeros[dtype] = numpy.full(2 * STEP, -0.0, dtype)
-    return numbers
-
-
-cdef np.ndarray repeated_bias(np.ndarray bias, np.ndarray x, uint64_t *period):
-    """The bias as the kernel reads it: in the precision of the computation, repeated up to a period
-    of at least STEP elements, with STEP more elements beyond its end."""
-    cdef object dtype = numpy.float64 if (<object>x).dtype == numpy.float64 else numpy.float32
-    cdef uint64_t columns
-    if bias is None or np.PyArray_SIZE(bias) == 0:
-        period[0] = STEP
-        return minus_zeros_of(dtype)
-    columns = np.PyArray_SIZE(bias)
-    period[0] = columns * ((STEP + columns - 1) // columns)
-    numbers = numpy.empty(period[0] + STEP, dtype)
-    numbers[:columns] = bias
-    while columns < period[0] + STEP:
-        some = min(columns, period[0] + STEP - columns)
-        numbers[columns:columns + some] = numbers[:some]
-        columns += some
-    return numbers
-
-
 def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, scale=None, out=None,
                      store_mask=True):
     """Compute ``residual + dropout(x + bias, rate)`` in one pass over memory, as in transformers.
@@ -302,7 +269,8 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
     cdef np.ndarray from_ = input_of(x, "x")
     cdef np.ndarray checked_bias = None if bias is None else input_of(bias, "bias")
     cdef np.ndarray checked_residual = None if residual is None else input_of(residual, "residual")
-    cdef np.ndarray to, biases, zeros
+    cdef np.ndarray to
+    cdef Buffer copy
     cdef tuple shape
     cdef int kind
     cdef Mask mask
@@ -325,14 +293,12 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
         if checked_residual is not None:
             output_of(to, checked_residual, "residual")
     set_up(&work, kind, ADD, to, from_, mask.own_noise_shape(), mask.scale_)
-    biases = repeated_bias(checked_bias, from_, &work.on.period)
-    work.on.bias = np.PyArray_DATA(biases)
-    if checked_bias is not None and np.PyArray_SIZE(checked_bias):
-        work.columns = np.PyArray_SIZE(checked_bias)
-    if checked_residual is None:
-        zeros = minus_zeros_of((<object>from_).dtype)
-        work.on.residual = np.PyArray_DATA(zeros)
-    else:
+    set_up_add(&work)
+    if checked_bias is not None and work.size:
+        copy = new_buffer(bias_bytes(kind, np.PyArray_SIZE(checked_bias)))
+        set_up_bias(&work, <char *>copy.data, <const char *>np.PyArray_DATA(checked_bias),
+                    np.PyArray_STRIDE(checked_bias, 0), np.PyArray_SIZE(checked_bias))
+    if checked_residual is not None:
         set_up_residual(&work, checked_residual)
     request.prepare(mask, &work, &key)
     use_on_arrays(&work, &key)
@@ -588,6 +554,7 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
         stored = bits = checked.stored_bits()
         if checked.noise_shape_ is not checked.shape_:
             bits = new_buffer((np.PyArray_SIZE(array) + 7) // 8)
+        set_up(&work, kind, SCALE, to, array, checked.own_noise_shape(), checked.scale_)
         set_up_sums(&sums, kind, to, array, checked.scale_)
         size = sums.groups * sums.row * sums.sum_size
         block = new_buffer(size + PAGE)
@@ -601,11 +568,11 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
             # their addresses are equal.
             sums.sums += (<uintptr_t>sums.on.to + PAGE // 2 - <uintptr_t>block.data) % PAGE
         if bits is not stored:
-            spread_bits(bits.data, stored.data, checked.shape_, checked.noise_shape_)
+            with nogil:
+                spread_bits(bits.data, stored.data, work.ndim, work.shape, work.noise_shape)
         sums.on.bits = bits.data
         if not sums.contiguous:
             # dx is computed in the order of memory, the sums in the order of the indices.
-            set_up(&work, kind, SCALE, to, array, checked.own_noise_shape(), checked.scale_)
             # Multiplies at scale 1, too: a NaN becomes quiet, as in one pass.
             work.on.kind = kind
             work.on.bits = stored.data

@@ -31,7 +31,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 COMPILERS = {"c": ["gcc", "-std=c11"], "c++": ["g++", "-std=c++11", "-x", "c++"]}
 DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 
-# The kinds of fastdrop.h, in its order.
+# The statuses of fastdrop.h, in its order.
 (
     OK,
     BAD_KIND,
@@ -41,7 +41,9 @@ DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.f
     BAD_SCALE,
     BAD_COUNT,
     NO_MEMORY,
-) = range(8)
+    BAD_BIAS,
+    NO_BITS,
+) = range(10)
 
 
 def compiled(language, source, folder):
@@ -72,6 +74,10 @@ def numbers(values, of=ctypes.c_int64):
     return None if values is None else (of * len(values))(*values)
 
 
+def address(array):
+    return None if array is None else ctypes.c_void_p(array.ctypes.data)
+
+
 class Interface:
     """The functions of the struct, for NumPy arrays."""
 
@@ -83,24 +89,45 @@ class Interface:
 
     def call(self, to, from_, bits=None, *, back=False, seed=7, step=0, rate=0.5, **other):
         """The status of forward or backward; `other` replaces fields that come from the arrays."""
-        kind = other.get("kind", DTYPES.index(from_.dtype))
-        shape = other.get("shape", from_.shape)
-        return self.library.call(
+        fields = self.fields(to, from_, seed=seed, step=step, rate=rate, **other)
+        return self.library.call(self.api, back, *fields, address(bits))
+
+    def relu(self, to, from_, bits, **other):
+        """The status of relu_forward, as for `call`."""
+        fields = self.fields(to, from_, **other)
+        return self.library.fused(self.api, True, *fields, None, 0, None, None, address(bits))
+
+    def add(self, to, from_, bias=None, residual=None, bits=None, **other):
+        """The status of bias_forward, as for `call`."""
+        bias_size = 0 if bias is None else bias.size
+        strides = None if residual is None else residual.strides
+        return self.library.fused(
             self.api,
-            back,
-            kind,
+            False,
+            *self.fields(to, from_, **other),
+            address(bias),
+            ctypes.c_int64(other.get("bias_size", bias_size)),
+            address(residual),
+            numbers(other.get("residual_strides", strides)),
+            address(bits),
+        )
+
+    def fields(self, to, from_, *, seed=7, step=0, rate=0.5, **other):
+        """The arguments for the fields of a dropout and two arrays."""
+        shape = other.get("shape", from_.shape)
+        return [
+            other.get("kind", DTYPES.index(from_.dtype)),
             other.get("ndim", len(shape)),
             numbers(shape),
             numbers(other.get("noise_shape")),
             numbers([seed & 2**64 - 1, seed >> 64, step], ctypes.c_uint64),
             ctypes.c_double(rate),
             ctypes.c_double(other.get("scale", self.library.inverted())),
-            ctypes.c_void_p(to.ctypes.data),
+            address(to),
             numbers(other.get("to_strides", to.strides)),
-            ctypes.c_void_p(from_.ctypes.data),
+            address(from_),
             numbers(other.get("from_strides", from_.strides)),
-            None if bits is None else ctypes.c_void_p(bits.ctypes.data),
-        )
+        ]
 
     def draw(self, bits, *, seed=7, step=0, rate=0.5, first=0, size=0):
         return self.library.draw(
@@ -178,8 +205,8 @@ def expected(x, noise_shape, rate, scale=None):
     return reference.dropout(x, kept, scale), reference.pack_bits(kept)
 
 
-def given(dtype, shape=SHAPE):
-    return frozen_inputs.numbers(dtype, math.prod(shape), 1).reshape(shape)
+def given(dtype, shape=SHAPE, salt=1):
+    return frozen_inputs.numbers(dtype, math.prod(shape), salt).reshape(shape)
 
 
 @pairs_of("dtype noise_shape", DTYPES, NOISE_SHAPES)
@@ -236,7 +263,7 @@ def test_an_input_may_have_a_stride_of_zero(interface):
     reference.assert_same_bits(y, expected(x, None, 0.2)[0])
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.0, -3.0, 1e300])
+@pytest.mark.parametrize("scale", [1.0, 0.0, -3.0, 1.7, 1e300])
 def test_a_scale(interface, scale):
     x = given(np.dtype(np.float64))
     want, bits = expected(x, None, 0.2, scale)
@@ -334,6 +361,207 @@ def test_the_count_of_threads(interface):
         assert fastdrop.get_num_threads() == 2
 
 
+# The fused forward passes.
+
+
+def expected_relu(x, noise_shape, rate, scale=None):
+    noise_shape = x.shape if noise_shape is None else noise_shape
+    kept = reference.keep_mask(SEED, STEP, rate, math.prod(noise_shape)).reshape(noise_shape)
+    left = kept & reference.positive(x)
+    scale = reference.default_scale(rate) if scale is None else scale
+    return reference.dropout(x, left, scale), left
+
+
+def expected_sum(x, bias, residual, noise_shape, rate, scale=None):
+    noise_shape = x.shape if noise_shape is None else noise_shape
+    kept = reference.keep_mask(SEED, STEP, rate, math.prod(noise_shape)).reshape(noise_shape)
+    scale = reference.default_scale(rate) if scale is None else scale
+    return reference.bias_dropout_add(x, bias, residual, kept, scale), reference.pack_bits(kept)
+
+
+def at_the_step():
+    stream = fastdrop.Stream()
+    stream.state = {"seed": SEED, "step": STEP}
+    return stream
+
+
+def no_residual(_content):
+    return None
+
+
+def of_one_row(content):
+    return np.broadcast_to(content[:, :1], content.shape)
+
+
+def of_one_number(content):
+    return np.broadcast_to(content[:1, :1, :1], content.shape)
+
+
+@pairs_of("dtype noise_shape", DTYPES, NOISE_SHAPES)
+def test_relu_of_every_layout(interface, isa, dtype, noise_shape):
+    """The gradient uses the bits that ReLU stored, without a noise shape."""
+    dy = given(dtype, salt=2)
+    layouts = itertools.product(LAYOUTS, [*LAYOUTS, of_one_row])
+    for (to_layout, from_layout), rate in itertools.product(layouts, [0.2, 0.5]):
+        options = {"seed": SEED, "step": STEP, "rate": rate, "noise_shape": noise_shape}
+        x, y = from_layout(given(dtype)), to_layout(np.ones(SHAPE, dtype))
+        want, left = expected_relu(x.copy(), noise_shape, rate)
+        want_bits = reference.pack_bits(left)
+        bits = np.full(want_bits.size + 1, 0xA5, np.uint8)
+        assert interface.relu(y, x, bits, **options) == OK
+        reference.assert_same_bits(y, want)
+        np.testing.assert_array_equal(bits, [*want_bits, 0xA5])
+        assert interface.call(y, dy, bits, back=True, rate=rate) == OK
+        gradient = reference.dropout(dy, left, reference.default_scale(rate))
+        reference.assert_same_bits(y, gradient)
+
+
+@pairs_of(
+    "dtype noise_shape columns residual_layout",
+    DTYPES,
+    NOISE_SHAPES,
+    [None, 1, SHAPE[-1]],
+    [no_residual, *LAYOUTS, of_one_row, of_one_number],
+)
+def test_bias_and_residual_of_every_layout(
+    interface, isa, dtype, noise_shape, columns, residual_layout
+):
+    options = {"seed": SEED, "step": STEP, "rate": 0.2, "noise_shape": noise_shape}
+    # A bias at an odd address: only its elements' contiguity is required.
+    bias = None if columns is None else at_an_odd_address(given(dtype, (columns,), 2))
+    residual = residual_layout(given(dtype, salt=3))
+    for to_layout, from_layout in itertools.product(LAYOUTS, [*LAYOUTS, of_one_row]):
+        from_, to = from_layout(given(dtype)), to_layout(np.ones(SHAPE, dtype))
+        want, want_bits = expected_sum(from_, bias, residual, noise_shape, 0.2)
+        bits = np.full(want_bits.size, 0xA5, np.uint8)
+        for stored in (bits, None):
+            to[...] = 1
+            assert interface.add(to, from_, bias, residual, stored, **options) == OK
+            reference.assert_same_bits(to, want)
+        np.testing.assert_array_equal(bits, want_bits)
+
+
+@pairs_of("dtype noise_shape scale", DTYPES, NOISE_SHAPES, [None, 1.7, 1.0, -0.5, 0.0])
+def test_fused_passes_equal_those_of_numpy(interface, isa, dtype, noise_shape, scale):
+    """Bit for bit, NaN payloads too. Only one of the numbers that are added may be NaN."""
+    x, bias = given(dtype), np.linspace(-3, 3, SHAPE[-1]).astype(dtype)
+    residual = np.linspace(-9, 9, x.size).astype(dtype).reshape(SHAPE)
+    options = {"seed": SEED, "step": STEP, "rate": 0.3, "noise_shape": noise_shape}
+    if scale is not None:
+        options["scale"] = scale
+    same = {"rate": 0.3, "noise_shape": noise_shape, "scale": scale}
+    for layout in LAYOUTS:
+        from_, y = layout(x), np.ones_like(x)
+        bits = np.zeros(-(-x.size // 8), np.uint8)
+        assert interface.relu(y, from_, bits, **options) == OK
+        want, mask = fastdrop.relu_dropout(from_, seed=at_the_step(), **same)
+        reference.assert_same_bits(y, want, nan_payloads=True)
+        np.testing.assert_array_equal(bits, mask.bits)
+        for b, r in itertools.product([bias, None], [layout(residual), None]):
+            assert interface.add(y, from_, b, r, bits, **options) == OK
+            want, mask = fastdrop.bias_dropout_add(from_, b, r, seed=at_the_step(), **same)
+            reference.assert_same_bits(y, want, nan_payloads=True)
+            np.testing.assert_array_equal(bits[: mask.nbytes], mask.bits)
+
+
+@in_each_language
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fused_in_place(interface, layout):
+    for dtype, noise_shape in itertools.product(DTYPES, NOISE_SHAPES):
+        options = {"seed": SEED, "step": STEP, "rate": 0.3, "noise_shape": noise_shape}
+        y, bits = layout(given(dtype)), np.zeros(-(-math.prod(SHAPE) // 8), np.uint8)
+        want, left = expected_relu(y, noise_shape, 0.3)
+        assert interface.relu(y, y, bits, **options) == OK
+        reference.assert_same_bits(y, want)
+        np.testing.assert_array_equal(bits, reference.pack_bits(left))
+        bias = given(dtype, SHAPE[-1:], 2)
+        for in_x, in_residual in [(True, False), (False, True), (True, True)]:
+            y, other = layout(given(dtype)), layout(given(dtype, salt=3))
+            x, residual = y if in_x else other, y if in_residual else other
+            want, _ = expected_sum(x.copy(), bias, residual.copy(), noise_shape, 0.3)
+            assert interface.add(y, x, bias, residual, **options) == OK
+            reference.assert_same_bits(y, want)
+
+
+def test_the_result_may_overwrite_the_bias(interface):
+    x = given(np.dtype(np.float32))
+    y = given(np.dtype(np.float32), salt=2)
+    bias = y[3, 2]
+    want, _ = expected_sum(x, bias.copy(), None, None, 0.2)
+    assert interface.add(y, x, bias, seed=SEED, step=STEP, rate=0.2) == OK
+    reference.assert_same_bits(y, want)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1,) * 64, (2, *(1,) * 62, 3), (70, 1)], ids=len)
+def test_fused_dimensions(interface, shape):
+    """Also without strides: then arrays are in C order."""
+    x, residual = given(np.dtype(np.float32), shape), given(np.dtype(np.float32), shape, 3)
+    bias = given(np.dtype(np.float32), shape[-1:] or (1,), 2)
+    want, want_bits = expected_sum(x, bias.reshape(shape[-1:]), residual, None, 0.5)
+    relu, left = expected_relu(x, None, 0.5)
+    y, bits = np.ones_like(x), np.empty_like(want_bits)
+    none = {"to_strides": None, "from_strides": None, "residual_strides": None}
+    for strides in [{}, none]:
+        assert interface.add(y, x, bias, residual, bits, seed=SEED, step=STEP, **strides) == OK
+        reference.assert_same_bits(y, want)
+        np.testing.assert_array_equal(bits, want_bits)
+        assert interface.relu(y, x, bits, seed=SEED, step=STEP, **strides) == OK
+        reference.assert_same_bits(y, relu)
+        np.testing.assert_array_equal(bits, reference.pack_bits(left))
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, 31, 32, 33, 64, 65, 1000, 1500])
+@pytest.mark.parametrize("layout", [in_c_order, fortran])
+def test_every_size_of_a_bias(interface, layout, columns):
+    x, bias = given(np.dtype(np.float16), (99, columns)), given(np.dtype(np.float16), (columns,), 2)
+    options = {"seed": SEED, "step": STEP, "rate": 0.2}
+    for some in (bias, bias[:1]):
+        y = np.ones_like(x)
+        want, _ = expected_sum(x, some, None, None, 0.2)
+        assert interface.add(y, layout(x), some, **options) == OK
+        reference.assert_same_bits(y, want)
+
+
+@pytest.mark.parametrize(
+    ("shape", "noise_shape"),
+    [((0,), None), ((0,), (1,)), ((3, 0, 2), (3, 1, 1)), ((0, 2**40, 2**40), (0, 2**40, 2**40))],
+    ids=str,
+)
+def test_fused_without_elements(interface, shape, noise_shape):
+    """The bits of ReLU are those of the elements: there are none."""
+    x = np.empty(0, np.float32)
+    size = math.prod(shape if noise_shape is None else noise_shape)
+    want = reference.pack_bits(reference.keep_mask(SEED, STEP, 0.5, size))
+    options = {"shape": shape, "noise_shape": noise_shape, "seed": SEED, "step": STEP}
+    options |= {"to_strides": None, "from_strides": None}
+    bits = np.full(want.size + 1, 0xA5, np.uint8)
+    assert interface.relu(x, x, bits, **options) == OK
+    assert (bits == 0xA5).all()
+    # Not even a bias is read.
+    for bias_size in (1, shape[-1]):
+        for stored in (None, bits):
+            assert interface.add(x, x, x, x, stored, bias_size=bias_size, **options) == OK
+    np.testing.assert_array_equal(bits, [*want, 0xA5])
+
+
+@pytest.mark.parametrize("noise_shape", [None, (1000, 1)], ids=str)
+@pytest.mark.parametrize("layout", [in_c_order, fortran])
+def test_fused_threads_of_a_large_array(interface, noise_shape, layout):
+    shape = (1000, 777)
+    x, residual = given(np.dtype(np.float32), shape), given(np.dtype(np.float32), shape, 3)
+    bias = given(np.dtype(np.float32), shape[-1:], 2)
+    options = {"seed": SEED, "step": STEP, "rate": 0.2, "noise_shape": noise_shape}
+    with fastdrop.num_threads(3):
+        y, bits = layout(np.empty_like(x)), np.empty(-(-x.size // 8), np.uint8)
+        assert interface.relu(y, layout(x), bits, **options) == OK
+        want, left = expected_relu(x, noise_shape, 0.2)
+        reference.assert_same_bits(y, want)
+        np.testing.assert_array_equal(bits, reference.pack_bits(left))
+        assert interface.add(y, layout(x), bias, layout(residual), **options) == OK
+        want, _ = expected_sum(x, bias, residual, noise_shape, 0.2)
+        reference.assert_same_bits(y, want)
+
+
 @guarded.survives
 def test_no_byte_outside_an_array_or_its_mask_is_accessed(interface):
     memory, masks = guarded.Guarded(8 * 600), guarded.Guarded(100)
@@ -350,6 +578,40 @@ def test_no_byte_outside_an_array_or_its_mask_is_accessed(interface):
                 assert interface.call(x, x, mask, **options) == OK
                 reference.assert_same_bits(x, want)
             assert interface.call(x, x, bits, back=True, **options) == OK
+            np.testing.assert_array_equal(bits, want_bits)
+
+
+@guarded.survives
+def test_no_byte_outside_is_accessed_by_a_fused_pass(interface):
+    """Also beside a bias and a residual. The mask of a noise shape is shorter than that of ReLU."""
+    memories = [guarded.Guarded(8 * 600) for _ in range(4)]
+    masks = guarded.Guarded(100)
+    shapes = [(0, 3), (1, 1), (7, 1), (1, 33), (33, 1), (19, 27), (9, 64), (600, 1), (1, 600)]
+    for shape, dtype, place in itertools.product(shapes, DTYPES, ["start", "end"]):
+        guarded.at(shape, dtype, place)
+        contents = [given(dtype, shape), given(dtype, shape[1:], 2), given(dtype, shape, 3)]
+        x, bias, residual = (
+            memory.copy(place, content) for memory, content in zip(memories, contents, strict=False)
+        )
+        y = memories[3].array(place, math.prod(shape), dtype).reshape(shape)
+        options = {"seed": SEED, "step": STEP, "rate": 0.2}
+        for noise_shape, order in itertools.product(
+            [shape, (1, 1), (shape[0], 1), (1, shape[1])], [np.asarray, np.transpose]
+        ):
+            options["noise_shape"] = order(np.empty(noise_shape)).shape
+            from_ = order(x)
+            bits = masks.array(place, -(-from_.size // 8))
+            want, left = expected_relu(from_, options["noise_shape"], 0.2)
+            assert interface.relu(order(y), from_, bits, **options) == OK
+            reference.assert_same_bits(order(y), want)
+            np.testing.assert_array_equal(bits, reference.pack_bits(left))
+            b = bias if from_.shape[-1:] == bias.shape else None
+            want, want_bits = expected_sum(from_, b, order(residual), options["noise_shape"], 0.2)
+            bits = masks.array(place, want_bits.size)
+            for stored in (bits, None):
+                y[...] = 1
+                assert interface.add(order(y), from_, b, order(residual), stored, **options) == OK
+                reference.assert_same_bits(order(y), want)
             np.testing.assert_array_equal(bits, want_bits)
 
 
@@ -395,6 +657,41 @@ def test_an_error_changes_nothing(interface, bad):
     assert (bits == 0xA5).all()
 
 
+BAD_BIASES = {
+    "bias of no size": ({"bias_size": 0}, BAD_BIAS),
+    "bias of negative size": ({"bias_size": -1}, BAD_BIAS),
+    "bias of another dimension": ({"bias_size": 3}, BAD_BIAS),
+    "bias of the array's size": ({"bias_size": 15}, BAD_BIAS),
+    "bias of an array without dimensions": ({"shape": (), "bias_size": 5}, BAD_BIAS),
+}
+
+
+@in_each_language
+@pytest.mark.parametrize("bad", BAD | BAD_BIASES)
+def test_an_error_of_a_fused_pass_changes_nothing(interface, bad):
+    options, status = (BAD | BAD_BIASES)[bad]
+    if "shape" in options:
+        none = {"to_strides": None, "from_strides": None, "residual_strides": None}
+        options = none | options
+    x, y, bias = np.ones((3, 5)), np.full((3, 5), 7.0), np.ones(5)
+    bits = np.full(2, 0xA5, np.uint8)
+    for mask in (bits, None):
+        assert interface.add(y, x, bias, x, mask, **options) == status
+        if bad in BAD:
+            assert interface.add(y, x, None, None, mask, **options) == status
+            assert interface.relu(y, x, mask, **options) == status
+    assert (y == 7).all()
+    assert (x == 1).all()
+    assert (bits == 0xA5).all()
+
+
+def test_relu_without_bits_is_refused(interface):
+    x, y = np.ones((3, 5)), np.full((3, 5), 7.0)
+    for options in [{}, {"noise_shape": (3, 1)}, {"shape": (0,), "to_strides": None}]:
+        assert interface.relu(y, x, None, **options) == NO_BITS
+    assert (y == 7).all()
+
+
 @pytest.mark.parametrize(
     ("options", "status"),
     [
@@ -419,6 +716,19 @@ def test_without_memory_for_a_mask_that_is_not_stored(interface):
     assert interface.call(y, x, None, **options) == NO_MEMORY
     assert interface.call(y, x, None, back=True, **options) == NO_MEMORY
     assert y[0] == 7
+
+
+def test_without_memory_in_a_fused_pass(interface):
+    x, y, bits = np.ones(1, np.float16), np.full(1, 7, np.float16), np.full(1, 0xA5, np.uint8)
+    for size in (2**61, 2**60, 2**58):
+        options = {"shape": (size,), "to_strides": (0,), "from_strides": (0,)}
+        assert interface.relu(y, x, bits, **options) == NO_MEMORY
+        assert interface.add(y, x, None, None, None, **options) == NO_MEMORY
+        assert interface.add(y, x, x, None, None, **options) == NO_MEMORY
+        for mask in (bits, None):
+            assert interface.add(y, x, x, None, mask, bias_size=size, **options) == NO_MEMORY
+    assert y[0] == 7
+    assert bits[0] == 0xA5
 
 
 @in_each_language

@@ -10,9 +10,14 @@
 
    The functions do not need the GIL. Any thread with 128 KiB of stack may call them. During a call
    no other thread may change an array or a mask of the call, or read those that the call writes.
-   The functions allocate memory only for a mask that is not stored and whose bits are not in the
-   order of the elements. They check numbers and shapes, not pointers. If they return an error, they
-   have changed no memory.
+   They check numbers and shapes, not pointers. If they return an error, they have changed no memory.
+
+   The functions allocate memory for the duration of a call, and only for
+   - a mask that is not stored and whose bits are not in the order of the elements;
+   - a bit for each element, in relu_forward, if the bits are not in the order of the elements;
+   - a copy of the bias, in bias_forward: its numbers as float, or double for FASTDROP_FLOAT64.
+   The bits are in the order of the elements if all arrays are C-contiguous and aligned to their
+   elements, and the mask has a bit for each element.
 
    A newer fastdrop serves code that was compiled with this header; an older one is refused, since
    its FASTDROP_API_VERSION is smaller. Functions are only added, at the end.
@@ -51,7 +56,9 @@ enum fastdrop_status {
     FASTDROP_BAD_RATE,        /* outside of [0, 1], or NaN */
     FASTDROP_BAD_SCALE,       /* infinite or NaN */
     FASTDROP_BAD_COUNT,       /* fewer than one thread */
-    FASTDROP_NO_MEMORY        /* no memory for a mask that is not stored */
+    FASTDROP_NO_MEMORY,       /* no memory for a mask that is not stored, or a bias */
+    FASTDROP_BAD_BIAS,        /* neither one element nor the size of the last dimension */
+    FASTDROP_NO_BITS          /* relu_forward without `bits` */
 };
 
 /* A position of the random stream: the seed, high * 2^64 + low, and the step. */
@@ -104,6 +111,25 @@ typedef struct {
        fastdrop.set_num_threads. */
     int (*get_num_threads)(void);
     int (*set_num_threads)(int count);
+
+    /* Writes the dropout of max(x, 0) to y, as `forward`: an element that is not positive becomes
+       zero, too. NaN counts as positive. `bits`, which is not NULL, receives a bit for each element
+       of x in C order, fastdrop_mask_bytes(ndim, shape) bytes, whatever the noise shape: a set bit
+       means kept and positive. The gradient is `backward` with these bits and without a
+       noise shape. */
+    int (*relu_forward)(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
+                        const void *x, const int64_t *x_strides, uint8_t *bits);
+
+    /* Writes residual + dropout(x + bias) to y. Each operation is rounded to the type; float16 and
+       bfloat16 are computed as float, and rounded at the end. `bias` has `bias_size` contiguous
+       elements, which repeat along the last dimension: as many as this dimension, or one; NULL
+       adds nothing. `residual` has the shape of x; NULL adds nothing. y equals x or residual, or
+       both, with the same strides, or does not overlap them; it may overlap bias. `bits` is as for
+       `forward`. The gradient for x is `backward`. */
+    int (*bias_forward)(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
+                        const void *x, const int64_t *x_strides, const void *bias,
+                        int64_t bias_size, const void *residual, const int64_t *residual_strides,
+                        uint8_t *bits);
 } fastdrop_api;
 
 /* Returns whether the library has all functions of this header. */

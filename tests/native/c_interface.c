@@ -16,6 +16,19 @@ int call(const fastdrop_api *api, int back, int kind, int ndim, const int64_t *s
     return api->forward(&dropout, to, to_strides, from, from_strides, bits);
 }
 
+int fused(const fastdrop_api *api, int relu, int kind, int ndim, const int64_t *shape,
+          const int64_t *noise_shape, const uint64_t *seed, double rate, double scale, void *to,
+          const int64_t *to_strides, const void *from, const int64_t *from_strides,
+          const void *bias, int64_t bias_size, const void *residual,
+          const int64_t *residual_strides, uint8_t *bits) {
+    fastdrop_seed drawn_from = {seed[0], seed[1], seed[2]};
+    fastdrop_dropout dropout = {kind, ndim, shape, noise_shape, drawn_from, rate, scale};
+    if (relu)
+        return api->relu_forward(&dropout, to, to_strides, from, from_strides, bits);
+    return api->bias_forward(&dropout, to, to_strides, from, from_strides, bias, bias_size,
+                             residual, residual_strides, bits);
+}
+
 int draw(const fastdrop_api *api, const uint64_t *seed, double rate, uint64_t first, uint64_t size,
          uint8_t *bits) {
     fastdrop_seed drawn_from = {seed[0], seed[1], seed[2]};
