@@ -27,6 +27,13 @@ class ModuleReport:
     """Reports on one module: its path, its classes before and after, and a note.
 
     `after` is `None` if the module was not changed; then the note says why.
+
+    Example:
+
+    >>> from torch import nn
+    >>> from fastdrop_torch import Dropout, ModuleReport
+    >>> print(ModuleReport("block.drop", nn.Dropout, Dropout))
+    block.drop: torch.nn Dropout -> fastdrop_torch Dropout
     """
 
     path: str
@@ -42,7 +49,16 @@ class ModuleReport:
 
 @dataclasses.dataclass(frozen=True)
 class ConversionReport:
-    """Lists the modules that were changed, and others that drop and were not; `print` it."""
+    """Lists the modules that were changed, and others that drop and were not; `print` it.
+
+    Example:
+
+    >>> from torch import nn
+    >>> from fastdrop_torch import convert
+    >>> _, report = convert(nn.Sequential(nn.Dropout()), verbose=False, return_report=True)
+    >>> [one.path for one in report.changed]
+    ['0']
+    """
 
     changed: tuple[ModuleReport, ...]
     unchanged: tuple[ModuleReport, ...]

@@ -9,6 +9,10 @@ All take two more keyword arguments:
 
 A tensor that is not dense, not on the CPU, or not of dtype float16, bfloat16, float32 or float64
 goes to PyTorch's own function, which takes neither.
+
+>>> import torch, fastdrop_torch.functional as F
+>>> F.dropout(torch.ones(8), 0.5, seed=42)
+tensor([0., 0., 2., 2., 2., 0., 2., 2.])
 """
 
 import operator
@@ -18,6 +22,17 @@ import torch
 from torch import Tensor
 
 from fastdrop_torch import batching, library  # noqa: F401  (they load the operations)
+
+__all__ = [
+    "alpha_dropout",
+    "bias_dropout_add",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "feature_alpha_dropout",
+    "relu_dropout",
+]
 
 
 def _words(seed: int | None) -> Tensor | None:
@@ -274,7 +289,7 @@ def alpha_dropout(
 
     >>> import torch, fastdrop_torch.functional as F
     >>> F.alpha_dropout(torch.ones(4), 0.5, training=True, seed=42)
-    tensor([-0.7792, -0.7792,  1.6655,  1.6655])
+    tensor([-0.7792, -0.7792,  1.6656,  1.6656])
     """
     words = None if seed is None else _words(seed)
     if inplace:
@@ -312,7 +327,7 @@ def feature_alpha_dropout(
 
     >>> import torch, fastdrop_torch.functional as F
     >>> F.feature_alpha_dropout(torch.ones(1, 4, 2), 0.5, training=True, seed=42)[0, :, 0]
-    tensor([-0.7792, -0.7792,  1.6655,  1.6655])
+    tensor([-0.7792, -0.7792,  1.6656,  1.6656])
     """
     words = None if seed is None else _words(seed)
     if inplace:

@@ -7,6 +7,7 @@ import pytest
 
 import fastdrop
 import fastdrop_keras
+import fastdrop_torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -18,7 +19,7 @@ PAGES = sorted(
 
 def documented():
     """Every public name, and each method of public classes, with its docstring."""
-    for module in (fastdrop, fastdrop_keras):
+    for module in (fastdrop, fastdrop_keras, fastdrop_torch, fastdrop_torch.functional):
         yield module.__name__, module.__doc__
         for name in module.__all__:
             value = getattr(module, name)
@@ -37,7 +38,9 @@ DOCSTRINGS = {name: text for name, text in documented() if "__version__" not in 
 @pytest.mark.parametrize("name", DOCSTRINGS)
 def test_docstring(name):
     assert DOCSTRINGS[name], "a public name says what it is"
-    globals_ = {name: getattr(fastdrop_keras, name) for name in fastdrop_keras.__all__}
+    globals_ = {}
+    if "fastdrop_keras" in name:
+        globals_ = {name: getattr(fastdrop_keras, name) for name in fastdrop_keras.__all__}
     example = doctest.DocTestParser().get_doctest(DOCSTRINGS[name], globals_, name, None, 0)
     assert example.examples, "a public docstring shows how it is used"
     assert doctest.DocTestRunner().run(example).failed == 0
