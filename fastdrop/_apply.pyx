@@ -30,6 +30,7 @@ np.import_array()
 cdef enum:
     GATHERED_BYTES = 16384          # span of the elements gathered together, to stay in the cache
     SCATTERED = 512                 # elements of a scattered run gathered together
+    WHOLE_ROW = 8                   # from this length on, one memcpy is faster than one an item
     LEAST_GATHERED = 128            # elements gathered together are a multiple of this
     BIASES = 1024                   # biases copied together
     LAST_BIASES = 32                # biases that a kernel reads beyond them
@@ -62,11 +63,16 @@ cdef inline void move_of_size(char *to, int64_t to_stride, const char *from_, in
 cdef inline void move_rows_of_size(char *to, const int64_t *to_strides, const char *from_,
                                    const int64_t *from_strides, int64_t rows, int64_t count,
                                    int itemsize) noexcept nogil:
-    """Copy rows of a few items. The strides are of rows and of items."""
+    """Copy rows of items. The strides are of rows and of items."""
+    cdef bint whole = (
+        count >= WHOLE_ROW and to_strides[1] == itemsize and from_strides[1] == itemsize)
     cdef int64_t i, j
     for i in range(rows):
-        for j in range(count):
-            memcpy(to + j * to_strides[1], from_ + j * from_strides[1], itemsize)
+        if whole:
+            memcpy(to, from_, count * itemsize)
+        else:
+            for j in range(count):
+                memcpy(to + j * to_strides[1], from_ + j * from_strides[1], itemsize)
         to += to_strides[0]
         from_ += from_strides[0]
 
@@ -84,7 +90,9 @@ cdef void move_rows(char *to, const int64_t *to_strides, const char *from_,
 
 cdef void move_items(char *to, int64_t to_stride, const char *from_, int64_t from_stride,
                      int64_t count, int itemsize) noexcept nogil:
-    if itemsize == 4:
+    if to_stride == itemsize and from_stride == itemsize:
+        memcpy(to, from_, count * itemsize)
+    elif itemsize == 4:
         move_of_size(to, to_stride, from_, from_stride, count, 4)
     elif itemsize == 2:
         move_of_size(to, to_stride, from_, from_stride, count, 2)

@@ -30,8 +30,8 @@ cdef enum:
     LONG_ROW = 4096                 # from this length on, a row is its own run
     SHORT_ROW = WORD                # up to this length, several rows make one run
     FEW_AT_ONCE = 16                # below this number of elements, a look-up does not pay
-    TINY_RUN = 64                   # up to this length, a kernel's call takes longer than a copy
-    NARROW = 32                     # up to this length, several rows are transposed as one
+    TINY_RUN = 192                  # up to this length, copies take less time than a kernel's call
+    NARROW = 32                     # up to this length, rows are transposed many at once
     EVEN_UNITS = 32                 # pieces have a multiple of this, for the address of the next
     FEW_RUNS = 4                    # below this number of runs, bits are gathered one by one
 
@@ -223,6 +223,7 @@ cdef bint set_units(Plan *plan, int first, bint always) noexcept nogil:
     cdef Units *units = &plan.units
     cdef Dim merged = inner_dim(plan)[0]
     cdef int bits[WORD]
+    cdef bint few
     cdef int i
     for i in range(first, plan.ndim - 1):
         merged.size *= plan.dims[i].size
@@ -240,15 +241,15 @@ cdef bint set_units(Plan *plan, int first, bint always) noexcept nogil:
     if units.stride > 0:
         units.groups += <int>((WORD - units.span - (units.group - 1) * units.stride)
                               // (units.group * units.stride))
-    if not always and units.size < merged.size and (
-            plan.rows > 1 or units.group * units.size < FEW_AT_ONCE):
-        return False
-    fill_table(units, bits)
     units.period = 0
     if plan.dims[first].bit_stride == 0:
         units.period = merged.size // plan.dims[first].size
         while units.period % 8:
             units.period *= 2
+    few = units.group * units.size < FEW_AT_ONCE and not 0 < units.period <= GATHERED
+    if not always and units.size < merged.size and (plan.rows > 1 or few):
+        return False
+    fill_table(units, bits)
     for i in range(plan.ndim, first, -1):
         plan.dims[i] = plan.dims[i - 1]
     plan.dims[first] = merged
@@ -299,7 +300,7 @@ cdef bint has_tiny_rows(const Plan *plan, int unit) noexcept nogil:
             return False  # the rows are adjacent
         row.size *= plan.dims[i].size
         i -= 1
-    return row.size <= TINY_RUN
+    return row.size <= NARROW
 
 
 cdef int scattered_dim(const Plan *plan, int64_t *size) noexcept nogil:
@@ -320,10 +321,11 @@ cdef void scatter_run(Plan *plan, int first) noexcept nogil:
         for i in range(plan.ndim - 1, plan.end - 1):
             plan.dims[i] = plan.dims[i + 1]
         plan.ndim = plan.end - 1
+    plan.scattered = first < merged_dim(plan)
     set_units(plan, first, True)
-    # A step leaves a place at the run's first element.
-    memset(merged.strides, 0, sizeof(merged.strides))
-    plan.scattered = True
+    if plan.scattered:
+        # A step leaves a place at the run's first element.
+        memset(merged.strides, 0, sizeof(merged.strides))
 
 
 cdef void size_pieces(Plan *plan) noexcept nogil:
