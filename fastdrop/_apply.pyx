@@ -66,8 +66,8 @@ cdef inline void move_rows_of_size(char *to, const int64_t *to_strides, const ch
     """Copy rows of items. The strides are of rows and of items."""
     cdef bint whole = (
         count >= WHOLE_ROW and to_strides[1] == itemsize and from_strides[1] == itemsize)
-    cdef int64_t i, j
-    for i in range(rows):
+    cdef int64_t j
+    for _ in range(rows):
         if whole:
             memcpy(to, from_, count * itemsize)
         else:
