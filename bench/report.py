@@ -49,6 +49,13 @@ TABLES = {
         1e9,
         "float32 in place, one thread, rate 0.2, and NumPy's multiplication of the same view.",
     ),
+    "shapes": Table(
+        "Many shapes, layouts and noise shapes: the worst case and the median",
+        "ns an element",
+        1e9,
+        "float32, rate 0.2, 2^16 to 2^20 elements. NumPy's operations: random numbers, a "
+        "comparison and two products, on one thread.",
+    ),
     "fused": Table(
         "Fused operations",
         "ns an element",

@@ -37,6 +37,8 @@ cdef extern from "simd/elements.h" nogil:
 
 cdef enum:
     GATHERED_BYTES = 16384          # span of the elements gathered together, to stay in the cache
+    SCATTERED = 512                 # elements of a scattered run gathered together
+    WHOLE_ROW = 8                   # from this length on, one memcpy is faster than one an item
     LEAST_GATHERED = 128            # elements gathered together are a multiple of this
     BIASES = 1024                   # biases copied together
     LAST_BIASES = 32                # biases that a kernel reads beyond them
@@ -67,9 +69,39 @@ cdef inline void move_of_size(char *to, int64_t to_stride, const char *from_, in
         count -= 1
 
 
+cdef inline void move_rows_of_size(char *to, const int64_t *to_strides, const char *from_,
+                                   const int64_t *from_strides, int64_t rows, int64_t count,
+                                   int itemsize) noexcept nogil:
+    """Copy rows of items. The strides are of rows and of items."""
+    cdef bint whole = (
+        count >= WHOLE_ROW and to_strides[1] == itemsize and from_strides[1] == itemsize)
+    cdef int64_t j
+    for _ in range(rows):
+        if whole:
+            memcpy(to, from_, count * itemsize)
+        else:
+            for j in range(count):
+                memcpy(to + j * to_strides[1], from_ + j * from_strides[1], itemsize)
+        to += to_strides[0]
+        from_ += from_strides[0]
+
+
+cdef void move_rows(char *to, const int64_t *to_strides, const char *from_,
+                    const int64_t *from_strides, int64_t rows, int64_t count,
+                    int itemsize) noexcept nogil:
+    if itemsize == 4:
+        move_rows_of_size(to, to_strides, from_, from_strides, rows, count, 4)
+    elif itemsize == 2:
+        move_rows_of_size(to, to_strides, from_, from_strides, rows, count, 2)
+    else:
+        move_rows_of_size(to, to_strides, from_, from_strides, rows, count, 8)
+
+
 cdef void move_items(char *to, int64_t to_stride, const char *from_, int64_t from_stride,
                      int64_t count, int itemsize) noexcept nogil:
-    if itemsize == 4:
+    if to_stride == itemsize and from_stride == itemsize:
+        memcpy(to, from_, count * itemsize)
+    elif itemsize == 4:
         move_of_size(to, to_stride, from_, from_stride, count, 4)
     elif itemsize == 2:
         move_of_size(to, to_stride, from_, from_stride, count, 2)
@@ -257,6 +289,66 @@ cdef void use_rows(const Plan *plan, const Place *begin, int64_t rows, uint8_t *
         step(&place, outer_dim(plan), 1)
 
 
+cdef void move_scattered(const Plan *plan, int array, char *start, char *items, int64_t first,
+                         int64_t count) noexcept nogil:
+    """Copy elements of a scattered run, from element `first` on: TO from `items`, others there."""
+    cdef int64_t index[MAX_DIMS + 1]
+    cdef int64_t there[2]
+    cdef int64_t here[2]
+    cdef const Dim *inner = &plan.dims[plan.end - 1]
+    cdef int64_t rest = first // inner.size
+    cdef int64_t place = first % inner.size
+    cdef int64_t rows, some
+    cdef int i
+    for i in range(plan.end - 2, plan.ndim - 1, -1):
+        index[i] = rest % plan.dims[i].size
+        start += index[i] * plan.dims[i].strides[array]
+        rest //= plan.dims[i].size
+    there[0], there[1] = plan.dims[plan.end - 2].strides[array], inner.strides[array]
+    here[0], here[1] = inner.size * plan.itemsize, plan.itemsize
+    while True:
+        # Rows of the last two dimensions, or a part of a row.
+        i = plan.end - 2
+        rows = min(plan.dims[i].size - index[i], count // inner.size)
+        some = inner.size
+        if place or rows == 0:
+            rows, some = 1, min(inner.size - place, count)
+        if array == TO:
+            move_rows(start + place * there[1], there, items, here, rows, some, plan.itemsize)
+        else:
+            move_rows(items, here, start + place * there[1], there, rows, some, plan.itemsize)
+        items += rows * some * plan.itemsize
+        count -= rows * some
+        if count == 0:
+            return
+        place = 0
+        index[i] += rows
+        start += rows * there[0]
+        while index[i] == plan.dims[i].size:
+            start -= index[i] * plan.dims[i].strides[array]
+            index[i] = 0
+            i -= 1
+            index[i] += 1
+            start += plan.dims[i].strides[array]
+
+
+cdef void use_scattered(const Plan *plan, const Place *begin, int64_t first, int64_t count,
+                        uint8_t *bits) noexcept nogil:
+    """Use bits on elements of a scattered run, from element `first` on."""
+    cdef Gathered gathered
+    cdef Place there = gathered_place(plan, &gathered, begin)
+    cdef int64_t some, done = 0
+    while done < count:
+        some = min(count - done, <int64_t>SCATTERED)
+        move_scattered(plan, FROM, begin.at[FROM], <char *>gathered.items, first + done, some)
+        if plan.on.advance:
+            move_scattered(plan, RESIDUAL, begin.at[RESIDUAL], <char *>gathered.residual,
+                           first + done, some)
+        use_run(plan, &there, some, bits, done, done)
+        move_scattered(plan, TO, begin.at[TO], <char *>gathered.items, first + done, some)
+        done += some
+
+
 cdef void use_transposed_rows(const Plan *plan, const Place *begin, int64_t rows,
                               int64_t count) noexcept nogil:
     """Use adjacent bits of up to 64 rows on `count` elements of each row."""
@@ -265,7 +357,7 @@ cdef void use_transposed_rows(const Plan *plan, const Place *begin, int64_t rows
     cdef Place place = begin[0]
     cdef int64_t row_bytes = parts(count, TILE) * sizeof(uint64_t)
     cdef int64_t j
-    cdef bint whole = plan.rows_adjacent and count == plan.row and plan.bias_in_order
+    cdef bint whole = plan.rows_adjacent
     fill_transposed(window, plan, begin.bit, rows, count, whole)
     if whole:
         use_row(plan, begin, rows * count, bits, 0)
@@ -303,12 +395,14 @@ cdef void use_piece(const Plan *plan, const Place *run_begin, int64_t piece) noe
         bits, bit = <uint8_t *>plan.bits, place.bit
     else:
         fill_window(window, plan, &place, first, rows, count)
-    if plan.rows == 1:
+    if plan.scattered:
+        use_scattered(plan, &place, first, count, bits)
+    elif plan.rows == 1:
         use_row(plan, &place, count, bits, bit)
     else:
         use_rows(plan, &place, rows, bits, bit)
     if plan.relu_bits:
-        put_window(plan, window, place.bit, rows, count)
+        put_window(plan, window, &place, first, rows, count)
 
 
 cdef void use_pieces(void *context, int64_t begin, int64_t end) noexcept nogil:

@@ -269,27 +269,32 @@ cdef void transpose(uint64_t *words) noexcept nogil:
         mask ^= mask << width
 
 
+cdef inline int64_t bit_of_place(const Plan *plan, int64_t place) noexcept nogil:
+    """The bit of an element of a transposed row, counted from the row's first bit."""
+    return plan.places[place] if plan.row <= WORD else place * inner_dim(plan).bit_stride
+
+
 cdef inline void load_rows(uint64_t *words, const Plan *plan, int64_t first, int64_t begin,
                            int64_t end, int count) noexcept nogil:
-    """Load the bits of up to 64 rows at positions begin .. end - 1 of a run; pad with zeros."""
+    """Load the bits of up to 64 rows at positions begin .. end - 1 of a run."""
     cdef int64_t stride = inner_dim(plan).bit_stride
     cdef int64_t fold_stride = plan.dims[plan.ndim - 3].bit_stride if plan.folds > 1 else 0
     cdef int64_t place = begin % plan.row
-    cdef int64_t bit = first + begin // plan.row * fold_stride + place * stride
-    cdef bint whole_bytes = count == 64 and (first | stride | fold_stride) & 7 == 0
+    cdef int64_t bit
+    cdef bint whole_bytes = (
+        plan.row > WORD and count == 64 and (first | stride | fold_stride) & 7 == 0)
     cdef int64_t i
+    first += begin // plan.row * fold_stride
     for i in range(end - begin):
+        bit = first + bit_of_place(plan, place)
         if whole_bytes:
             memcpy(&words[i], plan.bits + (bit >> 3), 8)
         else:
             words[i] = bits_at(plan, bit, count)
-        bit += stride
         place += 1
         if place == plan.row:
             place = 0
-            bit += fold_stride - plan.row * stride
-    for i in range(end - begin, TILE):
-        words[i] = 0
+            first += fold_stride
 
 
 cdef void fill_window(uint8_t *window, const Plan *plan, const Place *place, int64_t first,
@@ -312,8 +317,23 @@ cdef void fill_transposed(uint64_t *window, const Plan *plan, int64_t first, int
     cdef BitWriter writer
     cdef int64_t row_words = parts(count, TILE)
     cdef int64_t i, j
+    memset(words, 0, sizeof(words))
+    if close_gaps and count <= TILE:
+        # Each tile of rows takes as many words as a row has elements.
+        for i in range(parts(rows, TILE)):
+            load_rows(words + i * count, plan, first + i * TILE, 0, count,
+                      <int>min(rows - i * TILE, <int64_t>TILE))
+        transpose(words)
+        writer = writer_to(<uint8_t *>window)
+        for i in range(parts(rows, TILE)):
+            for j in range(min(rows - i * TILE, <int64_t>TILE)):
+                append_bits(&writer, words[j] >> i * count & low_bits(<int>count), <int>count)
+        flush_bits(&writer)
+        return
     for i in range(row_words):
         load_rows(words, plan, first, i * TILE, min(i * TILE + TILE, count), <int>rows)
+        for j in range(count - i * TILE, TILE):
+            words[j] = 0
         transpose(words)
         for j in range(rows):
             window[j * row_words + i] = words[j]
@@ -354,9 +374,8 @@ cdef void put_bits(uint8_t *bits, int64_t first, uint64_t word, int count) noexc
 
 
 cdef void put_row(const Plan *plan, const uint8_t *window, int64_t index, int64_t first,
-                  int64_t count) noexcept nogil:
+                  int64_t stride, int64_t count) noexcept nogil:
     """Copy bits from an index of the window to a row whose first bit is `first`."""
-    cdef int64_t stride = inner_dim(plan).bit_stride
     cdef uint64_t word
     cdef int some
     if stride == 1 and first & 7:
@@ -389,22 +408,53 @@ cdef void put_scattered(uint8_t *bits, int64_t first, int64_t stride,
         word >>= 1
 
 
-cdef void put_window(const Plan *plan, const uint8_t *window, int64_t first, int64_t rows,
-                     int64_t count) noexcept nogil:
+cdef void put_run(const Plan *plan, const uint8_t *window, int64_t index, int64_t bit,
+                  int64_t first, int64_t count) noexcept nogil:
+    """Copy bits to merged dimensions, from element `first` of the run on."""
+    cdef int64_t stride = plan.dims[plan.end - 1].bit_stride
+    cdef int64_t size = plan.dims[plan.end - 1].size
+    cdef int64_t row, to, some
+    cdef int i, last = plan.end - 2
+    while last >= plan.ndim and plan.dims[last].bit_stride == size * stride:
+        size *= plan.dims[last].size
+        last -= 1
+    while count:
+        row = first // size
+        some = min(size - first % size, count)
+        to = bit + first % size * stride
+        for i in range(last, plan.ndim - 1, -1):
+            to += row % plan.dims[i].size * plan.dims[i].bit_stride
+            row //= plan.dims[i].size
+        put_row(plan, window, index, to, stride, some)
+        index += some
+        first += some
+        count -= some
+
+
+cdef void put_window(const Plan *plan, const uint8_t *window, const Place *place, int64_t first,
+                     int64_t rows, int64_t count) noexcept nogil:
     """Copy a window of ReLU's bits to where `fill_window` read the piece's bits."""
-    cdef int64_t i
+    cdef int64_t i, bit
     for i in range(rows):
-        put_row(plan, window, i * count, first + i * outer_dim(plan).bit_stride, count)
+        bit = place.bit + i * outer_dim(plan).bit_stride
+        if plan.bit_layout == EXPANDED:
+            put_run(plan, window, i * count, bit, first, count)
+        else:
+            put_row(plan, window, i * count, bit, inner_dim(plan).bit_stride, count)
 
 
 cdef void put_transposed(const Plan *plan, const uint64_t *window, int64_t first, int64_t rows,
                          int64_t count, bint closed_gaps) noexcept nogil:
     """Copy a window of ReLU's bits to where `fill_transposed` read them."""
-    cdef int64_t stride = inner_dim(plan).bit_stride
     cdef int64_t fold_stride = plan.dims[plan.ndim - 3].bit_stride if plan.folds > 1 else 0
     cdef int64_t row_bits = count if closed_gaps else parts(count, TILE) * TILE
     cdef uint64_t words[TILE]
     cdef int64_t i, j, some, place
+    while rows > TILE:
+        put_transposed(plan, window, first, TILE, count, closed_gaps)
+        window += count  # 64 narrow rows
+        first += TILE
+        rows -= TILE
     for i in range(parts(count, TILE)):
         some = min(count - i * TILE, <int64_t>TILE)
         for j in range(rows):
@@ -415,8 +465,8 @@ cdef void put_transposed(const Plan *plan, const uint64_t *window, int64_t first
         for j in range(some):
             place = i * TILE + j
             put_bits(plan.relu_bits,
-                     first + place // plan.row * fold_stride + place % plan.row * stride, words[j],
-                     <int>rows)
+                     first + place // plan.row * fold_stride
+                     + bit_of_place(plan, place % plan.row), words[j], <int>rows)
 
 
 # ---- Whole masks ----
@@ -441,5 +491,5 @@ cdef void spread_bits(uint8_t *to, const uint8_t *bits, int ndim, const npy_intp
     arrays[0] = arrays[1] = strides
     arrays[2] = NULL
     plan_dims(&plan, ndim, shape, arrays, noise_shape)
-    set_units(&plan, 0)
+    set_units(&plan, 0, True)
     fill_window(to, &plan, &plan.start, 0, 1, size)

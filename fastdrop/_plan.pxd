@@ -68,11 +68,14 @@ cdef struct Plan:
     int64_t columns                 # elements of the bias
     BitLayout bit_layout
     bint contiguous                 # a row's elements are contiguous and aligned
-    bint rows_adjacent              # each row begins where the row before it ends
+    bint scattered                  # EXPANDED merged dimensions that are gathered one after another
+    int end                         # the end of `dims`, with those that EXPANDED merged
+    bint rows_adjacent              # each row, with its folds, begins where the one before it ends
     bint bias_in_order              # a run meets the columns of the bias in order
     int outer                       # number of dims outside of the run
     int64_t rows                    # rows of a run
     int64_t row                     # elements of a row
+    int64_t places[WORD]            # TRANSPOSED, up to this length: the bits of a row's elements
     int64_t folds                   # adjacent runs that are transposed as one
     int64_t piece_folds             # folds of a piece
     int64_t piece_rows              # rows of a piece
@@ -105,5 +108,5 @@ cdef inline void step(Place *place, const Dim *dim, int64_t count) noexcept nogi
 
 cdef void plan_dims(Plan *plan, int ndim, const npy_intp *shape,
                     const npy_intp *const *strides, const npy_intp *noise_shape) noexcept nogil
-cdef bint set_units(Plan *plan, int first) noexcept nogil
+cdef bint set_units(Plan *plan, int first, bint always) noexcept nogil
 cdef void choose_run(Plan *plan, bint aligned) noexcept nogil

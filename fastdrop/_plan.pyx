@@ -15,7 +15,9 @@ bit stride of the innermost dimension decides how the run gets its bits:
 
 A run of short rows has its bits EXPANDED into a window. Up to 64 innermost elements are a unit. A
 table has the elements of a few units that use each bit, so that a few look-ups expand the bits of
-these units. Runs are split into pieces that fit the first-level cache; threads share the pieces.
+these units. If such rows are too short for a kernel's call, the run is scattered: it has several
+dimensions that do not continue each other in memory, and its elements are gathered. Runs are split
+into pieces that fit the first-level cache; threads share the pieces.
 """
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport llabs
@@ -28,6 +30,8 @@ cdef enum:
     LONG_ROW = 4096                 # from this length on, a row is its own run
     SHORT_ROW = WORD                # up to this length, several rows make one run
     FEW_AT_ONCE = 16                # below this number of elements, a look-up does not pay
+    TINY_RUN = 192                  # up to this length, copies take less time than a kernel's call
+    NARROW = 32                     # up to this length, rows are transposed many at once
     EVEN_UNITS = 32                 # pieces have a multiple of this, for the address of the next
     FEW_RUNS = 4                    # below this number of runs, bits are gathered one by one
 
@@ -57,6 +61,10 @@ cdef bint elements_continue(const Dim *outer, const Dim *inner) noexcept nogil:
 cdef bint columns_continue(const Plan *plan, const Dim *outer, const Dim *inner) noexcept nogil:
     """Whether the bias does the same, modulo its size."""
     return (outer.column_stride - inner.column_stride * inner.size) % plan.columns == 0
+
+
+cdef bint may_merge(const Plan *plan, const Dim *outer, const Dim *inner) noexcept nogil:
+    return elements_continue(outer, inner) and columns_continue(plan, outer, inner)
 
 
 cdef void coalesce(Plan *plan) noexcept nogil:
@@ -97,38 +105,61 @@ cdef void flip(Plan *plan, Dim *dim) noexcept nogil:
     dim.column_stride = -dim.column_stride
 
 
+cdef void set_places(Plan *plan) noexcept nogil:
+    """Merge short rows with the dimensions that they continue; compute the bits of the elements."""
+    cdef Dim *dims = plan.dims
+    cdef Dim inner = inner_dim(plan)[0]
+    cdef int64_t i, size = inner.size
+    if size > WORD:
+        return
+    for i in range(size):
+        plan.places[i] = i * inner.bit_stride
+    while plan.ndim > 2:
+        if inner.size * dims[plan.ndim - 3].size > WORD or (
+                not may_merge(plan, &dims[plan.ndim - 3], &inner)):
+            break
+        size = inner.size
+        inner.size *= dims[plan.ndim - 3].size
+        for i in range(size, inner.size):
+            plan.places[i] = plan.places[i - size] + dims[plan.ndim - 3].bit_stride
+        dims[plan.ndim - 3] = dims[plan.ndim - 2]
+        dims[plan.ndim - 2] = inner
+        plan.ndim -= 1
+
+
 cdef void choose_transposed(Plan *plan, int unit) noexcept nogil:
     """Make the unit dimension the rows of the run."""
-    cdef Dim *rows = &plan.dims[plan.ndim - 2]
+    cdef Dim *rows
     cdef Dim dim = plan.dims[unit]
+    cdef Dim row
     cdef int i
     for i in range(unit, plan.ndim - 2):
         plan.dims[i] = plan.dims[i + 1]
-    rows[0] = dim
+    plan.dims[plan.ndim - 2] = dim
+    set_places(plan)
+    rows = &plan.dims[plan.ndim - 2]
     if rows.bit_stride < 0:
         flip(plan, rows)
-    plan.rows_adjacent = elements_continue(rows, inner_dim(plan))
+    row = inner_dim(plan)[0]
     plan.bit_layout = TRANSPOSED
-    plan.row = inner_dim(plan).size
+    plan.row = row.size
     plan.rows = rows.size
     plan.piece_rows = TILE
     plan.piece_row = min(plan.row, <int64_t>TILE_ROW)
-    if (
-        plan.ndim > 2 and 2 * plan.row <= TILE_ROW
-        and elements_continue(&plan.dims[plan.ndim - 3], inner_dim(plan))
-        and columns_continue(plan, &plan.dims[plan.ndim - 3], inner_dim(plan))
-    ):
+    if plan.ndim > 2 and 2 * plan.row <= TILE_ROW and may_merge(
+            plan, &plan.dims[plan.ndim - 3], &row):
         plan.folds = plan.dims[plan.ndim - 3].size
         plan.piece_folds = TILE_ROW // plan.row
+        row.size *= plan.folds
+    plan.rows_adjacent = row.size <= TILE_ROW and may_merge(plan, rows, &row)
+    if plan.rows_adjacent and row.size <= NARROW:
+        plan.piece_rows = TILE // row.size * TILE
 
 
 cdef int merged_dim(const Plan *plan) noexcept nogil:
     """The outermost dimension from which on all dimensions continue each other in memory."""
     cdef int i = plan.ndim - 1
-    # ReLU's bits go back to the mask a row at a time.
-    while plan.relu_bits == NULL and i > 0 and (
-            elements_continue(&plan.dims[i - 1], &plan.dims[i])
-            and columns_continue(plan, &plan.dims[i - 1], &plan.dims[i])):
+    while i > 0 and may_merge(plan, &plan.dims[i - 1], &plan.dims[i]):
         i -= 1
     return i
 
@@ -184,17 +215,21 @@ cdef void fill_table(Units *units, const int *bits) noexcept nogil:
             units.expanded[i][four] = units.expanded[i][four & (four - 1)] | word
 
 
-cdef bint set_units(Plan *plan, int first) noexcept nogil:
-    """Merge the dimensions from `first` on and set their units. Return False if it does not pay."""
+cdef bint set_units(Plan *plan, int first, bint always) noexcept nogil:
+    """Merge the dimensions from `first` on and set their units.
+
+    Return False if it does not pay, unless `always` is set.
+    """
     cdef Units *units = &plan.units
     cdef Dim merged = inner_dim(plan)[0]
     cdef int bits[WORD]
+    cdef bint few
     cdef int i
     for i in range(first, plan.ndim - 1):
         merged.size *= plan.dims[i].size
         merged.bit_stride = 0  # all places of a run have the bit of its first element
     plan.row, plan.rows = merged.size, 1
-    if merged.size <= SHORT_ROW and first > 0:
+    if merged.size <= SHORT_ROW and first > 0 and not always:
         plan.rows = plan.dims[first - 1].size
     units.around = expand_dims(plan, first, bits, units) - 1
     units.stride = plan.dims[units.around].bit_stride if units.around >= 0 else 0
@@ -206,18 +241,19 @@ cdef bint set_units(Plan *plan, int first) noexcept nogil:
     if units.stride > 0:
         units.groups += <int>((WORD - units.span - (units.group - 1) * units.stride)
                               // (units.group * units.stride))
-    if units.size < merged.size and (
-            plan.rows > 1 or units.group * units.size < FEW_AT_ONCE):
-        return False
-    fill_table(units, bits)
     units.period = 0
     if plan.dims[first].bit_stride == 0:
         units.period = merged.size // plan.dims[first].size
         while units.period % 8:
             units.period *= 2
+    few = units.group * units.size < FEW_AT_ONCE and not 0 < units.period <= GATHERED
+    if not always and units.size < merged.size and (plan.rows > 1 or few):
+        return False
+    fill_table(units, bits)
     for i in range(plan.ndim, first, -1):
         plan.dims[i] = plan.dims[i - 1]
     plan.dims[first] = merged
+    plan.end = plan.ndim + 1
     plan.ndim = first + 1
     units.around += units.around >= first
     plan.bit_layout = EXPANDED
@@ -235,8 +271,8 @@ cdef bint choose_units(Plan *plan) noexcept nogil:
         return False
     if inner.bit_stride == 1 and outer_dim(plan).bit_stride == inner.size:
         return False  # the bits of several rows are used in place
-    return set_units(plan, first) or (
-        inner.size <= SHORT_ROW and set_units(plan, plan.ndim - 1))
+    return set_units(plan, first, False) or (
+        inner.size <= SHORT_ROW and set_units(plan, plan.ndim - 1, False))
 
 
 cdef void choose_row(Plan *plan) noexcept nogil:
@@ -255,6 +291,43 @@ cdef void choose_row(Plan *plan) noexcept nogil:
         plan.rows = outer_dim(plan).size
 
 
+cdef bint has_tiny_rows(const Plan *plan, int unit) noexcept nogil:
+    """Whether rows of a transposed run would be used one by one, and are tiny."""
+    cdef Dim row = inner_dim(plan)[0]
+    cdef int i = plan.ndim - 2
+    while i >= 0 and may_merge(plan, &plan.dims[i], &row):
+        if i == unit:
+            return False  # the rows are adjacent
+        row.size *= plan.dims[i].size
+        i -= 1
+    return row.size <= NARROW
+
+
+cdef int scattered_dim(const Plan *plan, int64_t *size) noexcept nogil:
+    """The outermost dimension from which on the bias continues, and the elements from there on."""
+    cdef int i = plan.ndim - 1
+    size[0] = plan.dims[i].size
+    while i > 0 and columns_continue(plan, &plan.dims[i - 1], &plan.dims[i]):
+        i -= 1
+        size[0] *= plan.dims[i].size
+    return i
+
+
+cdef void scatter_run(Plan *plan, int first) noexcept nogil:
+    """Make the dimensions from `first` on one run, wherever their elements are."""
+    cdef int i
+    cdef Dim *merged = &plan.dims[first]
+    if plan.bit_layout == EXPANDED:
+        for i in range(plan.ndim - 1, plan.end - 1):
+            plan.dims[i] = plan.dims[i + 1]
+        plan.ndim = plan.end - 1
+    plan.scattered = first < merged_dim(plan)
+    set_units(plan, first, True)
+    if plan.scattered:
+        # A step leaves a place at the run's first element.
+        memset(merged.strides, 0, sizeof(merged.strides))
+
+
 cdef void size_pieces(Plan *plan) noexcept nogil:
     """Choose the size of the pieces of a run."""
     cdef int64_t even
@@ -270,25 +343,31 @@ cdef void size_pieces(Plan *plan) noexcept nogil:
 cdef void choose_run(Plan *plan, bint aligned) noexcept nogil:
     """Choose the run, the layout of its bits and the size of its pieces."""
     cdef const Dim *inner = inner_dim(plan)
+    cdef int64_t size
+    cdef int first = scattered_dim(plan, &size)
     cdef int unit
     plan.contiguous = (
         aligned and inner.strides[TO] == plan.itemsize and inner.strides[FROM] == plan.itemsize
         and (not plan.on.advance or inner.strides[RESIDUAL] == plan.itemsize)
     )
     plan.folds = plan.piece_folds = 1
+    plan.scattered = False
     if not choose_units(plan):
         unit = unit_dim(plan)
-        if unit >= 0:
+        if unit >= 0 and not has_tiny_rows(plan, unit):
             choose_transposed(plan, unit)
         else:
             choose_row(plan)
     if plan.bit_layout != TRANSPOSED:
+        if plan.rows * plan.row <= TINY_RUN and plan.rows * plan.row < size:
+            scatter_run(plan, first)
         plan.rows_adjacent = plan.ndim > 1 and elements_continue(outer_dim(plan), inner_dim(plan))
         size_pieces(plan)
     inner = inner_dim(plan)
     plan.bias_in_order = plan.columns == 1 or (
         (inner.column_stride - 1) % plan.columns == 0
-        and (plan.rows == 1 or columns_continue(plan, outer_dim(plan), inner))
+        and (plan.rows == 1 or columns_continue(plan, outer_dim(plan), inner)
+             or plan.bit_layout == TRANSPOSED and plan.rows_adjacent)
     )
     plan.outer = plan.ndim - 1 - (plan.rows > 1) - (plan.folds > 1)
     plan.pieces = (

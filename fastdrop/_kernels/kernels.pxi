@@ -267,6 +267,18 @@ cdef void copy_bits(uint8_t *to, const uint8_t *from_, uint64_t offset,
         to[count - 1] &= <uint8_t>((1 << (size % 8)) - 1)
 
 
+cdef void use_last_group(int use, operands on, const element *typed) noexcept nogil:
+    """Use bits on a group; read no bits beyond it."""
+    cdef uint8_t bits[8]
+    cdef uint8_t *from_ = on.bits
+    memset(bits, 0, sizeof(bits))
+    copy_bits(bits, from_, on.bit, GROUP)
+    on.bits, on.bit = &bits[0], 0
+    use_group(use, False, &on, typed)
+    if use == RELU:
+        copy_bits(from_, bits, 0, GROUP)
+
+
 cdef void use_partial_group(int use, operands on, uint64_t count,
                             const element *typed) noexcept nogil:
     """Use bits on part of a group, in buffers: no byte beyond the arrays is touched."""
@@ -322,14 +334,15 @@ cdef inline void use_head(int use, operands *on, const element *typed) noexcept 
 
 cdef inline void use_bits(int use, operands *on, const element *typed) noexcept nogil:
     """Use bits on all elements that remain."""
-    cdef uint64_t count
     use_head(use, on, typed)
     # Not the last group: use_group reads eight bytes of bits, and fewer may remain.
     use_groups(use, on, <int64_t>(on.size // GROUP) - 1, typed)
-    while on.size:
-        count = min(on.size, <uint64_t>GROUP)
-        use_partial_group(use, on[0], count, typed)
-        advance_by(use, on, count, typed)
+    if on.size >= GROUP:
+        use_last_group(use, on[0], typed)
+        advance_by(use, on, GROUP, typed)
+    if on.size:
+        use_partial_group(use, on[0], on.size, typed)
+        advance_by(use, on, on.size, typed)
 
 
 # ---- Drawing and using ----
