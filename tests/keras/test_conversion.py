@@ -533,6 +533,78 @@ def test_flags_and_states_of_the_other_layers(tmp_path):
     assert state(converted.get_layer(noise.name)) == state(noise)
 
 
+class Gentle(layers.Dropout):
+    """Changes only defaults."""
+
+    def __init__(self, rate=0.3, **kwargs):
+        super().__init__(rate, **kwargs)
+
+
+class GentleMaps(layers.SpatialDropout1D):
+    def __init__(self, rate=0.2, seed=5, **kwargs):
+        super().__init__(rate, seed=seed, **kwargs)
+        self.supports_masking = False
+
+
+class Gentler(Gentle):
+    def __init__(self, **kwargs):
+        kwargs = {"rate": 0.1, "noise_shape": (None, 1, None)} | kwargs
+        super().__init__(**kwargs)
+
+
+class OurGentle(fastdrop_keras.Dropout):
+    def __init__(self, rate=0.3, **kwargs):
+        super().__init__(rate, **kwargs)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_subclass_that_only_changes_defaults_is_converted(in_place, tmp_path, expected):
+    inside = [Gentle(seed=7, activity_regularizer="l2"), GentleMaps(), Gentler()]
+    inside[1].trainable = False
+    theirs = keras.Sequential([keras.Input((33, 2)), *inside], name="theirs")
+    x = np.ones((5, 33, 2), np.float32)
+    theirs(x, training=True)
+    # Sets attributes of the layers.
+    theirs.export(tmp_path / "export", verbose=False)
+    states = [state(layer) for layer in inside]
+    model, report = convert(theirs, verbose=False, in_place=in_place, return_report=True)
+    assert not report.unchanged
+    assert [one.before for one in report.changed] == [Gentle, GentleMaps, Gentler]
+    assert [type(layer) for layer in model.layers] == [OURS[0], OURS[1], OURS[0]]
+    assert [layer.rate for layer in model.layers] == [0.3, 0.2, 0.1]
+    assert [layer.supports_masking for layer in model.layers] == [True, False, True]
+    assert [layer.trainable for layer in model.layers] == [True, False, True]
+    assert [state(layer) for layer in model.layers] == states
+    assert model.layers[0].activity_regularizer
+    assert model.layers[2].noise_shape == (None, 1, None)
+    assert_same_outputs(theirs, model, x)
+    # The user's classes are not needed to load the file.
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        loaded.layers[0](x, training=True), expected.factors(x.shape, 0.3, 7, step=1)
+    )
+    back = to_keras(loaded, verbose=False, in_place=in_place)
+    assert [type(layer) for layer in back.layers] == [KERAS[0], KERAS[1], KERAS[0]]
+    assert [layer.rate for layer in back.layers] == [0.3, 0.2, 0.1]
+    ours = keras.Sequential([keras.Input((3,)), OurGentle(seed=7)])
+    assert not convert(ours, verbose=False, in_place=in_place, return_report=True)[1].unchanged
+    (layer,) = to_keras(ours, verbose=False, in_place=in_place).layers
+    assert (type(layer), layer.rate, state(layer)) == (layers.Dropout, 0.3, [7, 0])
+
+
+def test_a_copy_of_a_subclass_that_is_not_converted_keeps_its_class():
+    """`to_keras` leaves them, also where the rate was 0 and where the object was changed."""
+    model = keras.Sequential([keras.Input(X.shape[1:]), Gentle(), Gentle(), Block()])
+    model.layers[0].rate = 0.0
+    model.layers[1].tag = "a user's"
+    back, report = to_keras(model, verbose=False, in_place=False, return_report=True)
+    assert [type(layer) for layer in back.layers[:2]] == [Gentle, Gentle]
+    assert [state(layer) for layer in back.layers[:2]] == [state(one) for one in model.layers[:2]]
+    assert not report.changed
+    assert not report.unchanged
+
+
 def test_a_vocabulary_is_kept():
     lookup = layers.StringLookup()
     lookup.adapt(np.array(["a", "b", "c", "b"]))
@@ -877,7 +949,8 @@ def test_only_living_models_share_layers():
 
 
 class Theirs(layers.Dropout):
-    pass
+    def call(self, x, training=False):
+        return super().call(x, training=training) * 2
 
 
 def test_unconverted_layers_are_listed_with_the_reason():
@@ -910,7 +983,7 @@ def test_unconverted_layers_are_listed_with_the_reason():
     reasons = {layer.path: layer.note for layer in report.unchanged}
     assert reasons.pop("bad_seed").startswith("Invalid value received for argument `seed`.")
     assert reasons == {
-        "subclass": "a subclass, whose `call` may do something else",
+        "subclass": "a subclass with 'call' of its own",
         "alpha": "not dropout of this kind",
         "gaussian": "not dropout of this kind",
         "noise": "not dropout of this kind",
@@ -924,6 +997,33 @@ def test_unconverted_layers_are_listed_with_the_reason():
     once = keras.Sequential([keras.Input((3,)), layers.GaussianNoise(0.1)])
     assert len(convert(once, verbose=False, return_report=True)[1].unchanged) == 1
     assert_same_outputs(converted, model)
+
+
+class Attribute(Gentle):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = 3
+
+
+class Method(Gentle):
+    def compute_mask(self, inputs, mask=None):
+        return None
+
+
+class Mixed(Gentle, Slots):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(Attribute, "factor"), (Method, "compute_mask"), (Mixed, "__slots__"), (Theirs, "call")],
+)
+def test_a_subclass_with_more_than_a_constructor_is_listed(kind, name):
+    layer = kind(rate=0.5)
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model, report = convert(model, verbose=False, in_place=True, return_report=True)
+    assert type(model.layers[0]) is kind
+    assert [one.note for one in report.unchanged] == [f"a subclass with {name!r} of its own"]
 
 
 def drop_path(x):
@@ -1163,12 +1263,13 @@ def test_a_model_without_dropout_is_copied():
 
 def test_user_subclasses_of_ours_stay_ours():
     class Mine(fastdrop_keras.Dropout):
-        pass
+        def get_config(self):
+            return super().get_config()
 
     model = keras.Sequential([keras.Input((3,)), Mine(0.5)])
     back, report = to_keras(model, verbose=False, return_report=True)
     assert type(back.layers[0]) is Mine
-    assert report.unchanged[0].note == "a subclass, whose `call` may do something else"
+    assert report.unchanged[0].note == "a subclass with 'get_config' of its own"
 
 
 # Errors.
