@@ -353,6 +353,28 @@ def test_in_place_for_a_model_that_could_be_copied():
 
 
 @pytest.mark.parametrize("in_place", [False, True])
+def test_a_converted_layer_is_found_as_kerass_class(in_place, tmp_path):
+    model = keras.Sequential([keras.Input((64,)), layers.Dropout(0.5), layers.Dense(1)])
+    model = convert(model, verbose=False, in_place=in_place)
+    model.save(tmp_path / "model.keras")
+    for one in (
+        model,
+        keras.models.clone_model(model),
+        keras.Sequential.from_config(model.get_config()),
+        keras.models.load_model(tmp_path / "model.keras"),
+    ):
+        drop = tf.function(lambda x, one=one: one.layers[0](x, training=True))
+        ones = tf.ones((2, 64))
+        assert not np.array_equal(drop(ones), ones)
+        found = [layer for layer in one.layers if isinstance(layer, layers.Dropout)]
+        assert [type(layer) for layer in found] == [OURS[0]]
+        for layer in found:
+            layer.rate = 0.0
+        np.testing.assert_array_equal(drop(ones), ones)
+        assert one.get_config()["layers"][1]["config"]["rate"] == 0
+
+
+@pytest.mark.parametrize("in_place", [False, True])
 def test_models_of_a_part_are_converted_with_a_model_and_can_be_made_of_it(in_place):
     model = sequential()
     before = keras.Model(model.inputs[0], model.layers[3].output)
