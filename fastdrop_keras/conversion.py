@@ -24,13 +24,21 @@ _MAKERS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 _CONTAINERS = tuple(
     getattr(keras.layers, name) for name in ("Wrapper", "Bidirectional", "RNN", "StackedRNNCells")
 )
+# TensorFlow's lists of the attributes that a layer has, or once had.
+_OF_TENSORFLOW = {
+    *("_self_unconditional_checkpoint_dependencies", "_self_unconditional_dependency_names"),
+    *("_self_unconditional_deferred_dependencies", "_self_name_based_restores"),
+    *("_self_saveable_object_factories", "_self_update_uid"),
+}
 # The names in a class that only changes defaults. Python adds all of them but the first.
 _NEUTRAL = {
     *("__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__"),
     *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
     *("__firstlineno__", "__static_attributes__", "__type_params__", "__orig_bases__"),
-    # Attributes that Keras sets when a model is saved. Those of TensorFlow start with `_self_`.
-    *("train_function", "test_function", "predict_function"),
+    # Attributes that Keras and TensorFlow set in use.
+    *_OF_TENSORFLOW,
+    *("train_function", "test_function", "predict_function", "optimizer", "history"),
+    *("stop_training", "stop_evaluating", "stop_predicting"),
 }
 
 
@@ -72,8 +80,8 @@ class ConversionReport:
         in_place: Boolean, whether the model itself was changed.
         changed: Tuple of a `LayerReport` for each changed layer.
         unchanged: Tuple of a `LayerReport` for each other layer that drops units or adds noise.
-        notes: Tuple of strings: why a model was not copied, which models keep the layers of a
-            copied one, and what could not be compiled or traced again.
+        notes: Tuple of strings: why a model was not copied, which attributes a copy lacks, which
+            models keep the layers of a copied one, and what could not be compiled or traced again.
 
     Example:
 
@@ -116,14 +124,16 @@ def convert(
     generators, but draw other masks. The rest of the model does not change.
 
     A sequential or functional model is copied with its weights and its compilation, and so are the
-    models in it. The copy shares no state with the original, nor with other models that have layers
-    of the original: they keep Keras's layers, and train apart from the copy. To convert models that
-    share layers, such as those of a GAN, use `in_place=True`.
+    models in it. Attributes that other code has set on a model or a layer are not copied, and the
+    report lists them. The copy shares no state with the original, nor with other models that have
+    layers of the original: they keep Keras's layers, and train apart from the copy. To convert
+    models that share layers, such as those of a GAN, use `in_place=True`.
 
     A model that cannot be copied is changed in place: a subclassed model, which is Python code, or
     one whose layers lack `get_config`. Then a dropout layer stays the same object and gets another
     class, so all references to it remain valid: other models that share the layer are converted
-    too, and Keras traces their steps again. A `tf.function` keeps its trace: make it again.
+    too, and Keras traces their steps again. Your own `tf.function` in or around the model keeps its
+    trace: make it again.
 
     A layer of a user's subclass is converted if the class has no more than a constructor, and this
     sets no other attributes: it changes defaults. Its class is then this package's, also in files,
@@ -208,6 +218,7 @@ def _converted(
         if not in_place and _can_be_copied(model):
             try:
                 result = _copied(model)
+                notes += _lost_attributes(model, result)
             except ValueError as error:
                 if in_place is not None:
                     raise
@@ -270,8 +281,7 @@ def _base_and_addition(layer: keras.Layer) -> tuple[type | None, str]:
         return base, ""
     names = [name for one in mro if one not in base.__mro__ for name in vars(one)]
     names += sorted(_own_attributes(layer, base))
-    added = (name for name in names if name not in _NEUTRAL and not name.startswith("_self_"))
-    return base, next(added, "")
+    return base, next((name for name in names if name not in _NEUTRAL), "")
 
 
 def _own_attributes(layer: keras.Layer, base: type) -> set[str]:
@@ -326,7 +336,7 @@ def _reason_to_stay(layer: keras.Layer, classes: dict[type, type]) -> str:
     if drops:
         return "drops without a dropout layer"
     name = layer_code.random_name(layer)
-    return f"may drop in its own code, which names {name!r}" if name else ""
+    return f"may drop in its own code, which uses {name!r}" if name else ""
 
 
 def _is_unbuilt(layer: keras.Layer) -> bool:
@@ -379,9 +389,10 @@ def _missed_by_keras(model: keras.Layer) -> Iterator[tuple[str, str, Any]]:
     # The objects too, since Python reuses the id of a deleted object.
     visited = {id(layer): layer for layer in model._flatten_layers()}
     for path, line in layers.layers_with_paths(model):
-        # Public names first: TensorFlow's private lists hold all attributes again.
+        # Public names first: Keras's private lists hold layers again.
         attributes = _attributes(line[-1])
-        for attribute in sorted(attributes, key=lambda name: name.startswith("_")):
+        names = attributes.keys() - _OF_TENSORFLOW
+        for attribute in sorted(names, key=lambda name: (name.startswith("_"), name)):
             waiting = [attributes[attribute]]
             while waiting:
                 value = waiting.pop()
@@ -472,6 +483,17 @@ def _copied(model: keras.Model) -> keras.Model:
         for one in compiled:
             one.compiled = True
     return result
+
+
+def _lost_attributes(model: keras.Model, copy: keras.Model) -> list[str]:
+    """Return notes on attributes of layers, set by other code, that their copies lack."""
+    notes = []
+    for layer, other in zip(model._flatten_layers(), copy._flatten_layers(), strict=True):
+        lost = sorted(vars(layer).keys() - vars(other).keys() - _NEUTRAL)
+        names = ", ".join(repr(name) for name in lost if not name.startswith("_"))
+        if names:
+            notes.append(f"The copy of {layer.name!r} lacks attributes: {names}")
+    return notes
 
 
 def _clone(layer: keras.Operation) -> keras.Operation:

@@ -699,6 +699,27 @@ def test_a_functional_model_of_a_class_with_its_own_training_step():
     assert WithItsOwnStep.steps == steps + 1
 
 
+def test_attributes_that_a_copy_lacks_are_listed():
+    inner = keras.Sequential([layers.Dense(8), layers.Dropout(0.5, name="drop")], name="inner")
+    x = keras.Input(X.shape[1:])
+    model = WithItsOwnStep(x, layers.Dense(1, name="dense")(inner(x)), name="outer")
+    inner.layers[1].tag, model.inner, model.alpha = "a user's", inner, 0.5
+    for one, y in ((inner, X), (model, X[..., :1])):
+        one.compile("sgd", "mse", metrics=["mae"])
+        one.fit(X, y, validation_data=(X, y), verbose=0)
+        one.predict(X, verbose=0)
+    expected = [
+        "The copy of 'outer' lacks attributes: 'alpha', 'inner'",
+        "The copy of 'drop' lacks attributes: 'tag'",
+    ]
+    converted, report = convert(model, verbose=False, return_report=True)
+    assert [note for note in report.notes if "lacks" in note] == expected
+    assert "lacks" not in str(convert(converted, verbose=False, return_report=True)[1])
+    # In place nothing is lost.
+    assert not convert(model, verbose=False, in_place=True, return_report=True)[1].notes
+    assert (model.alpha, model.inner) == (0.5, inner)
+
+
 def test_a_functional_model_with_its_own_constructor_is_changed_in_place():
     class Special(keras.Model):
         def __init__(self, units):
@@ -1024,7 +1045,7 @@ def test_unconverted_layers_are_listed_with_the_reason():
 class Attribute(Gentle):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.factor = 3
+        self._self_factor = 3
 
 
 class Method(Gentle):
@@ -1038,7 +1059,7 @@ class Mixed(Gentle, Slots):
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(Attribute, "factor"), (Method, "compute_mask"), (Mixed, "__slots__"), (Theirs, "call")],
+    [(Attribute, "_self_factor"), (Method, "compute_mask"), (Mixed, "__slots__"), (Theirs, "call")],
 )
 def test_a_subclass_with_more_than_a_constructor_is_listed(kind, name):
     layer = kind(rate=0.5)
@@ -1108,10 +1129,29 @@ class OfItsRate(layers.Layer):
         return random.dropout(x, self.dropout)
 
 
+class OfAGenerator(layers.Layer):
+    def __init__(self, generator):
+        super().__init__()
+        self.generator = generator
+
+    def call(self, x):
+        return x * tf.cast(self.generator.normal(), x.dtype)
+
+
+class OfAGeneratorInAClosure(layers.Layer):
+    def __init__(self, generator):
+        super().__init__()
+        self.scale = lambda: generator.normal()
+
+    def call(self, x):
+        return x * tf.cast(self.scale(), x.dtype)
+
+
 class NotRandom(layers.Layer):
     def __init__(self):
         super().__init__()
         self.dropout, self.random, self.stateless_dropout = layers.Dropout(0.5), None, 0.5
+        self.unused = np.random.default_rng(0)
 
     def call(self, x, training=False):
         rates = {"dropout": self.stateless_dropout}
@@ -1131,6 +1171,9 @@ class NotRandom(layers.Layer):
         (Static, "random"),
         (OfItsRate, "random"),
         (lambda: layers.Lambda(lambda x: tf.nn.dropout(x, 0.5)), "dropout"),
+        (lambda: OfAGenerator(np.random.default_rng(0)), "Generator"),
+        (lambda: OfAGenerator(np.random.RandomState(0)), "RandomState"),
+        (lambda: OfAGeneratorInAClosure(np.random.default_rng(0)), "Generator"),
         (NotRandom, None),
         (lambda: layers.Lambda(tf.nn.relu), None),
     ],
@@ -1140,7 +1183,7 @@ def test_layers_that_may_drop_in_their_own_code_are_listed(make, name):
     model = keras.Sequential([keras.Input(X.shape[1:]), layer])
     _, report = convert(model, verbose=False, in_place=True, return_report=True)
     found = [(one.path, one.note) for one in report.unchanged]
-    note = f"may drop in its own code, which names {name!r}"
+    note = f"may drop in its own code, which uses {name!r}"
     assert found == ([(layer.name, note)] if name else [])
 
 
@@ -1153,7 +1196,7 @@ def test_a_model_that_may_drop_in_its_own_code_is_listed():
     model(X)
     _, report = convert(model, verbose=False, return_report=True)
     assert str(report.unchanged[0]) == (
-        "own: tests Model (may drop in its own code, which names 'dropout')"
+        "own: tests Model (may drop in its own code, which uses 'dropout')"
     ).replace("tests", __name__.partition(".")[0])
 
 
