@@ -24,6 +24,22 @@ _MAKERS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 _CONTAINERS = tuple(
     getattr(keras.layers, name) for name in ("Wrapper", "Bidirectional", "RNN", "StackedRNNCells")
 )
+# TensorFlow's lists of the attributes that a layer has, or once had.
+_OF_TENSORFLOW = {
+    *("_self_unconditional_checkpoint_dependencies", "_self_unconditional_dependency_names"),
+    *("_self_unconditional_deferred_dependencies", "_self_name_based_restores"),
+    *("_self_saveable_object_factories", "_self_update_uid"),
+}
+# The names in a class that only changes defaults. Python adds all of them but the first.
+_NEUTRAL = {
+    *("__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__"),
+    *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
+    *("__firstlineno__", "__static_attributes__", "__type_params__", "__orig_bases__"),
+    # Attributes that Keras and TensorFlow set in use.
+    *_OF_TENSORFLOW,
+    *("train_function", "test_function", "predict_function", "optimizer", "history"),
+    *("stop_training", "stop_evaluating", "stop_predicting"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +80,8 @@ class ConversionReport:
         in_place: Boolean, whether the model itself was changed.
         changed: Tuple of a `LayerReport` for each changed layer.
         unchanged: Tuple of a `LayerReport` for each other layer that drops units or adds noise.
-        notes: Tuple of strings: why a model was not copied, which models keep the layers of a
-            copied one, and what could not be compiled or traced again.
+        notes: Tuple of strings: why a model was not copied, which attributes a copy lacks, which
+            models keep the layers of a copied one, and what could not be compiled or traced again.
 
     Example:
 
@@ -108,20 +124,26 @@ def convert(
     generators, but draw other masks. The rest of the model does not change.
 
     A sequential or functional model is copied with its weights and its compilation, and so are the
-    models in it. The copy shares no state with the original, nor with other models that have layers
-    of the original: they keep Keras's layers, and train apart from the copy. To convert models that
-    share layers, such as those of a GAN, use `in_place=True`.
+    models in it. Attributes that other code has set on a model or a layer are not copied, and the
+    report lists them. The copy shares no state with the original, nor with other models that have
+    layers of the original: they keep Keras's layers, and train apart from the copy. To convert
+    models that share layers, such as those of a GAN, use `in_place=True`.
 
     A model that cannot be copied is changed in place: a subclassed model, which is Python code, or
     one whose layers lack `get_config`. Then a dropout layer stays the same object and gets another
     class, so all references to it remain valid: other models that share the layer are converted
-    too, and Keras traces their steps again. A `tf.function` keeps its trace: make it again.
+    too, and Keras traces their steps again. Your own `tf.function` in or around the model keeps its
+    trace: make it again.
 
-    The report lists the layers that stay Keras's: subclasses of its dropout layers, whose `call`
-    may differ; other kinds (`AlphaDropout`, `GaussianDropout`, `GaussianNoise`); layers that drop
-    without a dropout layer (recurrent cells, `keras.layers.Attention`, layers whose own code draws
-    random numbers); layers in objects, functions and bound methods that the model refers to and
-    Keras does not search; and layers that are not built, since they may make dropout layers then.
+    A layer of a user's subclass is converted if the class has no more than a constructor, and this
+    sets no other attributes: it changes defaults. Its class is then this package's, also in files,
+    and after `to_keras` it is Keras's, with the same arguments.
+
+    The report lists the layers that stay Keras's: other subclasses of its dropout layers; other
+    kinds (`AlphaDropout`, `GaussianDropout`, `GaussianNoise`); layers that drop without a dropout
+    layer (recurrent cells, `keras.layers.Attention`, layers whose own code draws random numbers);
+    layers in objects, functions and bound methods that the model refers to and Keras does not
+    search; and layers that are not built, since they may make dropout layers then.
 
     A layer that makes its own dropout layer, such as `MultiHeadAttention`, makes Keras's again when
     a `.keras` file is loaded. Convert the loaded model again.
@@ -196,6 +218,7 @@ def _converted(
         if not in_place and _can_be_copied(model):
             try:
                 result = _copied(model)
+                notes += _lost_attributes(model, result)
             except ValueError as error:
                 if in_place is not None:
                     raise
@@ -211,8 +234,8 @@ def _converted(
             if sharing:
                 names = ", ".join(sorted(repr(one.name) for one in sharing))
                 notes.append(f"The new model has copies of layers that these models keep: {names}")
+        missed, traced = _missed(result, classes)
     changed = tuple(one for one in reports if one.after is not None)
-    missed, traced = _missed(result, classes)
     unchanged = (*(one for one in reports if one.after is None), *missed)
     notes += traced if changed else []
     report = ConversionReport(model.name, in_place, changed, unchanged, tuple(notes))
@@ -225,7 +248,8 @@ def _change(model: keras.Model, classes: dict[type, type]) -> list[LayerReport]:
     """Change each layer of a class in `classes` to the other class, and report on it."""
     reports, changes = [], []
     for path, line in layers.layers_with_paths(model):
-        layer, after, note = line[-1], classes.get(type(line[-1])), _creator_note(line)
+        layer, note = line[-1], _creator_note(line)
+        after = classes.get(_dropout_class(layer))
         if after is None:
             note = _reason_to_stay(layer, classes)
             if classes is _TO_OURS and _is_unbuilt(layer) and not any(map(_is_unbuilt, line[:-1])):
@@ -239,8 +263,30 @@ def _change(model: keras.Model, classes: dict[type, type]) -> list[LayerReport]:
             reports.append(LayerReport(path or model.name, type(layer), after, note))
     # After the loop: an error in it leaves the model unchanged.
     for layer, replacement in changes:
-        _become(layer, replacement)
+        _become(layer, replacement, type(replacement))
     return reports
+
+
+def _dropout_class(layer: keras.Layer) -> type:
+    """Return the class of a layer, or the dropout class of which it only changes the defaults."""
+    base, name = _base_and_addition(layer)
+    return type(layer) if base is None or name else base
+
+
+def _base_and_addition(layer: keras.Layer) -> tuple[type | None, str]:
+    """Return the dropout class that a layer's class extends, if any, and a name that it adds."""
+    mro = type(layer).__mro__
+    base = next((one for one in mro if one in _TO_OURS or one in _TO_KERAS), None)
+    if base in (None, type(layer)):
+        return base, ""
+    names = [name for one in mro if one not in base.__mro__ for name in vars(one)]
+    names += sorted(_own_attributes(layer, base))
+    return base, next((name for name in names if name not in _NEUTRAL), "")
+
+
+def _own_attributes(layer: keras.Layer, base: type) -> set[str]:
+    """Return the attributes of a layer that a new layer of the class `base` does not have."""
+    return set(vars(layer)) - set(vars(base(0.5, seed=0, name=layer.name)))
 
 
 def _replacement(layer: keras.Layer, new_class: type) -> keras.Layer:
@@ -252,33 +298,33 @@ def _replacement(layer: keras.Layer, new_class: type) -> keras.Layer:
         # Keras creates a seed generator only if the first rate is not 0.
         arguments["rate"] = 0.5
     new = new_class(**arguments, name=layer.name, dtype=layer.dtype_policy)
-    new.rate = layer.rate
-    new.trainable = layer.trainable
-    new.activity_regularizer = layer.activity_regularizer
+    copied = ("rate", "trainable", "activity_regularizer", "supports_masking", "input_spec")
+    for name in copied:
+        setattr(new, name, getattr(layer, name))
     if has_seed:
         new.seed_generator.state.assign(layer.seed_generator.state)
     return new
 
 
-def _become(layer: keras.Layer, replacement: keras.Layer) -> None:
-    """Give `layer` the class and attributes of `replacement`, so that references stay valid."""
+def _become(layer: keras.Layer, replacement: keras.Layer, new_class: type) -> None:
+    """Give `layer` a class and the attributes of `replacement`, so that references stay valid."""
     # Methods that Keras binds to the object, and the layer's calls in functional models.
     kept = ("build", "quantize", "autocast", "_remat_mode", "_inbound_nodes", "_outbound_nodes")
     # Attributes that other code has set.
-    own = vars(layer).keys() - vars(type(layer)(0.5, seed=0, name=layer.name)).keys()
+    own = _own_attributes(layer, _dropout_class(layer))
     attributes = {name: vars(layer)[name] for name in own} | vars(replacement)
     attributes |= {name: vars(layer)[name] for name in kept}
     # The `__setattr__` of layers would track these values.
     object.__setattr__(layer, "__dict__", attributes)
-    object.__setattr__(layer, "__class__", type(replacement))
+    object.__setattr__(layer, "__class__", new_class)
 
 
 def _reason_to_stay(layer: keras.Layer, classes: dict[type, type]) -> str:
     """Return why a layer that drops is not changed, or an empty string if it does not drop."""
-    if type(layer) in classes.values():
+    if _dropout_class(layer) in classes.values():
         return ""
     if isinstance(layer, tuple(classes)):
-        return "a subclass, whose `call` may do something else"
+        return f"a subclass with {_base_and_addition(layer)[1]!r} of its own"
     if classes is _TO_KERAS:
         return ""
     if isinstance(layer, _OTHERS):
@@ -290,7 +336,7 @@ def _reason_to_stay(layer: keras.Layer, classes: dict[type, type]) -> str:
     if drops:
         return "drops without a dropout layer"
     name = layer_code.random_name(layer)
-    return f"may drop in its own code, which names {name!r}" if name else ""
+    return f"may drop in its own code, which uses {name!r}" if name else ""
 
 
 def _is_unbuilt(layer: keras.Layer) -> bool:
@@ -325,7 +371,7 @@ def _missed(model: keras.Model, classes: dict[type, type]) -> tuple[list[LayerRe
                 notes.append(
                     f"{path or model.name}: the `tf.function` {attribute!r} keeps its trace"
                 )
-        elif type(value) in classes or _reason_to_stay(value, classes):
+        elif _dropout_class(value) in classes or _reason_to_stay(value, classes):
             note = f"Keras does not find it in the attribute {attribute!r}"
         if note:
             where = "/".join(filter(None, (path, layer.name)))
@@ -343,9 +389,10 @@ def _missed_by_keras(model: keras.Layer) -> Iterator[tuple[str, str, Any]]:
     # The objects too, since Python reuses the id of a deleted object.
     visited = {id(layer): layer for layer in model._flatten_layers()}
     for path, line in layers.layers_with_paths(model):
-        # Public names first: TensorFlow's private lists hold all attributes again.
+        # Public names first: Keras's private lists hold layers again.
         attributes = _attributes(line[-1])
-        for attribute in sorted(attributes, key=lambda name: name.startswith("_")):
+        names = attributes.keys() - _OF_TENSORFLOW
+        for attribute in sorted(names, key=lambda name: (name.startswith("_"), name)):
             waiting = [attributes[attribute]]
             while waiting:
                 value = waiting.pop()
@@ -438,6 +485,17 @@ def _copied(model: keras.Model) -> keras.Model:
     return result
 
 
+def _lost_attributes(model: keras.Model, copy: keras.Model) -> list[str]:
+    """Return notes on attributes of layers, set by other code, that their copies lack."""
+    notes = []
+    for layer, other in zip(model._flatten_layers(), copy._flatten_layers(), strict=True):
+        lost = sorted(vars(layer).keys() - vars(other).keys() - _NEUTRAL)
+        names = ", ".join(repr(name) for name in lost if not name.startswith("_"))
+        if names:
+            notes.append(f"The copy of {layer.name!r} lacks attributes: {names}")
+    return notes
+
+
 def _clone(layer: keras.Operation) -> keras.Operation:
     """Return a new layer from the configuration of `layer`, without its state."""
     if type(layer) is keras.layers.Lambda:
@@ -454,11 +512,11 @@ def _clone(layer: keras.Operation) -> keras.Operation:
 def _copy_state(layer: keras.Layer, copy: keras.Layer) -> None:
     """Copy the state of `layer`, without the states of the layers in it."""
     # A layer that creates its own dropout layer creates Keras's, whichever it has now.
-    before, after = (_TO_OURS.get(type(one), type(one)) for one in (layer, copy))
-    if before is not after or copy is layer:
+    before, after = (_TO_OURS.get(one, one) for one in map(_dropout_class, (layer, copy)))
+    if (before is not after and type(copy) is not type(layer)) or copy is layer:
         raise TypeError(f"the copy of {layer!r} is {copy!r}")
     if before in _TO_KERAS:
-        _become(copy, _replacement(layer, type(layer)))
+        _become(copy, _replacement(layer, _dropout_class(layer)), type(layer))
         return
     for flag in ("sparse", "ragged", "optional"):
         if isinstance(layer, keras.layers.InputLayer) and getattr(layer, flag, False):

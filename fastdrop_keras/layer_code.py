@@ -9,6 +9,7 @@ import types
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 # Names in code that draws random numbers, the instructions that load them, and what has code.
@@ -17,14 +18,19 @@ _LOADS = (*_OF_OBJECTS, "LOAD_GLOBAL", "IMPORT_FROM")
 _RANDOM = ("random", "dropout", "stateless_dropout")
 _FUNCTIONS: Any = (types.FunctionType, types.MethodType, staticmethod, classmethod)
 _FUNCTIONS += (tf.types.experimental.PolymorphicFunction,)
+# Their methods have any names.
+_GENERATORS: Any = (tf.random.Generator, keras.random.SeedGenerator)
+_GENERATORS += (np.random.Generator, np.random.RandomState)
 
 
 def random_name(layer: keras.Layer) -> str:
-    """Return a name in the code of the layer's `call` that tells of random numbers, or ""."""
+    """Return a name or a class in the layer's code that tells of random numbers, or ""."""
     calls = [vars(base).get("call") for base in type(layer).__mro__]
     waiting, visited = [vars(layer).get("call"), getattr(layer, "function", None), *calls], []
     while waiting:
         value = waiting.pop()
+        if isinstance(value, _GENERATORS):
+            return type(value).__name__
         unwrapped = inspect.unwrap(value) if isinstance(value, _FUNCTIONS) else None
         function: Any = getattr(unwrapped, "__func__", unwrapped)
         is_new = isinstance(function, types.FunctionType) and function not in visited

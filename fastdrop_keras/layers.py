@@ -99,6 +99,8 @@ class BaseDropout(keras.layers.Dropout):
 
     @seed_generator.setter
     def seed_generator(self, generator: keras.random.SeedGenerator) -> None:
+        # Keras would keep the former generator's state among the layer's variables.
+        self._tracker.untrack(vars(self).get("_seed_generator"))
         self._seed_generator = generator
         self._seed_state = layer_state.SeedState(generator)
         self._tracked_state = layer_state.Tracked(generator, self._rate)

@@ -79,6 +79,7 @@ def mc_predict(
         ValueError: If `n`, `seed` or `batch_size` is not a valid value; if `x` is empty or its
             arrays differ in length; if the model has no dropout layer of this package, calls none
             in inference, or calls one in its own `tf.function`.
+        RuntimeError: If it is called in a `tf.function`.
 
     Warns:
         UserWarning: If the model calls only some of its dropout layers in inference.
@@ -99,6 +100,11 @@ def mc_predict(
     >>> bool(abs(mean - 1000).max() < 10), bool(abs(deviation - 1000**0.5).max() < 5)
     (True, True)
     """
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "`mc_predict` returns arrays, which a `tf.function` does not have while it is traced. "
+            "Call `mc_predict` outside of the function"
+        )
     n = checked_count(n, "n")
     if batch_size is not None:
         batch_size = checked_count(batch_size, "batch_size")

@@ -353,6 +353,28 @@ def test_in_place_for_a_model_that_could_be_copied():
 
 
 @pytest.mark.parametrize("in_place", [False, True])
+def test_a_converted_layer_is_found_as_kerass_class(in_place, tmp_path):
+    model = keras.Sequential([keras.Input((64,)), layers.Dropout(0.5), layers.Dense(1)])
+    model = convert(model, verbose=False, in_place=in_place)
+    model.save(tmp_path / "model.keras")
+    for one in (
+        model,
+        keras.models.clone_model(model),
+        keras.Sequential.from_config(model.get_config()),
+        keras.models.load_model(tmp_path / "model.keras"),
+    ):
+        drop = tf.function(lambda x, one=one: one.layers[0](x, training=True))
+        ones = tf.ones((2, 64))
+        assert not np.array_equal(drop(ones), ones)
+        found = [layer for layer in one.layers if isinstance(layer, layers.Dropout)]
+        assert [type(layer) for layer in found] == [OURS[0]]
+        for layer in found:
+            layer.rate = 0.0
+        np.testing.assert_array_equal(drop(ones), ones)
+        assert one.get_config()["layers"][1]["config"]["rate"] == 0
+
+
+@pytest.mark.parametrize("in_place", [False, True])
 def test_models_of_a_part_are_converted_with_a_model_and_can_be_made_of_it(in_place):
     model = sequential()
     before = keras.Model(model.inputs[0], model.layers[3].output)
@@ -533,6 +555,78 @@ def test_flags_and_states_of_the_other_layers(tmp_path):
     assert state(converted.get_layer(noise.name)) == state(noise)
 
 
+class Gentle(layers.Dropout):
+    """Changes only defaults."""
+
+    def __init__(self, rate=0.3, **kwargs):
+        super().__init__(rate, **kwargs)
+
+
+class GentleMaps(layers.SpatialDropout1D):
+    def __init__(self, rate=0.2, seed=5, **kwargs):
+        super().__init__(rate, seed=seed, **kwargs)
+        self.supports_masking = False
+
+
+class Gentler(Gentle):
+    def __init__(self, **kwargs):
+        kwargs = {"rate": 0.1, "noise_shape": (None, 1, None)} | kwargs
+        super().__init__(**kwargs)
+
+
+class OurGentle(fastdrop_keras.Dropout):
+    def __init__(self, rate=0.3, **kwargs):
+        super().__init__(rate, **kwargs)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_subclass_that_only_changes_defaults_is_converted(in_place, tmp_path, expected):
+    inside = [Gentle(seed=7, activity_regularizer="l2"), GentleMaps(), Gentler()]
+    inside[1].trainable = False
+    theirs = keras.Sequential([keras.Input((33, 2)), *inside], name="theirs")
+    x = np.ones((5, 33, 2), np.float32)
+    theirs(x, training=True)
+    # Sets attributes of the layers.
+    theirs.export(tmp_path / "export", verbose=False)
+    states = [state(layer) for layer in inside]
+    model, report = convert(theirs, verbose=False, in_place=in_place, return_report=True)
+    assert not report.unchanged
+    assert [one.before for one in report.changed] == [Gentle, GentleMaps, Gentler]
+    assert [type(layer) for layer in model.layers] == [OURS[0], OURS[1], OURS[0]]
+    assert [layer.rate for layer in model.layers] == [0.3, 0.2, 0.1]
+    assert [layer.supports_masking for layer in model.layers] == [True, False, True]
+    assert [layer.trainable for layer in model.layers] == [True, False, True]
+    assert [state(layer) for layer in model.layers] == states
+    assert model.layers[0].activity_regularizer
+    assert model.layers[2].noise_shape == (None, 1, None)
+    assert_same_outputs(theirs, model, x)
+    # The user's classes are not needed to load the file.
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        loaded.layers[0](x, training=True), expected.factors(x.shape, 0.3, 7, step=1)
+    )
+    back = to_keras(loaded, verbose=False, in_place=in_place)
+    assert [type(layer) for layer in back.layers] == [KERAS[0], KERAS[1], KERAS[0]]
+    assert [layer.rate for layer in back.layers] == [0.3, 0.2, 0.1]
+    ours = keras.Sequential([keras.Input((3,)), OurGentle(seed=7)])
+    assert not convert(ours, verbose=False, in_place=in_place, return_report=True)[1].unchanged
+    (layer,) = to_keras(ours, verbose=False, in_place=in_place).layers
+    assert (type(layer), layer.rate, state(layer)) == (layers.Dropout, 0.3, [7, 0])
+
+
+def test_a_copy_of_a_subclass_that_is_not_converted_keeps_its_class():
+    """`to_keras` leaves them, also where the rate was 0 and where the object was changed."""
+    model = keras.Sequential([keras.Input(X.shape[1:]), Gentle(), Gentle(), Block()])
+    model.layers[0].rate = 0.0
+    model.layers[1].tag = "a user's"
+    back, report = to_keras(model, verbose=False, in_place=False, return_report=True)
+    assert [type(layer) for layer in back.layers[:2]] == [Gentle, Gentle]
+    assert [state(layer) for layer in back.layers[:2]] == [state(one) for one in model.layers[:2]]
+    assert not report.changed
+    assert not report.unchanged
+
+
 def test_a_vocabulary_is_kept():
     lookup = layers.StringLookup()
     lookup.adapt(np.array(["a", "b", "c", "b"]))
@@ -603,6 +697,27 @@ def test_a_functional_model_of_a_class_with_its_own_training_step():
     converted.compile("sgd", "mse", run_eagerly=True)
     converted.fit(X, X[..., :1], verbose=0)
     assert WithItsOwnStep.steps == steps + 1
+
+
+def test_attributes_that_a_copy_lacks_are_listed():
+    inner = keras.Sequential([layers.Dense(8), layers.Dropout(0.5, name="drop")], name="inner")
+    x = keras.Input(X.shape[1:])
+    model = WithItsOwnStep(x, layers.Dense(1, name="dense")(inner(x)), name="outer")
+    inner.layers[1].tag, model.inner, model.alpha = "a user's", inner, 0.5
+    for one, y in ((inner, X), (model, X[..., :1])):
+        one.compile("sgd", "mse", metrics=["mae"])
+        one.fit(X, y, validation_data=(X, y), verbose=0)
+        one.predict(X, verbose=0)
+    expected = [
+        "The copy of 'outer' lacks attributes: 'alpha', 'inner'",
+        "The copy of 'drop' lacks attributes: 'tag'",
+    ]
+    converted, report = convert(model, verbose=False, return_report=True)
+    assert [note for note in report.notes if "lacks" in note] == expected
+    assert "lacks" not in str(convert(converted, verbose=False, return_report=True)[1])
+    # In place nothing is lost.
+    assert not convert(model, verbose=False, in_place=True, return_report=True)[1].notes
+    assert (model.alpha, model.inner) == (0.5, inner)
 
 
 def test_a_functional_model_with_its_own_constructor_is_changed_in_place():
@@ -877,7 +992,8 @@ def test_only_living_models_share_layers():
 
 
 class Theirs(layers.Dropout):
-    pass
+    def call(self, x, training=False):
+        return super().call(x, training=training) * 2
 
 
 def test_unconverted_layers_are_listed_with_the_reason():
@@ -910,7 +1026,7 @@ def test_unconverted_layers_are_listed_with_the_reason():
     reasons = {layer.path: layer.note for layer in report.unchanged}
     assert reasons.pop("bad_seed").startswith("Invalid value received for argument `seed`.")
     assert reasons == {
-        "subclass": "a subclass, whose `call` may do something else",
+        "subclass": "a subclass with 'call' of its own",
         "alpha": "not dropout of this kind",
         "gaussian": "not dropout of this kind",
         "noise": "not dropout of this kind",
@@ -924,6 +1040,33 @@ def test_unconverted_layers_are_listed_with_the_reason():
     once = keras.Sequential([keras.Input((3,)), layers.GaussianNoise(0.1)])
     assert len(convert(once, verbose=False, return_report=True)[1].unchanged) == 1
     assert_same_outputs(converted, model)
+
+
+class Attribute(Gentle):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._self_factor = 3
+
+
+class Method(Gentle):
+    def compute_mask(self, inputs, mask=None):
+        return None
+
+
+class Mixed(Gentle, Slots):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(Attribute, "_self_factor"), (Method, "compute_mask"), (Mixed, "__slots__"), (Theirs, "call")],
+)
+def test_a_subclass_with_more_than_a_constructor_is_listed(kind, name):
+    layer = kind(rate=0.5)
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model, report = convert(model, verbose=False, in_place=True, return_report=True)
+    assert type(model.layers[0]) is kind
+    assert [one.note for one in report.unchanged] == [f"a subclass with {name!r} of its own"]
 
 
 def drop_path(x):
@@ -986,10 +1129,29 @@ class OfItsRate(layers.Layer):
         return random.dropout(x, self.dropout)
 
 
+class OfAGenerator(layers.Layer):
+    def __init__(self, generator):
+        super().__init__()
+        self.generator = generator
+
+    def call(self, x):
+        return x * tf.cast(self.generator.normal(), x.dtype)
+
+
+class OfAGeneratorInAClosure(layers.Layer):
+    def __init__(self, generator):
+        super().__init__()
+        self.scale = lambda: generator.normal()
+
+    def call(self, x):
+        return x * tf.cast(self.scale(), x.dtype)
+
+
 class NotRandom(layers.Layer):
     def __init__(self):
         super().__init__()
         self.dropout, self.random, self.stateless_dropout = layers.Dropout(0.5), None, 0.5
+        self.unused = np.random.default_rng(0)
 
     def call(self, x, training=False):
         rates = {"dropout": self.stateless_dropout}
@@ -1009,6 +1171,9 @@ class NotRandom(layers.Layer):
         (Static, "random"),
         (OfItsRate, "random"),
         (lambda: layers.Lambda(lambda x: tf.nn.dropout(x, 0.5)), "dropout"),
+        (lambda: OfAGenerator(np.random.default_rng(0)), "Generator"),
+        (lambda: OfAGenerator(np.random.RandomState(0)), "RandomState"),
+        (lambda: OfAGeneratorInAClosure(np.random.default_rng(0)), "Generator"),
         (NotRandom, None),
         (lambda: layers.Lambda(tf.nn.relu), None),
     ],
@@ -1018,7 +1183,7 @@ def test_layers_that_may_drop_in_their_own_code_are_listed(make, name):
     model = keras.Sequential([keras.Input(X.shape[1:]), layer])
     _, report = convert(model, verbose=False, in_place=True, return_report=True)
     found = [(one.path, one.note) for one in report.unchanged]
-    note = f"may drop in its own code, which names {name!r}"
+    note = f"may drop in its own code, which uses {name!r}"
     assert found == ([(layer.name, note)] if name else [])
 
 
@@ -1031,7 +1196,7 @@ def test_a_model_that_may_drop_in_its_own_code_is_listed():
     model(X)
     _, report = convert(model, verbose=False, return_report=True)
     assert str(report.unchanged[0]) == (
-        "own: tests Model (may drop in its own code, which names 'dropout')"
+        "own: tests Model (may drop in its own code, which uses 'dropout')"
     ).replace("tests", __name__.partition(".")[0])
 
 
@@ -1163,12 +1328,13 @@ def test_a_model_without_dropout_is_copied():
 
 def test_user_subclasses_of_ours_stay_ours():
     class Mine(fastdrop_keras.Dropout):
-        pass
+        def get_config(self):
+            return super().get_config()
 
     model = keras.Sequential([keras.Input((3,)), Mine(0.5)])
     back, report = to_keras(model, verbose=False, return_report=True)
     assert type(back.layers[0]) is Mine
-    assert report.unchanged[0].note == "a subclass, whose `call` may do something else"
+    assert report.unchanged[0].note == "a subclass with 'get_config' of its own"
 
 
 # Errors.

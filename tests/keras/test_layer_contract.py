@@ -129,9 +129,10 @@ GOOD = [0, 1, 0.5, np.float32(0.5), np.float16(0.25), np.int64(1), np.array(0.5)
 
 @pytest.mark.parametrize("rate", [*GOOD, tf.constant(0.5), keras.Variable(0.25)], ids=str)
 def test_good_rate(rate):
-    layer = fastdrop_keras.Dropout(rate)
-    assert layer.rate == float(rate)
-    assert type(layer.rate) is float
+    layer, other = fastdrop_keras.Dropout(rate), fastdrop_keras.Dropout(0.75)
+    other.rate = rate
+    assert layer.rate == other.rate == float(rate)
+    assert type(layer.rate) is type(other.rate) is float
 
 
 @each_layer
@@ -239,6 +240,17 @@ def test_unsupported_dtypes(dtype, run):
     assert layer(x, training=False).dtype == dtype
 
 
+def test_symbolic_tensors_of_the_legacy_package_are_refused():
+    class KerasTensor:
+        """As in tf_keras."""
+
+        shape, dtype, is_tensor_like = tf.TensorShape((2, 3)), tf.float32, True
+
+    KerasTensor.__module__ = "tf_keras.src.engine.keras_tensor"
+    with pytest.raises(TypeError, match=r"for Keras 3\..* from the package tf_keras"):
+        fastdrop_keras.Dropout(0.5)(KerasTensor())
+
+
 def test_ragged_and_sparse_inputs_are_refused():
     layer = fastdrop_keras.Dropout(0.5)
     for x in (tf.ragged.constant([[1.0, 2.0], [3.0]]), tf.sparse.from_dense([[1.0, 0.0]])):
@@ -273,7 +285,14 @@ def test_config_reproduces_the_layer(layer):
 
 @each_layer
 def test_registered_name(layer_class):
-    assert keras.saving.get_registered_name(layer_class) == f"fastdrop>{layer_class.__name__}"
+    name = layer_class.__name__
+    assert keras.saving.get_registered_name(layer_class) == f"fastdrop>{name}"
+    # Keras's own name makes Keras's layer.
+    for made in (layer_class, getattr(keras.layers, name)):
+        serialized = keras.saving.serialize_keras_object(made(0.5))
+        assert type(keras.saving.deserialize_keras_object(serialized)) is made
+    short = {"class_name": f"fastdrop>{name}", "config": {"rate": 0.5}}
+    assert type(keras.layers.deserialize(short)) is layer_class
 
 
 def test_config_has_the_current_rate():

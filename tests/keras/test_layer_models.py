@@ -308,8 +308,13 @@ def test_a_function_in_training_in_a_saved_model(tmp_path, expected):
     )
     tf.saved_model.save(module, tmp_path)
     loaded = tf.saved_model.load(tmp_path)
-    want = expected.factors((5, 33), 0.5, 3)
-    np.testing.assert_array_equal(loaded.function(tf.ones((5, 33))), want)
+    # The loaded model has a rate and a state of its own.
+    for step, rate in enumerate([0.5, 0.9]):
+        module.layer.rate = rate
+        want = expected.factors((5, 33), 0.5, 3, step)
+        np.testing.assert_array_equal(loaded.function(tf.ones((5, 33))), want)
+    want = expected.factors((5, 33), 0.9, 3)
+    np.testing.assert_array_equal(module.function(tf.ones((5, 33))), want)
 
 
 def test_clone_model_starts_the_stream_of_its_seed():

@@ -150,6 +150,23 @@ def test_keras_file(used, tmp_path):
     np.testing.assert_array_equal(loaded(ONES, training=True), used(ONES, training=True))
 
 
+def test_files_save_the_state_of_the_current_generator(used, tmp_path, expected):
+    used.layers[0].seed_generator = keras.random.SeedGenerator(7)
+    assert len(used.variables) == len(model().variables)
+    np.testing.assert_array_equal(
+        used.layers[0](ONES, training=True), expected.factors(SHAPE, 0.5, 7)
+    )
+    used.save(tmp_path / "model.keras")
+    used.save_weights(tmp_path / "model.weights.h5")
+    checkpoint = tf.train.Checkpoint(model=used).save(tmp_path / "checkpoint")
+    loaded, restored = model(), model()
+    loaded.load_weights(tmp_path / "model.weights.h5")
+    tf.train.Checkpoint(model=restored).restore(checkpoint).assert_existing_objects_matched()
+    for other in (keras.models.load_model(tmp_path / "model.keras"), loaded, restored):
+        assert states(other) == states(used)
+        assert states(other)[0] == [7, 1]
+
+
 def test_keras_file_keeps_the_rate_in_use(used, tmp_path):
     used.layers[0].rate = 0.75
     used.save(tmp_path / "model.keras")

@@ -419,6 +419,12 @@ def test_a_traced_tf_function_in_the_model_gives_a_warning():
         quiet(model)
 
 
+def test_a_call_in_a_tf_function_is_refused():
+    model = keras.Sequential([keras.Input(X.shape[1:]), Dropout(0.5)])
+    with pytest.raises(RuntimeError, match=r"Call `mc_predict` outside of the function"):
+        tf.function(lambda x: mc_predict(model, x, 2))(X)
+
+
 def test_control_flow_is_not_a_tf_function():
     class Branches(keras.Model):
         def __init__(self):

@@ -57,6 +57,25 @@ def test_each_epoch_drops_with_its_rate(expected):
     assert model.layers[0].rate == 1
 
 
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+@pytest.mark.parametrize("convert", [tf.constant, np.array, np.float32])
+def test_a_schedule_may_return_tensors_and_arrays_without_dimensions(unit, convert):
+    rates = [0.5, 0.25, 0.125]
+    model, _ = watched()
+    history = fit(model, RateSchedule(lambda number: convert(rates[number]), unit=unit))
+    assert history["dropout_rate"] == rates
+    assert {type(rate) for rate in (*history["dropout_rate"], model.layers[0].rate)} == {float}
+
+
+def test_a_schedule_of_keras_for_learning_rates(expected):
+    decay = keras.optimizers.schedules.PolynomialDecay(0.75, 2, 0.25)
+    assert tf.is_tensor(decay(1))
+    model, dropped = watched()
+    assert fit(model, RateSchedule(decay))["dropout_rate"] == [0.75, 0.5, 0.25]
+    masks = [expected.mask(SHAPE, rate, 7, step) for step, rate in enumerate([0.75, 0.5, 0.25])]
+    assert dropped == [int((~mask).sum()) for mask in masks]
+
+
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_each_step_drops_with_its_rate(expected, run_eagerly):
     model, dropped = watched(run_eagerly=run_eagerly)
