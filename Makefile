@@ -17,7 +17,7 @@ help:
 	@echo "make test-asan  the NumPy tests with AddressSanitizer and UBSan"
 	@echo "make test-debug  the same with bounds checks and asserts"
 	@echo "make faults     plant faults and see the tests fail; ONLY=fork for some"
-	@echo "make matrix     every Python, NumPy and TensorFlow that can be had here, in a table"
+	@echo "make matrix     every Python, NumPy, TensorFlow and PyTorch that can be had here, in a table"
 	@echo "make fuzz       pickles, states, configs and files at random; FUZZ_SECONDS=60 for each target"
 	@echo "make bench      speed against the peers: a report in results/bench (ten minutes)"
 	@echo "make bench-quick  less of it, in a minute"

@@ -1,4 +1,4 @@
-"""Builds and tests the library with each available Python, NumPy and TensorFlow.
+"""Builds and tests the library with each available Python, NumPy, TensorFlow and PyTorch.
 
 ``python tests/matrix.py`` builds a wheel from the sources with each Python, installs it into a new
 environment for each cell, runs some of the tests there, and prints a table. It exits with 1 if a
@@ -20,11 +20,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ["fastdrop", "fastdrop_keras", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
+SOURCES = [
+    "fastdrop",
+    "fastdrop_keras",
+    "fastdrop_torch",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+]
 # The helper files of the tests, without the packages: tests must import the installed ones.
 TESTS = ["tests", "docs", "bench", "pyproject.toml"]
 NUMPY_TESTS = ("bad_input", "fused", "hostile", "mask", "seeds", "stream", "threads", "values")
 KERAS_TESTS = ("layer_values", "layer_gradients", "layer_state", "bridges")
+TORCH_TESTS = ("functions", "gradients", "compiled", "modules")
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 LONGEST = 3600  # seconds that one command may take before it counts as hanging
 
@@ -51,6 +60,11 @@ def keras_cell(version: str, *requirements: str, newest: str = "3.99") -> Cell:
     return Cell(f"tensorflow {version}", HERE, requirements, tests, newest=newest)
 
 
+def torch_cell(version: str, requirement: str) -> Cell:
+    tests = tuple(f"tests/torch/test_{name}.py" for name in TORCH_TESTS)
+    return Cell(f"pytorch {version}", HERE, (requirement, "numpy"), tests)
+
+
 CELLS = [
     cell
     for python in ("3.10", "3.11", "3.12", "3.13")
@@ -65,6 +79,8 @@ CELLS = [
     keras_cell("oldest", "tensorflow==2.16.*", "keras==3.11.*", newest="3.12"),
     keras_cell("2.18", "tensorflow==2.18.*", "keras==3.11.*", newest="3.12"),
     keras_cell("newest", "tensorflow", "keras"),
+    torch_cell("oldest", "torch==2.9.*"),
+    torch_cell("newest", "torch"),
 ]
 
 
