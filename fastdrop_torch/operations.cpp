@@ -17,6 +17,7 @@
 #include <mutex>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include <ATen/MemoryOverlap.h>
@@ -24,7 +25,6 @@
 #include <ATen/NativeFunctions.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/library.h>
-#include <torch/version.h>
 
 #include "fastdrop.h"
 
@@ -268,13 +268,14 @@ struct DropoutBackward : Node {
     c10::SymDimVector bias_shape, residual_shape;
 };
 
-#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 13
-auto new_node() {
-    return std::shared_ptr<DropoutBackward>(new DropoutBackward(), torch::autograd::deleteNode);
+/* Newer versions of PyTorch count references in the node, older ones beside it. */
+template <typename New = DropoutBackward> auto new_node() {
+    using Pointer = std::decay_t<decltype(std::declval<Tensor>().grad_fn())>;
+    if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>)
+        return std::shared_ptr<New>(new New(), [](auto *node) { deleteNode(node); });
+    else
+        return c10::make_intrusive<New>();
 }
-#else
-auto new_node() { return c10::make_intrusive<DropoutBackward>(); }
-#endif
 
 using DropoutPointer = decltype(new_node());
 
