@@ -12,6 +12,8 @@ from bench.peers import TORCH_OURS, TORCH_PEERS, check_peer, torch_on_one_thread
 torch = pytest.importorskip("torch")
 fastdrop_torch = pytest.importorskip("fastdrop_torch", exc_type=ImportError)
 nn = torch.nn
+# Of PyTorch's compiler.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 # The default of `nn.TransformerEncoderLayer`.
 RATE = 0.1

@@ -41,6 +41,8 @@ def test_each_peer_is_a_dropout(name):
 
 
 @pytest.mark.slow
+# Of PyTorch's own code.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", [*TORCH_OURS, *TORCH_PEERS])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_each_torch_peer_is_a_dropout(name, compiled):
