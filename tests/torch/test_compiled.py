@@ -173,3 +173,13 @@ for word in sys.argv[1:]:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     for words in (["off", "on"], ["on"], ["off"]):
         subprocess.run([sys.executable, "-c", program, *words], check=True)
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_a_trace_has_pytorchs_operation_unless_it_is_switched(on):
+    x = torch.ones(5)
+    with fastdrop_torch.enabled(on):
+        traced = make_fx(lambda x: nn.functional.dropout(x), tracing_mode="symbolic")(x)
+    names = {str(node.target) for node in traced.graph.nodes}
+    assert ("fastdrop.forward.default" in names) == on
+    assert ("aten.native_dropout.default" in names) != on
