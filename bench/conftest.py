@@ -56,7 +56,7 @@ def measure(benchmark, request):
         sides = {"ours": ours, "peers": peers or {}, "limits": limits or {}}
         turns = Turns({name: call for side in sides.values() for name, call in side.items()})
         # Slow candidates get at least three rounds, which still have quartiles.
-        fewest, most = (3, 5) if quick or turns.round_seconds > 1 else (5, 30)
+        fewest, most = 3 if quick or turns.round_seconds > 1 else 5, 5 if quick else 30
         rounds = turns.rounds(0.1 * seconds if quick else seconds, fewest, most)
         # The report uses `extra_info`: pytest-benchmark's statistics are about whole rounds.
         benchmark.pedantic(turns.round, rounds=rounds)

@@ -1,7 +1,8 @@
-"""Calls the libraries that `test_arrays.py` compares with, and checks that each computes a dropout.
+"""Calls the libraries that are compared on arrays, and checks that each computes a dropout.
 
-Each peer is a function in `PEERS`. It creates arrays of ones and returns calls that drop their
-elements. Each peer runs in its fastest configuration, in float32 and on one thread.
+Each peer is a function in `PEERS`, or in `TORCH_PEERS` for PyTorch's tensors. It creates arrays of
+ones and returns calls that drop their elements. Each peer runs in its fastest configuration, in
+float32 and on one thread.
 """
 
 from __future__ import annotations
@@ -76,17 +77,37 @@ def torch_on_one_thread() -> Any:
     return torch
 
 
-def torch_dropout(size: int, rate: float) -> Calls:
-    """`torch.nn.functional.dropout`, which `torch.nn.Dropout` calls."""
+def torch_calls(drop: Callable[..., Any], size: int, rate: float, compiled: bool = False) -> Calls:
+    """Calls of a function with the arguments of `torch.nn.functional.dropout`."""
     torch = torch_on_one_thread()
     x, dy = torch.ones(size), torch.ones(size)
     leaf = torch.ones(size, requires_grad=True)
 
+    def forward_of(x):
+        return drop(x, rate, training=True)
+
+    if compiled:
+        # An error, instead of eager calls, where it cannot be compiled.
+        forward_of = torch.compile(forward_of, fullgraph=True, dynamic=False)
+
     def training():
-        y = torch.nn.functional.dropout(leaf, rate, training=True)
+        y = forward_of(leaf)
         return y, *torch.autograd.grad(y, leaf, dy)
 
-    return Calls(lambda: torch.nn.functional.dropout(x, rate, training=True), training)
+    return Calls(lambda: forward_of(x), training)
+
+
+def torch_dropout(size: int, rate: float, compiled: bool = False) -> Calls:
+    """`torch.nn.functional.dropout`, which `torch.nn.Dropout` calls."""
+    torch = torch_on_one_thread()
+    return torch_calls(torch.nn.functional.dropout, size, rate, compiled)
+
+
+def fastdrop_torch_dropout(size: int, rate: float, compiled: bool = False) -> Calls:
+    """`fastdrop_torch.functional.dropout`."""
+    from fastdrop_torch import functional
+
+    return torch_calls(functional.dropout, size, rate, compiled)
 
 
 def torch_inplace(size: int, rate: float) -> Calls:
@@ -205,6 +226,9 @@ PEERS = {
     "JAX, threefry": jax_threefry,
     "JAX, unsafe_rbg": jax_unsafe_rbg,
 }
+# For tensors of PyTorch; all take the argument `compiled`, too.
+TORCH_OURS = {"fastdrop_torch dropout": fastdrop_torch_dropout}
+TORCH_PEERS = {"torch dropout": torch_dropout}
 
 
 class InvalidDropoutError(Exception):

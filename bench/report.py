@@ -97,6 +97,21 @@ TABLES = {
         "The median step of each turn.",
         in_readme=True,
     ),
+    "torch layers": Table(
+        "PyTorch: one call",
+        "µs a call",
+        1e6,
+        "float32, one thread, rate 0.1. Compiled: by `torch.compile`. The multiplication by a "
+        "number, with its gradient, is the limit of PyTorch's eager calls and of the memory.",
+    ),
+    "torch training": Table(
+        "PyTorch: a training step",
+        "ms a step",
+        1e3,
+        "Network, loss, gradients and SGD. Ours: by `convert`, and by `enabled` for the dropout of "
+        "attention weights. Compiled: network and loss, by `torch.compile`.",
+        in_readme=True,
+    ),
     "memory": Table(
         "Memory of training",
         "bytes an element and layer",

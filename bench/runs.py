@@ -10,7 +10,10 @@ from pathlib import Path
 Figures = dict[str, list[float]]
 
 # Two runs are compared relative to the first of these in a case: they are on every machine.
-REFERENCES = ("numpy.multiply", "NumPy's operations", "keras.layers.Dropout")
+REFERENCES = (
+    *("numpy.multiply", "NumPy's operations", "keras.layers.Dropout"),
+    *("torch dropout", "torch.nn.Dropout"),
+)
 
 
 @dataclass(frozen=True)

@@ -565,6 +565,13 @@ thread_local int switched_here = 0; /* 1: on, -1: off, 0: as everywhere */
 
 bool is_switched() { return switched_here ? switched_here > 0 : switched_everywhere.load(); }
 
+/* What PyTorch runs without this file: a trace prefers its decomposition in Python. */
+Tensor pytorch_dropout(const Tensor &x, double p, bool train) {
+    if (!c10::impl::tls_is_dispatch_key_included(DispatchKey::PythonDispatcher))
+        return at::native::dropout(x, p, train);
+    return train && p != 0 ? std::get<0>(at::native_dropout(x, p, train)) : x;
+}
+
 template <auto ours, auto theirs> Tensor switched(const Tensor &x, double p, bool train) {
     return is_switched() ? ours(x, p, train, std::nullopt, std::nullopt) : theirs(x, p, train);
 }
@@ -578,7 +585,7 @@ void register_switch(DispatchKey key) {
     static std::vector<torch::Library> libraries;
     torch::Library &m =
         libraries.emplace_back(torch::Library::IMPL, "aten", key, __FILE__, (uint32_t)__LINE__);
-    m.impl("dropout", switched<dropout, at::native::dropout>);
+    m.impl("dropout", switched<dropout, pytorch_dropout>);
     m.impl("dropout_", switched_<dropout_, at::native::dropout_>);
     m.impl("feature_dropout", switched<feature_dropout, at::native::feature_dropout>);
     m.impl("feature_dropout_", switched_<feature_dropout_, at::native::feature_dropout_>);

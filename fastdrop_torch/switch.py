@@ -3,9 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
+import torch
+import torch.compiler.config
+
 from fastdrop_torch.library import LIBRARY
+
+# Marks what `torch.compile` stores on disk while the switch is on: PyTorch's key does not see it.
+_TAG = ",fastdrop_torch"
+
+
+@functools.cache
+def _forget_kernels() -> None:
+    """Let traces look up PyTorch's dropout functions again, after the switch was registered.
+
+    PyTorch remembers in Python which kernel each operation has.
+    """
+    for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
+        for operation in (name, f"{name}_"):
+            getattr(torch.ops.aten, operation).default._dispatch_cache.clear()
+
+
+def _marked(tag: str, on: bool) -> str:
+    return tag.replace(_TAG, "") + (_TAG if on else "")
+
+
+def _mark_compiled(on: bool) -> None:
+    config = torch.compiler.config
+    config.cache_key_tag = _marked(config.cache_key_tag, on)
 
 
 def enable() -> None:
@@ -33,6 +60,8 @@ def enable() -> None:
     tensor([nan, nan, nan, nan])
     """
     LIBRARY.fastdrop_switch_everywhere(1)
+    _forget_kernels()
+    _mark_compiled(True)
 
 
 def disable() -> None:
@@ -44,6 +73,7 @@ def disable() -> None:
     >>> fastdrop_torch.disable()
     """
     LIBRARY.fastdrop_switch_everywhere(0)
+    _mark_compiled(False)
 
 
 @contextlib.contextmanager
@@ -61,8 +91,12 @@ def enabled(value: bool = True) -> Iterator[None]:
     ...     torch.nn.functional.dropout(x, 1.0)
     tensor([0., 0., 0., 0.])
     """
-    before = LIBRARY.fastdrop_switch_here(1 if value else -1)
+    config = torch.compiler.config
+    before, tag = LIBRARY.fastdrop_switch_here(1 if value else -1), config.cache_key_tag
+    _forget_kernels()
+    _mark_compiled(value)
     try:
         yield
     finally:
+        config.cache_key_tag = tag
         LIBRARY.fastdrop_switch_here(before)

@@ -1,5 +1,6 @@
 """The parts of the benchmarks: checks of peers, turns, the report, the comparison of two runs."""
 
+import importlib.util
 import itertools
 import json
 import re
@@ -15,6 +16,8 @@ from bench import report, runs
 from bench.peers import (
     OURS,
     PEERS,
+    TORCH_OURS,
+    TORCH_PEERS,
     Calls,
     InvalidDropoutError,
     check_dropout,
@@ -35,6 +38,17 @@ def test_each_peer_is_a_dropout(name):
         check_peer(name, make, SIZE, RATE)
     except ImportError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.slow
+# Of PyTorch's own code.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", [*TORCH_OURS, *TORCH_PEERS])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_each_torch_peer_is_a_dropout(name, compiled):
+    pytest.importorskip("torch")
+    make = (TORCH_OURS | TORCH_PEERS)[name]
+    check_peer(name, lambda size, rate: make(size, rate, compiled), SIZE, RATE)
 
 
 def same_mask(size, rate):
@@ -283,6 +297,8 @@ def test_a_quick_run_from_end_to_end(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     run = runs.load(tmp_path / "run.json")
     tables = {"arrays", "kernels", "fused", "threads", "layers", "one layer", "training"}
+    if importlib.util.find_spec("torch"):
+        tables |= {"torch layers", "torch training"}
     assert {case.table for case in run.cases} == tables
     # Every case has a reference, so another run can be compared with it.
     assert len(runs.changes(run, run)) == len(run.cases)

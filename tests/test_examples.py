@@ -27,6 +27,8 @@ def test_every_example_has_a_test():
         "digits.py",
         "drop_connect.py",
         "numpy_mlp.py",
+        "torch_digits.py",
+        "torch_transformer.py",
     }
 
 
@@ -44,6 +46,18 @@ def test_numpy_mlp():
 
 def test_drop_connect():
     assert "connections dropped" in run("drop_connect.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("torch_digits.py", "fastdrop_torch.Dropout"),
+        ("torch_transformer.py", "the same, and fused"),
+    ],
+)
+def test_torch(name, ours):
+    pytest.importorskip("torch")
+    assert ours in run(name)
 
 
 @pytest.mark.parametrize("wrong", ["1", "none"])

@@ -1,5 +1,8 @@
 """Compiled, exported and scripted functions drop as eager ones do."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -147,3 +150,36 @@ def test_opcheck(name, arguments):
     }[name]
     operation = getattr(torch.ops.fastdrop, name).default
     torch.library.opcheck(operation, (*operands, *arguments))
+
+
+@pytest.mark.slow
+def test_attention_is_compiled_with_our_dropout_only_where_it_is_switched_on(tmp_path, monkeypatch):
+    """Whatever the process compiled before, and whatever others left in PyTorch's cache."""
+    program = """
+import contextlib, sys, torch, fastdrop_torch
+q = torch.ones(1, 2, 16, 8, requires_grad=True)
+def attention(q):
+    return torch.nn.functional.scaled_dot_product_attention(q, q, q, dropout_p=0.5)
+for word in sys.argv[1:]:
+    torch.compiler.reset()
+    with fastdrop_torch.enabled() if word == "on" else contextlib.nullcontext():
+        compiled = torch.compile(attention, fullgraph=True)
+        compiled(q).sum().backward()
+        with torch.profiler.profile() as profile:
+            compiled(q)
+    found = any(one.key == "fastdrop::forward" for one in profile.key_averages())
+    assert found == (word == "on"), word
+"""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for words in (["off", "on"], ["on"], ["off"]):
+        subprocess.run([sys.executable, "-c", program, *words], check=True)
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_a_trace_has_pytorchs_operation_unless_it_is_switched(on):
+    x = torch.ones(5)
+    with fastdrop_torch.enabled(on):
+        traced = make_fx(lambda x: nn.functional.dropout(x), tracing_mode="symbolic")(x)
+    names = {str(node.target) for node in traced.graph.nodes}
+    assert ("fastdrop.forward.default" in names) == on
+    assert ("aten.native_dropout.default" in names) != on

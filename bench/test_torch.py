@@ -1,0 +1,164 @@
+"""How fast is dropout in PyTorch: one call, and a training step? Eager and compiled."""
+
+import contextlib
+import statistics
+import time
+
+import pytest
+
+import fastdrop
+from bench.peers import TORCH_OURS, TORCH_PEERS, check_peer, torch_on_one_thread
+
+torch = pytest.importorskip("torch")
+fastdrop_torch = pytest.importorskip("fastdrop_torch", exc_type=ImportError)
+nn = torch.nn
+# Of PyTorch's compiler.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+# The default of `nn.TransformerEncoderLayer`.
+RATE = 0.1
+
+COMPILED = pytest.mark.parametrize(
+    "compiled",
+    [
+        pytest.param(False, id="eager"),
+        pytest.param(True, id="compiled", marks=pytest.mark.full),
+    ],
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Run each benchmark on one thread, with nothing compiled by the one before."""
+    threads = torch.get_num_threads()
+    torch_on_one_thread()
+    torch.compiler.reset()
+    with fastdrop.num_threads(1):
+        yield
+    torch.set_num_threads(threads)
+
+
+@COMPILED
+@pytest.mark.parametrize(
+    "direction", [pytest.param("forward", marks=pytest.mark.full), "forward and backward"]
+)
+@pytest.mark.exponents((4, 10, 14, 18, 22), quick=(14,))
+def test_call(measure, exponent, direction, compiled):
+    """One call of `dropout`."""
+    size = 2**exponent
+
+    def call_of(calls):
+        return calls.forward if direction == "forward" else calls.training
+
+    def calls(makers):
+        made = {}
+        for name, make in makers.items():
+
+            def make_one(size, rate, make=make):
+                return make(size, rate, compiled)
+
+            check_peer(name, make_one, size, RATE)
+            made[name] = call_of(make_one(size, RATE))
+        return made
+
+    x, dy, leaf = torch.ones(size), torch.ones(size), torch.ones(size, requires_grad=True)
+    limits = {
+        "forward": lambda: x * 1.25,
+        "forward and backward": lambda: torch.autograd.grad(leaf * 1.25, leaf, dy),
+    }
+    measure(
+        "torch layers",
+        f"2^{exponent}",
+        group=f"{direction}, {'compiled' if compiled else 'eager'}",
+        ours=calls(TORCH_OURS),
+        peers=calls(TORCH_PEERS),
+        limits={"an eager multiplication": limits[direction]},
+    )
+
+
+def perceptron(rate):
+    """The network of tutorials on MNIST, with two dropouts."""
+    return nn.Sequential(
+        *(nn.Linear(784, 512), nn.ReLU(), nn.Dropout(rate)),
+        *(nn.Linear(512, 512), nn.ReLU(), nn.Dropout(rate)),
+        nn.Linear(512, 10),
+    )
+
+
+def transformer_encoder(rate):
+    """Two of PyTorch's encoder blocks, each with four dropouts, one on attention weights."""
+    block = nn.TransformerEncoderLayer(256, 4, 1024, rate, batch_first=True)
+    encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+    return nn.Sequential(encoder, nn.Linear(256, 10))
+
+
+# The network, its inputs' shape, its rate, and the steps of one turn.
+NETWORKS = {
+    "MLP, 784-512-512-10, batch 128": (perceptron, (128, 784), 0.5, 8),
+    "transformer encoder, 128 x 256, batch 16": (transformer_encoder, (16, 128, 256), RATE, 1),
+}
+
+
+def steps(network, dropout, compiled):
+    """A call that trains for a few steps and returns the median seconds of a step.
+
+    `dropout` is "none", "theirs" or "ours".
+    """
+    build, shape, rate, count = NETWORKS[network]
+    torch.manual_seed(0)
+    model = build(0.0 if dropout == "none" else rate)
+    switch = contextlib.nullcontext
+    if dropout == "ours":
+        fastdrop_torch.convert(model, verbose=False)
+        switch = fastdrop_torch.enabled
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    x, labels = torch.randn(shape), torch.randint(10, shape[:-1])
+
+    def loss_of(x, labels):
+        return nn.functional.cross_entropy(model(x).flatten(0, -2), labels.flatten())
+
+    if compiled:
+        loss_of = torch.compile(loss_of, fullgraph=True, dynamic=False)
+
+    def train():
+        seconds = []
+        for _ in range(count):
+            start = time.perf_counter()
+            with switch():
+                optimizer.zero_grad()
+                loss_of(x, labels).backward()
+                optimizer.step()
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds)
+
+    return train
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(name, marks=() if name.startswith("MLP") else pytest.mark.full)
+        for name in NETWORKS
+    ],
+)
+@pytest.mark.parametrize(
+    ("threads", "compiled"),
+    [
+        pytest.param(1, False, id="eager"),
+        pytest.param(2, False, id="eager, 2 threads", marks=pytest.mark.full),
+        pytest.param(1, True, id="compiled", marks=pytest.mark.full),
+    ],
+)
+def test_step(measure, threads, compiled, network):
+    """With our dropout, with PyTorch's, and without dropout."""
+    torch.set_num_threads(threads)
+    fastdrop.set_num_threads(threads)
+    measure(
+        "torch training",
+        network,
+        group=f"{'compiled' if compiled else 'eager'}, {threads} thread{'s' * (threads > 1)}",
+        ours={"fastdrop_torch": steps(network, "ours", compiled)},
+        peers={"torch.nn.Dropout": steps(network, "theirs", compiled)},
+        limits={"no dropout": steps(network, "none", compiled)},
+        seconds=12.0,
+    )
