@@ -65,14 +65,13 @@ def check() -> str:
     try:
         import keras
     except ModuleNotFoundError as error:
-        backend = os.environ.get("KERAS_BACKEND", error.name)
-        if error.name == "keras":
-            raise _missing(
-                "Keras", _PACKAGES.get(backend or "", _PACKAGES["tensorflow"])[1]
-            ) from error
-        if error.name in _PACKAGES:
-            raise _missing(*_PACKAGES[error.name]) from error
-        if error.name in ("jax", "openvino"):
+        package = (error.name or "").partition(".")[0]
+        backend = os.environ.get("KERAS_BACKEND", package)
+        if package == "keras":
+            raise _missing("Keras", _PACKAGES.get(backend, _PACKAGES["tensorflow"])[1]) from error
+        if package in _PACKAGES:
+            raise _missing(*_PACKAGES[package]) from error
+        if package in ("jax", "openvino"):
             # Keras is set to another backend, which is not installed.
             raise _wrong_backend(backend) from error
         raise
@@ -128,7 +127,7 @@ def _missing(package: str, command: str) -> ImportError:
     )
 
 
-def _wrong_backend(backend: str | None) -> ImportError:
+def _wrong_backend(backend: str) -> ImportError:
     return ImportError(
         "fastdrop_keras supports only Keras's backends 'tensorflow' and 'torch', but Keras is set "
         f"to use {backend!r}. Set the environment variable KERAS_BACKEND=tensorflow or "
