@@ -1,4 +1,4 @@
-"""Dropout layers for Keras on TensorFlow, computed by fastdrop's kernels on the CPU.
+"""Dropout layers for Keras on TensorFlow or PyTorch, computed by fastdrop's kernels on the CPU.
 
 Each layer takes the same arguments as Keras's layer of the same name:
 
@@ -7,11 +7,10 @@ Each layer takes the same arguments as Keras's layer of the same name:
 
 from fastdrop_keras import _requirements
 
-_requirements.check()
+_backend = _requirements.check()
 
 # After the check, which explains why one of these imports would fail.
 from fastdrop import __version__  # noqa: E402
-from fastdrop_keras.bridge import get_bridge, set_bridge, show_config  # noqa: E402
 from fastdrop_keras.conversion import ConversionReport, LayerReport, convert, to_keras  # noqa: E402
 from fastdrop_keras.layers import (  # noqa: E402
     Dropout,
@@ -21,9 +20,15 @@ from fastdrop_keras.layers import (  # noqa: E402
     disable,
     enable,
     enabled,
+    show_config,
 )
-from fastdrop_keras.monte_carlo import mc_predict  # noqa: E402
 from fastdrop_keras.schedule import RateSchedule, cosine_ramp, linear_ramp  # noqa: E402
+
+if _backend == "tensorflow":
+    from fastdrop_keras.bridge import get_bridge, set_bridge
+    from fastdrop_keras.monte_carlo import mc_predict
+else:
+    from fastdrop_keras.only_tensorflow import get_bridge, mc_predict, set_bridge
 
 __all__ = [
     "ConversionReport",

@@ -1,4 +1,4 @@
-"""Checks that Keras runs on TensorFlow and that both have all that this package uses."""
+"""Checks that Keras has a backend that this package supports, and all that this package uses."""
 
 from __future__ import annotations
 
@@ -10,26 +10,47 @@ from typing import Any
 # The first version whose files hold the state of objects in a layer that are not variables.
 _OLDEST_KERAS = (3, 11)
 
-# The private names of TensorFlow and Keras that this package uses, by module or class.
+# The package of each of Keras's backends that this package supports, and how pip installs it.
+_PACKAGES = {
+    "tensorflow": ("TensorFlow", 'pip install "fastdrop[keras]"'),
+    "torch": ("PyTorch", 'pip install "fastdrop[torch]" "keras>=3.11"'),
+}
+
+# The private names that this package uses, by module or class, for every backend and for each.
 # `make matrix` tests with the oldest and the newest version.
-_PRIVATE = {
-    # Make eager tapes keep one bit an element, and give Python functions forward-mode derivatives.
-    "tensorflow.python.eager.record": (
-        "stop_recording",
-        "record_operation",
-        "record_operation_forwardprop_only",
-    ),
-    # A recomputation opens a tape of this module's `backprop`.
-    "tensorflow.python.ops.custom_gradient": ("backprop", "recompute_grad"),
-    # Traces the body of a `tf.vectorized_map`.
-    "tensorflow.python.ops.parallel_for.control_flow_ops": ("_pfor_impl",),
-    # Adds the rate to SavedModels, and not to checkpoints.
-    "tensorflow.train.Checkpoint": ("_trackable_children",),
-    # Runs a check at each call of a traced function.
-    "tensorflow.__internal__.FuncGraph": ("capture_call_time_value",),
+_PRIVATE: dict[str, tuple[str, ...]] = {
     "keras.src.backend": ("in_symbolic_scope", "in_stateless_scope"),
     # Keras has no public walk through layers that are not models.
     "keras.layers.Layer": ("_flatten_layers",),
+}
+_PRIVATE_OF_BACKENDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "tensorflow": {
+        # Make eager tapes keep one bit an element, and give Python functions forward-mode
+        # derivatives.
+        "tensorflow.python.eager.record": (
+            "stop_recording",
+            "record_operation",
+            "record_operation_forwardprop_only",
+        ),
+        # A recomputation opens a tape of this module's `backprop`.
+        "tensorflow.python.ops.custom_gradient": ("backprop", "recompute_grad"),
+        # Traces the body of a `tf.vectorized_map`.
+        "tensorflow.python.ops.parallel_for.control_flow_ops": ("_pfor_impl",),
+        # Adds the rate to SavedModels, and not to checkpoints.
+        "tensorflow.train.Checkpoint": ("_trackable_children",),
+        # Runs a check at each call of a traced function.
+        "tensorflow.__internal__.FuncGraph": ("capture_call_time_value",),
+    },
+    "torch": {
+        # Tells whether a layer is called in a backward pass.
+        # And lets a layer advance its state in a function transform.
+        "torch._C": ("_current_graph_task_id", "_DisableFuncTorch"),
+        # Number the iterations of a `torch.vmap`.
+        "torch._C._functorch": ("_add_batch_dim", "peek_interpreter_stack"),
+        "torch._functorch.pyfunctorch": ("VmapInterpreter", "retrieve_all_functorch_interpreters"),
+        # Collects a converted layer's parameters.
+        "keras.layers.Layer": ("_track_variables",),
+    },
 }
 # Private attributes of instances. Of a compiled model the package also uses `_compile_config`.
 _PRIVATE_OF_GRAPHS = ("_function_captures", "outer_graph", "is_control_flow_graph")
@@ -39,48 +60,53 @@ _PRIVATE_OF_LAYERS = (
 )
 
 
-def check() -> None:
-    """Raise an ImportError with instructions, unless the layers can be used here."""
-    try:
-        import tensorflow
-    except ModuleNotFoundError as error:
-        if error.name != "tensorflow":
-            raise
-        raise _missing("TensorFlow") from error
+def check() -> str:
+    """Return Keras's backend, or raise an ImportError with instructions if it cannot be used."""
     try:
         import keras
     except ModuleNotFoundError as error:
-        if error.name in ("jax", "torch", "openvino"):
+        package = (error.name or "").partition(".")[0]
+        backend = os.environ.get("KERAS_BACKEND", package)
+        if package == "keras":
+            raise _missing("Keras", _PACKAGES.get(backend, _PACKAGES["tensorflow"])[1]) from error
+        if package in _PACKAGES:
+            raise _missing(*_PACKAGES[package]) from error
+        if package in ("jax", "openvino"):
             # Keras is set to another backend, which is not installed.
-            raise _wrong_backend(os.environ.get("KERAS_BACKEND", error.name)) from error
-        if error.name != "keras":
-            raise
-        raise _missing("Keras") from error
-    if keras.config.backend() != "tensorflow":
-        raise _wrong_backend(keras.config.backend())
+            raise _wrong_backend(backend) from error
+        raise
+    backend = keras.config.backend()
+    if backend not in _PACKAGES:
+        raise _wrong_backend(backend)
     version = tuple(int(number) for number in keras.__version__.split(".")[:2])
     if version < _OLDEST_KERAS:
         raise ImportError(
             f"fastdrop_keras needs Keras {'.'.join(map(str, _OLDEST_KERAS))} or newer, and this is "
-            f'Keras {keras.__version__}. Update it with: pip install --upgrade "fastdrop[keras]"'
+            f'Keras {keras.__version__}. Update it with: pip install --upgrade "keras>=3.11"'
         )
-    missing = next(_missing_private_names(), None)
+    missing = next(_missing_private_names(backend), None)
     if missing:
+        package = _PACKAGES[backend][0]
         raise ImportError(
-            f"fastdrop_keras needs {missing}, which TensorFlow {tensorflow.__version__} with Keras "
-            f"{keras.__version__} does not have. Use keras.layers.Dropout with these versions"
+            f"fastdrop_keras needs {missing}, which {package} "
+            f"{importlib.import_module(backend).__version__} with Keras {keras.__version__} does "
+            "not have. Use keras.layers.Dropout with these versions"
         )
+    return str(backend)
 
 
-def _missing_private_names() -> Iterator[str]:
+def _missing_private_names(backend: str) -> Iterator[str]:
     import keras
-    import tensorflow as tf
 
-    for owner, names in _PRIVATE.items():
-        found = _found(owner)
-        yield from (f"{owner}.{name}" for name in names if not hasattr(found, name))
-    graph = tf.__internal__.FuncGraph("fastdrop")
-    yield from (f"FuncGraph.{name}" for name in _PRIVATE_OF_GRAPHS if not hasattr(graph, name))
+    for owners in (_PRIVATE, _PRIVATE_OF_BACKENDS[backend]):
+        for owner, names in owners.items():
+            found = _found(owner)
+            yield from (f"{owner}.{name}" for name in names if not hasattr(found, name))
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        graph = tf.__internal__.FuncGraph("fastdrop")
+        yield from (f"FuncGraph.{name}" for name in _PRIVATE_OF_GRAPHS if not hasattr(graph, name))
     layer = vars(keras.layers.Lambda(abs, name="fastdrop"))
     yield from (f"keras.layers.Layer.{name}" for name in _PRIVATE_OF_LAYERS if name not in layer)
 
@@ -94,17 +120,17 @@ def _found(path: str) -> Any:
         return getattr(_found(module), name, None) if module else None
 
 
-def _missing(package: str) -> ImportError:
+def _missing(package: str, command: str) -> ImportError:
     return ImportError(
-        f"fastdrop_keras needs TensorFlow and Keras, but {package} is not installed. "
-        'Install both with: pip install "fastdrop[keras]"'
+        f"fastdrop_keras needs Keras with TensorFlow or PyTorch, but {package} is not installed. "
+        f"Install what is missing with: {command}"
     )
 
 
 def _wrong_backend(backend: str) -> ImportError:
     return ImportError(
-        "fastdrop_keras supports only Keras's TensorFlow backend, but Keras is set to use "
-        f"{backend!r}. Set the environment variable KERAS_BACKEND=tensorflow before Keras is "
-        'imported, or "backend": "tensorflow" in ~/.keras/keras.json. '
+        "fastdrop_keras supports only Keras's backends 'tensorflow' and 'torch', but Keras is set "
+        f"to use {backend!r}. Set the environment variable KERAS_BACKEND=tensorflow or "
+        'KERAS_BACKEND=torch before Keras is imported, or "backend" in ~/.keras/keras.json. '
         "With another backend, use keras.layers.Dropout."
     )

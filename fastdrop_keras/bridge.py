@@ -17,9 +17,8 @@ from typing import Any
 
 import tensorflow as tf
 
-import fastdrop
-from fastdrop_keras import native_bridge, numpy_bridge
-from fastdrop_keras.native_bridge import NoiseShape
+from fastdrop_keras import inputs, native_bridge, numpy_bridge
+from fastdrop_keras.inputs import NoiseShape
 
 # The bridge of a forward pass, and the tensor `saved` for its backward pass.
 Saved = tuple[Any, tf.Tensor]
@@ -100,22 +99,10 @@ def set_bridge(name: str) -> None:
     _name = _checked_bridge(name, "name")
 
 
-def show_config() -> None:
-    """Prints the installation's versions and settings, for bug reports.
-
-    Prints the output of `fastdrop.show_config`, the bridge, and why the native bridge is not
-    loaded.
-
-    Example:
-
-    >>> import fastdrop_keras
-    >>> fastdrop_keras.show_config()  # doctest: +ELLIPSIS
-    fastdrop ...
-      bridge to TensorFlow ...
-    """
-    fastdrop.show_config()
+def config_line() -> str:
+    """Return the line about the bridge for `fastdrop_keras.show_config`."""
     why = f" (native not loaded: {native_bridge.WHY_NOT})" if native_bridge.WHY_NOT else ""
-    print(f"  bridge to TensorFlow {tf.__version__}: {_name}{why}")
+    return f"bridge to TensorFlow {tf.__version__}: {_name}{why}"
 
 
 def dropout(
@@ -142,7 +129,7 @@ def dropout(
             only at run time, the run raises `tf.errors.InvalidArgumentError`.
     """
     x = _checked(x)
-    noise_shape = fitted(noise_shape, x.shape)
+    noise_shape = _fitted(noise_shape, x)
     bridge = BRIDGES[_name]
     y, saved = bridge.forward(x, seed, rate, noise_shape)
     return y, (bridge, saved)
@@ -158,31 +145,7 @@ def dropout_again(
     """
     x = _checked(x)
     bridge, tensor = saved
-    return bridge.backward(x, tensor, fitted(noise_shape, x.shape))
-
-
-def fitted(
-    noise_shape: NoiseShape | None, shape: tf.TensorShape | tuple[int, ...]
-) -> NoiseShape | None:
-    """Return `noise_shape` with the input's rank, or raise a ValueError if it cannot broadcast."""
-    shape = tf.TensorShape(shape)
-    if noise_shape is None or shape.rank is None:
-        return noise_shape
-    entries = noise_shape
-    if None not in noise_shape:
-        # A shape of fewer dimensions is aligned at the last axis, as NumPy does. With `None` in it,
-        # that would be ambiguous: Keras aligns such a shape at the first axis.
-        entries = (1,) * (shape.rank - len(noise_shape)) + noise_shape
-    if len(entries) != shape.rank or not all(
-        entry in (None, 1) or size in (None, entry)
-        for entry, size in zip(entries, shape, strict=True)
-    ):
-        raise ValueError(
-            "Invalid value received for argument `noise_shape`. Expected as many entries as the "
-            "input has dimensions, each None, 1 or the input's size there. "
-            f"Received: noise_shape={noise_shape} for an input of shape {tuple(shape)}"
-        )
-    return entries
+    return bridge.backward(x, tensor, _fitted(noise_shape, x))
 
 
 def _checked(x: tf.Tensor | tf.Variable) -> tf.Tensor:
@@ -190,9 +153,9 @@ def _checked(x: tf.Tensor | tf.Variable) -> tf.Tensor:
     dense = not isinstance(x, (tf.SparseTensor, tf.RaggedTensor))
     dtype = getattr(x, "dtype", None)
     if not dense or dtype not in SUPPORTED_DTYPES:
-        of_dtype = "" if dtype is None else f" of dtype {tf.as_dtype(dtype).name}"
-        raise TypeError(
-            "Dropout expects a dense tensor of dtype float16, bfloat16, float32 or float64. "
-            f"Received: {type(x).__name__}{of_dtype}"
-        )
+        raise inputs.wrong_input(x, None if dtype is None else tf.as_dtype(dtype).name)
     return tf.convert_to_tensor(x)
+
+
+def _fitted(noise_shape: NoiseShape | None, x: tf.Tensor) -> NoiseShape | None:
+    return inputs.fitted(noise_shape, None if x.shape.rank is None else tuple(x.shape))

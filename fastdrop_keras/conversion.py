@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from fastdrop_keras import layer_code, layers
+from fastdrop_keras.backend import BACKEND
 
 _TO_OURS = layers.CLASSES
 _TO_KERAS: dict[type, type] = {ours: theirs for theirs, ours in _TO_OURS.items()}
@@ -214,7 +214,7 @@ def _converted(
             f"{model.name!r} of type {type(model).__name__}"
         )
     result, notes, sharing = model, [], layers.models_with_layers_of(model)
-    with model.distribute_strategy.scope(), layers.enabled(False):
+    with BACKEND.scope_of(model), layers.enabled(False):
         if not in_place and _can_be_copied(model):
             try:
                 result = _copied(model)
@@ -257,7 +257,7 @@ def _change(model: keras.Model, classes: dict[type, type]) -> list[LayerReport]:
         else:
             try:
                 changes.append((layer, _replacement(layer, after)))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RuntimeError) as error:
                 after, note = None, str(error)
         if after or note:
             reports.append(LayerReport(path or model.name, type(layer), after, note))
@@ -385,7 +385,7 @@ def _missed_by_keras(model: keras.Layer) -> Iterator[tuple[str, str, Any]]:
     They are in the attributes of its layers, at any depth of objects, functions and containers.
     Each comes with the path of the layer and the name of the attribute.
     """
-    wanted = (keras.Layer, types.MethodType, tf.types.experimental.PolymorphicFunction)
+    wanted = (keras.Layer, types.MethodType, *BACKEND.TRACED_FUNCTIONS)
     # The objects too, since Python reuses the id of a deleted object.
     visited = {id(layer): layer for layer in model._flatten_layers()}
     for path, line in layers.layers_with_paths(model):
@@ -411,14 +411,14 @@ def _attributes(layer: keras.Layer) -> dict[str, Any]:
         name
         for base in type(layer).__mro__
         for name, value in vars(base).items()
-        if isinstance(value, tf.types.experimental.PolymorphicFunction)
+        if isinstance(value, BACKEND.TRACED_FUNCTIONS)
     ]
     return {**{name: getattr(layer, name) for name in functions}, **vars(layer)}
 
 
 def _referents(value: Any) -> list[Any]:
     """Return the objects that `value` refers to, unless it belongs to a framework."""
-    if isinstance(value, tf.types.experimental.PolymorphicFunction):
+    if isinstance(value, BACKEND.TRACED_FUNCTIONS):
         return [value.python_function]
     if isinstance(value, types.FunctionType) and not layer_code.of_a_framework(value):
         # Only the layers among a module's globals: the others lead through the whole program.
@@ -439,6 +439,7 @@ def _referents(value: Any) -> list[Any]:
 
 def _reset_compiled(model: keras.Model) -> None:
     """Make Keras trace the steps of `model` again."""
+    BACKEND.forget_traces(model)
     for layer in list(model._flatten_layers()):
         if isinstance(layer, keras.Model):
             layer.train_function = layer.test_function = layer.predict_function = None

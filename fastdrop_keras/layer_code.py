@@ -10,21 +10,25 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+
+from fastdrop_keras.backend import BACKEND
 
 # Names in code that draws random numbers, the instructions that load them, and what has code.
 _OF_OBJECTS = ("LOAD_ATTR", "LOAD_METHOD")
 _LOADS = (*_OF_OBJECTS, "LOAD_GLOBAL", "IMPORT_FROM")
 _RANDOM = ("random", "dropout", "stateless_dropout")
 _FUNCTIONS: Any = (types.FunctionType, types.MethodType, staticmethod, classmethod)
-_FUNCTIONS += (tf.types.experimental.PolymorphicFunction,)
+_FUNCTIONS += BACKEND.TRACED_FUNCTIONS
 # Their methods have any names.
-_GENERATORS: Any = (tf.random.Generator, keras.random.SeedGenerator)
-_GENERATORS += (np.random.Generator, np.random.RandomState)
+_GENERATORS: Any = (keras.random.SeedGenerator, np.random.Generator, np.random.RandomState)
+_GENERATORS += BACKEND.GENERATORS
 
 
 def random_name(layer: keras.Layer) -> str:
     """Return a name or a class in the layer's code that tells of random numbers, or ""."""
+    module = BACKEND.random_module(layer)
+    if module:
+        return module
     calls = [vars(base).get("call") for base in type(layer).__mro__]
     waiting, visited = [vars(layer).get("call"), getattr(layer, "function", None), *calls], []
     while waiting:
@@ -56,4 +60,5 @@ def random_name(layer: keras.Layer) -> str:
 
 def of_a_framework(definition: Any) -> bool:
     """Return whether a class or function is defined in a framework, not by a user."""
-    return str(definition.__module__).partition(".")[0] in ("keras", "tensorflow", "fastdrop_keras")
+    package = str(definition.__module__).partition(".")[0]
+    return package in ("keras", "tensorflow", "torch", "fastdrop_keras", "fastdrop_torch")

@@ -12,34 +12,20 @@ import inspect
 import math
 import numbers
 import operator
-import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
-from keras.src.backend import in_stateless_scope
 
-from fastdrop_keras import bridge, checkpointing, layer_state
-from fastdrop_keras.native_bridge import NoiseShape
+import fastdrop
+from fastdrop_keras import layer_state
+from fastdrop_keras.backend import BACKEND
+from fastdrop_keras.blocks import Setting
+from fastdrop_keras.inputs import NoiseShape
 
 # In this thread, `mc_predict` sets the object that gives each layer its seed, also in inference.
-sampler: contextvars.ContextVar[Any] = contextvars.ContextVar("sampler", default=None)
-
-# Reentrant: a signal handler may call a layer while its own thread has the lock.
-_taking_a_seed = threading.RLock()
-
-
-def _forget_the_lock() -> None:
-    """Make a new lock in a forked child: the thread that has the old one is not in the child."""
-    global _taking_a_seed
-    _taking_a_seed = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_the_lock)
+sampler = Setting("sampler", None)
 
 
 class BaseDropout(keras.layers.Dropout):
@@ -61,13 +47,12 @@ class BaseDropout(keras.layers.Dropout):
         keras.layers.Layer.__init__(self, name=name, dtype=dtype, **kwargs)
         if self._input_rank is not None:
             self.input_spec = keras.layers.InputSpec(ndim=self._input_rank)
-        self._rate = layer_state.Rate(checked_rate(rate))
+        self._rate = BACKEND.Rate(checked_rate(rate))
         self.seed = checked_seed(seed)
         # Also at rate 0, since the rate can be raised later.
-        self.seed_generator = keras.random.SeedGenerator(self.seed)
+        self.seed_generator = BACKEND.new_seed_generator(self.seed)
         self.supports_masking = True
-        # XLA cannot compile the bridges. Keras then runs the model without XLA.
-        self.supports_jit = False
+        self.supports_jit = BACKEND.SUPPORTS_JIT
         # Keras sets `built` only where a layer builds, and these layers have nothing to build.
         self.built = type(self).build is keras.layers.Layer.build
 
@@ -82,7 +67,8 @@ class BaseDropout(keras.layers.Dropout):
             TypeError: If the new rate is not a number.
             ValueError: If the new rate is not between 0 and 1.
         """
-        return self._rate.value
+        value: float = self._rate.value
+        return value
 
     @rate.setter
     def rate(self, value: float) -> None:
@@ -103,9 +89,9 @@ class BaseDropout(keras.layers.Dropout):
         self._tracker.untrack(vars(self).get("_seed_generator"))
         self._seed_generator = generator
         self._seed_state = layer_state.SeedState(generator)
-        self._tracked_state = layer_state.Tracked(generator, self._rate)
+        self._tracked_state = BACKEND.tracked(generator, self._rate)
 
-    def call(self, inputs: tf.Tensor, training: bool | tf.Tensor | None = False) -> tf.Tensor:
+    def call(self, inputs: Any, training: Any = False) -> Any:
         """Drop elements in training, and return the inputs in inference."""
         if type(inputs).__module__.startswith("tf_keras"):
             raise TypeError(
@@ -115,23 +101,23 @@ class BaseDropout(keras.layers.Dropout):
         drawing = sampler.get()
         if drawing is not None:
             seed, mask_shape = drawing.draw(self, inputs, self._mask_shape())
-            return bridge.dropout(inputs, seed, self._rate.read(), mask_shape)[0]
-        if tf.is_tensor(training):
-            return tf.cond(
-                tf.cast(training, tf.bool),
+            return BACKEND.dropout(inputs, seed, self._rate.read(), mask_shape)[0]
+        if BACKEND.is_tensor(training):
+            return BACKEND.cond(
+                training,
                 lambda: self.call(inputs, training=True),
                 lambda: self.call(inputs, training=False),
             )
         mask_shape = self._mask_shape()
-        reading, writing = checkpointing.runs_around(self, bool(training))
+        reading, writing = BACKEND.runs_around(self, bool(training))
         if reading is not None:
             saved = reading.read(self, bool(training))
             outputs = inputs
             if saved is not None:
-                outputs = bridge.dropout_again(inputs, saved, mask_shape)
+                outputs = BACKEND.dropout_again(inputs, saved, mask_shape)
         elif training:
-            seed = self._next_seed()
-            outputs, saved = bridge.dropout(inputs, seed, self._rate.read(), mask_shape)
+            seed = BACKEND.next_seed(self.seed_generator)
+            outputs, saved = BACKEND.dropout(inputs, seed, self._rate.read(), mask_shape)
         else:
             outputs, saved = inputs, None
         for run in writing:
@@ -148,35 +134,6 @@ class BaseDropout(keras.layers.Dropout):
     def _mask_shape(self) -> NoiseShape | None:
         """Return the mask's shape, with `None` for the input's size."""
         raise NotImplementedError
-
-    def _next_seed(self) -> tf.Tensor:
-        """Return the seed's low word and the step, and a high word if several calls share both."""
-        # The seed generator's `next` does the same with five operations. These are two.
-        state = self.seed_generator.state
-        distributed = tf.distribute.has_strategy()
-        # Two threads that read before either advances would draw one mask. Under a distribution
-        # strategy no lock: replicas wait for each other here. Graphs run without Python's locks.
-        alone = tf.executing_eagerly() and not distributed
-        with _taking_a_seed if alone else contextlib.nullcontext():
-            seed = tf.convert_to_tensor(state)
-            step = tf.constant([0, 1], seed.dtype)
-            if in_stateless_scope():
-                state.assign(seed + step)  # the scope stores it for its caller
-            else:
-                state.value.assign_add(step, read_value=False)
-        # Replicas and the iterations of a vectorized loop read the same state. Their numbers make
-        # their masks differ.
-        numbers = [] if tf.executing_eagerly() else layer_state.vectorized_loops()[::-1]
-        if distributed:
-            replica = tf.distribute.get_replica_context()
-            if replica is not None:
-                numbers.append(replica.replica_id_in_sync_group)
-        if not numbers:
-            return seed
-        high, *rest = (tf.cast(number, seed.dtype) for number in reversed(numbers))
-        for number in rest:
-            high = high * 2**24 + number
-        return tf.concat([seed, tf.reshape(high, [1])], axis=0)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Sequence[int | None]:
         """Return `input_shape`, which is the output's shape too."""
@@ -502,6 +459,23 @@ def enabled(value: bool = True) -> Iterator[None]:
         _made_here.reset(token)
 
 
+def show_config() -> None:
+    """Prints the installation's versions and settings, for bug reports.
+
+    Prints the output of `fastdrop.show_config`, and the backend. For TensorFlow it also prints the
+    bridge, and why the native bridge is not loaded.
+
+    Example:
+
+    >>> import fastdrop_keras
+    >>> fastdrop_keras.show_config()  # doctest: +ELLIPSIS
+    fastdrop ...
+      bridge to TensorFlow ...
+    """
+    fastdrop.show_config()
+    print(f"  {BACKEND.config_line()}")
+
+
 def dropout_layers(model: Any, needed_by: str) -> list[BaseDropout]:
     """Return the layers of this package in `model`, for the public function `needed_by`.
 
@@ -571,7 +545,9 @@ def checked_rate(rate: Any, argument: str = "rate") -> float:
     """Return `rate`, the value of `argument`, as a Python float."""
     expected = "a float value between 0 and 1"
     if np.ndim(rate) == 0 and hasattr(rate, "numpy"):
-        rate = rate.numpy()  # an eager tensor or variable, for example from a Keras schedule
+        # An eager tensor or variable, for example from a Keras schedule.
+        rate = rate.value if isinstance(rate, keras.Variable) else rate
+        rate = rate.item() if hasattr(rate, "detach") else rate.numpy()
     if isinstance(rate, np.ndarray) and rate.ndim == 0:
         rate = rate[()]
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)):

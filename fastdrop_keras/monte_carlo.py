@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from fastdrop_keras.bridge import get_bridge
+from fastdrop_keras.inputs import NoiseShape
 from fastdrop_keras.layers import (
     BaseDropout,
     checked_count,
@@ -22,7 +23,6 @@ from fastdrop_keras.layers import (
     layers_with_paths,
     sampler,
 )
-from fastdrop_keras.native_bridge import NoiseShape
 
 # The distance of the first steps of two batches: a pass can call a layer so often.
 _STEPS_OF_A_BATCH = 2**32

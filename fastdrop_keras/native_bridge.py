@@ -17,8 +17,7 @@ from tensorflow.python.eager import record
 import fastdrop
 from fastdrop import _compiled
 from fastdrop._config import STREAM_VERSION
-
-NoiseShape = tuple[int | None, ...]
+from fastdrop_keras.inputs import NoiseShape
 
 LIBRARY = Path(__file__).parent / f"_native_op{sysconfig.get_config_var('EXT_SUFFIX')}"
 

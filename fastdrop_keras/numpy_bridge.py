@@ -14,8 +14,7 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 import fastdrop
-
-NoiseShape = tuple[int | None, ...]
+from fastdrop_keras.inputs import NoiseShape
 
 
 def forward(

@@ -37,9 +37,9 @@ sys.meta_path.insert(0, Breaker())
 
 def assert_says_what_to_do(error, backend):
     assert error.startswith("ImportError: ")
-    assert "only Keras's TensorFlow backend" in error
+    assert "only Keras's backends 'tensorflow' and 'torch'" in error
     assert repr(backend) in error
-    assert "KERAS_BACKEND=tensorflow" in error
+    assert "KERAS_BACKEND=tensorflow or KERAS_BACKEND=torch" in error
 
 
 @pytest.mark.parametrize("backend", ["jax", "numpy"])
@@ -48,8 +48,13 @@ def test_other_backend(run_python, backend):
     assert_says_what_to_do(error_of(run_python(IMPORT, KERAS_BACKEND=backend)), backend)
 
 
+def test_on_tensorflow_pytorch_is_not_imported(run_python):
+    done = run_python(f"{IMPORT}; import sys; sys.exit('torch' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
 STAND_INS = """
-import sys, tensorflow
+import sys
 from types import SimpleNamespace
 others = [
     SimpleNamespace(config=SimpleNamespace(backend=lambda: "jax"), __spec__=None),

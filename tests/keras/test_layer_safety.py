@@ -332,11 +332,11 @@ import os
 import sys
 import threading
 import tensorflow as tf, fastdrop_keras
-from fastdrop_keras import layers
+from fastdrop_keras import layer_state
 layer = fastdrop_keras.Dropout(0.5)
 taken, done = threading.Event(), threading.Event()
 def take():
-    with layers._taking_a_seed:
+    with layer_state.taking_a_seed:
         taken.set()
         done.wait()
 other = threading.Thread(target=take)
@@ -344,7 +344,7 @@ other.start()
 taken.wait()
 child = os.fork()
 if child == 0:
-    os._exit(0 if layers._taking_a_seed.acquire(timeout=10) else 1)
+    os._exit(0 if layer_state.taking_a_seed.acquire(timeout=10) else 1)
 done.set()
 other.join()
 _, status = os.waitpid(child, 0)

@@ -1,0 +1,77 @@
+"""Chooses the code for Keras's backend, and lists what this code must define."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import keras
+
+from fastdrop_keras.inputs import NoiseShape
+
+# The module for each of Keras's backends.
+BACKENDS = {
+    "tensorflow": "fastdrop_keras.tensorflow_backend",
+    "torch": "fastdrop_keras.torch_backend",
+}
+
+
+class Backend(Protocol):
+    """What a module of `BACKENDS` defines; `Any` stands for the backend's own types."""
+
+    # Whether `jit_compile=True` can compile the layers.
+    SUPPORTS_JIT: bool
+    # The types of functions that keep a trace of the layers that they called.
+    TRACED_FUNCTIONS: tuple[Any, ...]
+    # The types of the framework's generators of random numbers.
+    GENERATORS: tuple[Any, ...]
+
+    def Rate(self, value: float) -> Any:  # noqa: N802
+        """Return an object with a settable `value`, a float, and `read()`, as `dropout` needs."""
+
+    def new_seed_generator(self, seed: int | None) -> keras.random.SeedGenerator:
+        """Return a generator whose state holds 64 bits of the seed, and the step."""
+
+    def tracked(self, generator: keras.random.SeedGenerator, rate: Any) -> Any:
+        """Return what the framework's own checkpoints save as an attribute of the layer."""
+
+    def next_seed(self, generator: keras.random.SeedGenerator) -> Any:
+        """Return the seed's low word and the step, and advance the generator's state by a step.
+
+        In a stateless scope only the scope's state advances. There is also a high word where
+        several calls share the low word and the step.
+        """
+
+    def dropout(
+        self, x: Any, seed: Any, rate: Any, noise_shape: NoiseShape | None
+    ) -> tuple[Any, Any]:
+        """Drop elements of `x`; return the result, and what `dropout_again` needs."""
+
+    def dropout_again(self, x: Any, saved: Any, noise_shape: NoiseShape | None) -> Any:
+        """Drop the elements of `x` that an earlier call of `dropout` dropped."""
+
+    def runs_around(self, layer: Any, training: bool) -> tuple[Any, list[Any]]:
+        """Return the `blocks.Run` that this call of `layer` reads, and those that it writes."""
+
+    def is_tensor(self, value: Any) -> bool:
+        """Return whether `value`, the argument `training`, is a tensor."""
+
+    def cond(self, training: Any, drop: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+        """Call `drop` if the tensor `training` is true, else `keep`."""
+
+    def scope_of(self, model: keras.Model) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which a copy of `model` must be made."""
+
+    def forget_traces(self, model: keras.Model) -> None:
+        """Renew what the framework knows of the layers in `model`, which were changed in place."""
+
+    def random_module(self, layer: keras.Layer) -> str:
+        """Return the name of a module of the framework in `layer` that drops, or ""."""
+
+    def config_line(self) -> str:
+        """Return the backend's line for `fastdrop_keras.show_config`."""
+
+
+BACKEND = cast(Backend, importlib.import_module(BACKENDS[keras.config.backend()]))
