@@ -155,14 +155,17 @@ class Dropout(BaseDropout):
 
     The mask is a pure function of the seed, the number of the call, the rate and the position. It
     is the same in eager and in graph mode, on every CPU and with any number of threads, and
-    `fastdrop.dropout` draws the same mask with this seed and step. The gradient uses the mask of
-    the forward pass, which the layer saves with one bit for each element. A recomputation under
-    gradient checkpointing (`keras.remat`, `keras.RematScope`, `tf.recompute_grad`) uses it too. In
-    `tf.vectorized_map`, each iteration has its own mask.
+    `fastdrop.dropout` draws the same mask with this seed and step. So it is with each backend of
+    Keras, TensorFlow or PyTorch. The gradient uses the mask of the forward pass, which the layer
+    saves with one bit for each element. A recomputation under gradient checkpointing
+    (`keras.remat`, `keras.RematScope`, `tf.recompute_grad`, `torch.utils.checkpoint`) uses it too.
+    In `tf.vectorized_map`, each iteration has its own mask, and in `torch.vmap` too, except with
+    `randomness="same"` or in `torch.compile`.
 
-    The layer runs on the CPU. Models, weights and `tf.train.Checkpoint` save the seed's state. The
-    attribute `rate` can be set at any time, also while training. XLA cannot compile the layer:
-    under `jit_compile=True`, Keras warns and runs the model without XLA.
+    The layer runs on the CPU. Models, weights, `tf.train.Checkpoint` and PyTorch's `state_dict`
+    save the seed's state. The attribute `rate` can be set at any time, also while training. XLA
+    cannot compile the layer: under `jit_compile=True`, Keras on TensorFlow warns and runs the model
+    without XLA. `torch.compile` compiles the layer, and again for each of the first rates.
 
     Args:
         rate: Float between 0 and 1. Fraction of the input units to drop.

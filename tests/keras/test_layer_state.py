@@ -14,7 +14,7 @@ import tensorflow as tf
 
 import fastdrop
 import fastdrop_keras
-from fastdrop_keras import Dropout, layer_state
+from fastdrop_keras import Dropout, tensorflow_state
 
 # From Keras itself, whenever it writes a variable to a file with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -363,7 +363,7 @@ def test_checkpoint(used, tmp_path):
 @pytest.mark.parametrize("number", ["1", "3", "two"])
 def test_a_checkpoint_of_another_stream_is_refused(used, tmp_path, number, monkeypatch):
     with monkeypatch.context() as other:
-        other.setattr(layer_state.StreamNumber, "serialize", lambda self: number)
+        other.setattr(tensorflow_state.StreamNumber, "serialize", lambda self: number)
         path = tf.train.Checkpoint(model=used).save(tmp_path / "checkpoint")
     fresh = model()
     before = states(fresh)
