@@ -19,7 +19,7 @@ help:
 	@echo "make faults     plant faults and see the tests fail; ONLY=fork for some"
 	@echo "make matrix     every Python, NumPy, TensorFlow and PyTorch that can be had here, in a table"
 	@echo "make fuzz       pickles, states, configs and files at random; FUZZ_SECONDS=60 for each target"
-	@echo "make bench      speed against the peers: a report in results/bench (ten minutes)"
+	@echo "make bench      speed against the peers: a report in results/bench (a quarter of an hour)"
 	@echo "make bench-quick  less of it, in a minute"
 	@echo "make lint       style, types, stubs"
 	@echo "make format     let ruff lay out the code"

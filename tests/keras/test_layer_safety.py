@@ -266,11 +266,12 @@ def test_workers_that_load_data_while_the_layer_trains(run_python, bridge, kind)
     assert done.stdout == "done\n", done.stderr
 
 
-def test_the_interpreter_ends_while_a_graph_runs(run_python, bridge):
+def test_the_interpreter_ends_while_a_graph_runs(run_python):
     """The graph runs in TensorFlow's threads.
 
     A Python thread that returns from an operation at that time exits through TensorFlow's frames,
-    which can abort the process, with Keras's layer too.
+    which can abort the process, with Keras's layer too. And the process may hang if the graph calls
+    `tf.numpy_function`, with any function in it: so this test is for the native bridge alone.
     """
     done = run_python(
         """
@@ -285,7 +286,7 @@ next(batches)
 time.sleep(0.05)
 print("end", flush=True)
 """,
-        FASTDROP_KERAS_BRIDGE=bridge,
+        FASTDROP_KERAS_BRIDGE="native",
     )
     assert (done.returncode, done.stdout.strip()) == (0, "end"), done.stderr
 
