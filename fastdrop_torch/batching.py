@@ -14,7 +14,7 @@ OPERATIONS = torch.ops.fastdrop
 
 
 def _sample(value: Any, dim: int | None, index: int) -> Any:
-    return value if dim is None else value.select(dim, index)
+    return value.select(dim, index) if isinstance(value, Tensor) and dim is not None else value
 
 
 def _one_by_one(operation: Callable[..., Any], info: Any, in_dims: Any, *args: Any) -> Any:

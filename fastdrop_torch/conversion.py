@@ -173,7 +173,7 @@ def _names_in(cls: type) -> Iterator[str]:
         if not base.__module__.startswith("torch.nn.")
         for function in vars(base).values()
         if isinstance(getattr(function, "__func__", function), types.FunctionType)
-        and function.__name__ != "__init__"
+        and getattr(function, "__func__", function).__name__ != "__init__"
     ]
     while waiting:
         code = waiting.pop()

@@ -48,7 +48,8 @@ def _words(seed: int | None) -> Tensor | None:
     if not 0 <= number < 2**128:
         raise ValueError(f"`seed` must be in [0, 2**128), got {seed!r}")
     words = [number % 2**64, 0, number // 2**64]
-    return torch.tensor([word - 2**64 if word >= 2**63 else word for word in words])
+    words = [word - 2**64 if word >= 2**63 else word for word in words]
+    return torch.tensor(words, device="cpu")
 
 
 def dropout(

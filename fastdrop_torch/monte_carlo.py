@@ -149,7 +149,9 @@ def _moments(module: nn.Module, args: list[Any], kwargs: dict[str, Any], n: int)
     """Return the mean and the deviation of `n` outputs, by Welford's algorithm."""
     mean = squares = None
     for count in range(1, n + 1):
-        output = _map(lambda y: y.double(), module(*args, **kwargs))
+        # A module may drop in place.
+        own, named = map(_copied, args), {name: _copied(value) for name, value in kwargs.items()}
+        output = _map(lambda y: y.double(), module(*own, **named))
         if mean is None:
             mean, squares = output, _map(torch.zeros_like, output)
             continue
@@ -157,6 +159,10 @@ def _moments(module: nn.Module, args: list[Any], kwargs: dict[str, Any], n: int)
         mean = _map(lambda m, d, count=count: m + d / count, mean, change)
         squares = _map(lambda s, d, y, m: s + d * (y - m), squares, change, output, mean)
     return mean, _map(lambda s: (s / n).sqrt(), squares)
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _joined(*parts: Tensor) -> Tensor:

@@ -404,7 +404,7 @@ bool is_plain(const Tensor &x) {
 Tensor seed_from(const std::optional<Generator> &generator, const Optional &seed) {
     return seed ? *seed
                 : at::randint(std::numeric_limits<int64_t>::max(), {2}, generator,
-                              at::TensorOptions(at::kLong));
+                              at::TensorOptions(at::kLong).device(at::kCPU));
 }
 
 void check_no_seed(const std::optional<Generator> &generator, const Optional &seed,
@@ -516,6 +516,7 @@ Tensor alpha_dropout(const Tensor &x, double p, bool train, RANDOM) {
 }
 
 Tensor &alpha_dropout_(Tensor &x, double p, bool train, RANDOM) {
+    check_probability(p);
     return train && p != 0 ? x.copy_(alpha_dropout(x, p, train, generator, seed)) : x;
 }
 
@@ -529,6 +530,7 @@ Tensor feature_alpha_dropout(const Tensor &x, double p, bool train, RANDOM) {
 }
 
 Tensor &feature_alpha_dropout_(Tensor &x, double p, bool train, RANDOM) {
+    check_probability(p);
     return train && p != 0 ? x.copy_(feature_alpha_dropout(x, p, train, generator, seed)) : x;
 }
 
@@ -634,13 +636,19 @@ TORCH_LIBRARY(fastdrop, m) {
     m.def("bias_forward(Tensor x, Tensor? bias, Tensor? residual, Tensor seed, float p,"
           " SymInt[]? noise_shape, float scale) -> (Tensor y, Tensor bits)");
     m.def("backward(Tensor dy, Tensor bits, float scale, SymInt[]? noise_shape=None) -> Tensor");
-    for (const char *name :
+    /* TorchScript must not merge two calls, nor take the result for a new tensor. */
+    const auto define = [&m](const std::string &schema) {
+        m.def(torch::schema(schema.c_str(), c10::AliasAnalysisKind::CONSERVATIVE),
+              {at::Tag::nondeterministic_seeded});
+    };
+    for (const std::string name :
          {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}) {
-        m.def((std::string(name) + "(Tensor input, " SIGNATURE " -> Tensor").c_str());
-        m.def((std::string(name) + "_(Tensor(a!) input, " SIGNATURE " -> Tensor(a!)").c_str());
+        define(name + "(Tensor input, " SIGNATURE " -> Tensor");
+        m.def((name + "_(Tensor(a!) input, " SIGNATURE " -> Tensor(a!)").c_str());
     }
-    m.def("relu_dropout(Tensor input, " SIGNATURE " -> Tensor");
-    m.def("bias_dropout_add(Tensor input, Tensor? bias, Tensor? residual, " SIGNATURE " -> Tensor");
+    define("relu_dropout(Tensor input, " SIGNATURE " -> Tensor");
+    define("bias_dropout_add(Tensor input, Tensor? bias, Tensor? residual, " SIGNATURE
+           " -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(fastdrop, CPU, m) {
@@ -678,3 +686,6 @@ TORCH_LIBRARY_IMPL(fastdrop, CompositeImplicitAutograd, m) { register_composites
 
 /* Without this, vmap would call the operation for each sample, with a seed of its own. */
 TORCH_LIBRARY_IMPL(fastdrop, FuncTorchBatched, m) { register_composites(m); }
+
+/* An input that is not batched needs masks of its own, too. */
+TORCH_LIBRARY_IMPL(fastdrop, FuncTorchVmapMode, m) { register_composites(m); }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
 import fastdrop_torch
 from fastdrop_torch import functional as F  # noqa: N812
@@ -121,6 +122,41 @@ def test_scripted_and_traced_modules(name, shape, inplace, tmp_path):
         torch.manual_seed(5)
         assert torch.equal(one(torch.ones(shape)), right)
     assert torch.equal(scripted.eval()(torch.ones(shape)), torch.ones(shape))
+
+
+class Repeated(nn.Module):
+    """Calls one module several times."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = fastdrop_torch.Dropout(0.5)
+
+    def forward(self, x):
+        masks = []
+        for _ in range(5):
+            masks.append(self.drop(x))
+        return torch.stack(masks)
+
+
+def test_each_call_in_a_script_has_a_mask_of_its_own():
+    scripted = torch.jit.script(Repeated())
+    for _ in range(4):  # TorchScript optimizes after some calls
+        masks = scripted(torch.ones(500))
+        assert len({tuple(mask.tolist()) for mask in masks}) == 5
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_checkpoint_replays_its_mask(backend):
+    drop = fastdrop_torch.Dropout(0.5)
+    compiled = torch.compile(
+        lambda x: checkpoint(lambda x: drop(x.sin()), x, use_reentrant=False),
+        backend=backend,
+        fullgraph=True,
+    )
+    x = torch.ones(1000, requires_grad=True)
+    y = compiled(x)
+    y.sum().backward()
+    assert torch.equal(x.grad != 0, y != 0)
 
 
 def test_make_fx_traces_the_operations():

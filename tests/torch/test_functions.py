@@ -270,6 +270,13 @@ def test_a_tensor_on_another_device_goes_to_pytorch():
         ours.dropout(x, 0.5, seed=1)
 
 
+def test_a_default_device_does_not_move_a_seed():
+    x = torch.ones(100)
+    with torch.device("meta"):
+        y = ours.dropout(x, 0.5, seed=3)
+    assert torch.equal(y, ours.dropout(x, 0.5, seed=3))
+
+
 def test_integers_are_refused_as_by_pytorch():
     for package in (theirs, ours):
         with pytest.raises(RuntimeError, match="Long"):

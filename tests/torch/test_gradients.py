@@ -100,6 +100,29 @@ def test_vmap_randomness(name):
     assert set(gradients.unique().tolist()) == {0.0, 2.0}
 
 
+@pytest.mark.parametrize("name", ["dropout", "dropout1d", "feature_alpha_dropout"])
+def test_vmap_randomness_of_an_input_that_is_not_batched(name):
+    def function(z):
+        return getattr(F, name)(torch.ones(1, 500, 1), 0.5, True) + 0 * z
+
+    batch = torch.ones(3)
+    with pytest.raises(RuntimeError, match="random operation while in randomness error mode"):
+        vmap(function)(batch)
+    same = vmap(function, randomness="same")(batch)
+    assert torch.equal(same[0], same[1])
+    different = vmap(function, randomness="different")(batch)
+    assert not torch.equal(different[0], different[1])
+
+
+def test_vmap_randomness_of_channels():
+    x = torch.ones(3, 500, 2)
+    for name in ("dropout1d", "feature_alpha_dropout"):
+        y = vmap(lambda x, name=name: getattr(F, name)(x[None], 0.5, True), randomness="different")(
+            x
+        )
+        assert not torch.equal(y[0], y[1])
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("inplace", [True, False])
 def test_a_checkpointed_function_replays_its_mask(reentrant, inplace):

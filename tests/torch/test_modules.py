@@ -123,6 +123,23 @@ def test_convert_changes_modules_in_place_and_lists_the_others(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_convert_reads_the_code_of_any_class():
+    """It finds class methods and static methods that Python makes."""
+
+    class Model(nn.Module):
+        def __init_subclass__(cls, **arguments):
+            super().__init_subclass__(**arguments)
+
+        def __new__(cls, *arguments):
+            return super().__new__(cls)
+
+        def forward(self, x):
+            return nn.functional.dropout(x)
+
+    _, report = fastdrop_torch.convert(Model(), verbose=False, return_report=True)
+    assert "names 'dropout'" in report.unchanged[0].note
+
+
 def test_convert_of_a_single_module_and_of_shared_ones():
     drop = nn.Dropout(0.3)
     assert fastdrop_torch.convert(drop, verbose=False) is drop

@@ -45,6 +45,13 @@ def test_a_seed_repeats_and_leaves_the_generator():
     assert not torch.equal(mc_predict(model, x, 3)[0], mc_predict(model, x, 3)[0])
 
 
+def test_a_module_that_drops_in_place_leaves_the_input():
+    x = torch.ones(2000)
+    mean, _ = mc_predict(nn.Dropout(0.5, inplace=True), x, 50, seed=1)
+    assert (x == 1).all()
+    assert abs(mean.mean() - 1) < 0.02
+
+
 def test_batches_and_structures():
     class Two(nn.Module):
         def __init__(self):
