@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow as tf
 
 import fastdrop
-from fastdrop_keras import native_bridge, numpy_bridge
+from fastdrop_keras import native_bridge, numpy_bridge, xla_bridge
 from fastdrop_keras.native_bridge import NoiseShape
 
 # The bridge of a forward pass, and the tensor `saved` for its backward pass.
@@ -103,8 +103,8 @@ def set_bridge(name: str) -> None:
 def show_config() -> None:
     """Prints the installation's versions and settings, for bug reports.
 
-    Prints the output of `fastdrop.show_config`, the bridge, and why the native bridge is not
-    loaded.
+    Prints the output of `fastdrop.show_config`, the bridge, why the native bridge is not loaded, and
+    whether XLA compiles the layers.
 
     Example:
 
@@ -116,6 +116,7 @@ def show_config() -> None:
     fastdrop.show_config()
     why = f" (native not loaded: {native_bridge.WHY_NOT})" if native_bridge.WHY_NOT else ""
     print(f"  bridge to TensorFlow {tf.__version__}: {_name}{why}")
+    print(f"  compiled by XLA: {f'no ({xla_bridge.WHY_NOT})' if xla_bridge.WHY_NOT else 'yes'}")
 
 
 def dropout(
@@ -143,7 +144,7 @@ def dropout(
     """
     x = _checked(x)
     noise_shape = fitted(noise_shape, x.shape)
-    bridge = BRIDGES[_name]
+    bridge = xla_bridge if xla_bridge.is_compiled() else BRIDGES[_name]
     y, saved = bridge.forward(x, seed, rate, noise_shape)
     return y, (bridge, saved)
 

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend import in_stateless_scope
 
-from fastdrop_keras import bridge, checkpointing, layer_state
+from fastdrop_keras import bridge, checkpointing, layer_state, xla_bridge
 from fastdrop_keras.native_bridge import NoiseShape
 
 # In this thread, `mc_predict` sets the object that gives each layer its seed, also in inference.
@@ -66,8 +66,8 @@ class BaseDropout(keras.layers.Dropout):
         # Also at rate 0, since the rate can be raised later.
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.supports_masking = True
-        # XLA cannot compile the bridges. Keras then runs the model without XLA.
-        self.supports_jit = False
+        # Where XLA cannot call the kernels, Keras runs the model without XLA.
+        self.supports_jit = xla_bridge.supports_jit()
         # Keras sets `built` only where a layer builds, and these layers have nothing to build.
         self.built = type(self).build is keras.layers.Layer.build
 
