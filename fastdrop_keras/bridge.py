@@ -103,8 +103,8 @@ def set_bridge(name: str) -> None:
 def show_config() -> None:
     """Prints the installation's versions and settings, for bug reports.
 
-    Prints the output of `fastdrop.show_config`, the bridge, why the native bridge is not loaded, and
-    whether XLA compiles the layers.
+    Prints the output of `fastdrop.show_config`, the bridge, why the native bridge is not loaded,
+    and whether XLA compiles the layers.
 
     Example:
 
