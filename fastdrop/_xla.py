@@ -10,7 +10,6 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from fastdrop import _compiled
 from fastdrop._api import _C_API
 
 # The handler's name in programs.
@@ -26,8 +25,6 @@ def register(functions: int | None) -> str:
     if not LIBRARY.exists():
         where = f", which is for Linux, not {sys.platform}" if sys.platform != "linux" else ""
         return f"the handler was not built{where}"
-    if _compiled.is_cut_short(LIBRARY):
-        return f"{LIBRARY} is cut short"
     try:
         library = ctypes.CDLL(str(LIBRARY))
         use, registration = library.fastdrop_use, library.fastdrop_register

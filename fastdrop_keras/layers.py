@@ -204,8 +204,11 @@ class Dropout(BaseDropout):
     `tf.vectorized_map`, each iteration has its own mask.
 
     The layer runs on the CPU. Models, weights and `tf.train.Checkpoint` save the seed's state. The
-    attribute `rate` can be set at any time, also while training. XLA cannot compile the layer:
-    under `jit_compile=True`, Keras warns and runs the model without XLA.
+    attribute `rate` can be set at any time, also while training.
+
+    XLA compiles the layer, under `jit_compile=True`, on Linux with TensorFlow 2.18 and newer, for
+    the CPU. Elsewhere Keras warns and runs the model without XLA. In a compiled function the
+    gradient draws the mask again, from the seed.
 
     Args:
         rate: Float between 0 and 1. Fraction of the input units to drop.

@@ -20,6 +20,7 @@ from tensorflow.python.eager import record
 from fastdrop import _xla
 from fastdrop._config import STREAM_VERSION
 from fastdrop_keras import _requirements
+from fastdrop_keras.layer_state import count_of_loops
 
 NoiseShape = tuple[int | None, ...]
 
@@ -173,7 +174,8 @@ def _is_own(op: tf.Operation) -> bool:
 def _gradient_of_call(op: tf.Operation, *dys: tf.Tensor) -> tuple[tf.Tensor, None, None]:
     """Return the gradient of an operation that XLA or TensorFlow copied."""
     if not _is_own(op):
-        raise LookupError(f"No gradient defined for operation {op.name!r} (op type: {op.type})")
+        # As if none were registered.
+        raise LookupError(f"gradient registry has no entry for: {op.type}")
     return _gradient(op, *dys), None, None
 
 
@@ -181,8 +183,10 @@ def _vectorized(call: Any) -> Any:
     """Convert the operation in the body of a `tf.vectorized_map` to all iterations at once."""
     from tensorflow.python.ops.parallel_for import pfor
 
+    if not _is_own(call.op):
+        return pfor._fallback_converter(call)
     (x, x_is_stacked, _), (saved, saved_is_stacked, _), (entries, _, _) = call.inputs
-    if not _is_own(call.op) or None in (x.shape.rank, saved.shape.rank):
+    if x.shape.rank is None or saved.shape.rank is None:
         return pfor._fallback_converter(call)
     if x_is_stacked and not saved_is_stacked and saved.shape.rank == 1:
         # The iterations share their masks.
@@ -232,7 +236,7 @@ def is_compiled() -> bool:
     """Return whether the function that is being traced will be compiled by XLA.
 
     Raises:
-        NotImplementedError: If it will, and XLA cannot call the kernels.
+        NotImplementedError: If it will, and it cannot be compiled.
     """
     if tf.executing_eagerly() or tf.__internal__.get_enclosing_xla_context() is None:
         return False
@@ -240,6 +244,12 @@ def is_compiled() -> bool:
         raise NotImplementedError(
             "XLA cannot compile a dropout layer of fastdrop_keras here, in a function with "
             f"`jit_compile=True`: {WHY_NOT}"
+        )
+    if count_of_loops() > 1:
+        # TensorFlow fails later, with another message, to vectorize the advance of the seed.
+        raise NotImplementedError(
+            "XLA cannot compile a dropout layer of fastdrop_keras in nested tf.vectorized_map. Use "
+            "one tf.vectorized_map, over both dimensions, or a function without `jit_compile=True`"
         )
     return True
 
