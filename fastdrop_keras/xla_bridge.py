@@ -115,7 +115,7 @@ def _product(x: tf.Tensor, saved: tf.Tensor, entries: tf.Tensor) -> tf.Tensor:
         (y,) = xla.call_module(
             [x, saved, entries],
             version=_CALL_VERSION,
-            module=_module(x.dtype, x.shape.rank, saved.shape.rank),
+            module=_module(x.dtype, _shape_in_module(x), saved.shape.rank),
             Sout=[x.shape],
             Tout=[x.dtype],
             platforms=["CPU"],
@@ -132,39 +132,58 @@ def _gradient(op: tf.Operation, dy: tf.Tensor) -> tf.Tensor:
 
 
 @functools.cache
-def _module(dtype: tf.DType, rank: int, rank_of_words: int) -> bytes:
+def _module(dtype: tf.DType, shape: NoiseShape, rank_of_words: int) -> bytes:
     """Return a program in StableHLO that calls the handler: see `fastdrop/xla_handler.c`.
 
-    The sizes are unknown. XLA computes the result's from a vector of sizes, which the handler does
-    not receive.
+    If sizes are unknown, XLA computes those of the result from a vector, which the handler does not
+    receive.
     """
     from tensorflow.compiler.mlir.stablehlo import stablehlo
 
-    array = f"tensor<{'?x' * rank}{_ELEMENTS[dtype]}>"
+    rank = len(shape)
+    dimensions = "".join(f"{'?' if size is None else size}x" for size in shape)
+    array = f"tensor<{dimensions}{_ELEMENTS[dtype]}>"
     words = f"tensor<{'?x' * rank_of_words}i64>"
     entries = f"tensor<{rank - rank_of_words + 1}xi64>"
-    size, sizes = "tensor<1xi32>", f"tensor<{rank}xi32>"
-    each = range(rank)
-    lines = [
-        "module attributes {jax.uses_shape_polymorphism = true} {",
-        f"func.func public @main(%x: {array}, %words: {words}, %noise_shape: {entries}) -> {array}",
-        "{",
-        *(
-            f"%n{i} = stablehlo.get_dimension_size %x, dim = {i} : ({array}) -> tensor<i32>\n"
-            f"%v{i} = stablehlo.reshape %n{i} : (tensor<i32>) -> {size}"
-            for i in each
-        ),
-        f"%sizes = stablehlo.concatenate {', '.join(f'%v{i}' for i in each)}, dim = 0 : "
-        f"({', '.join(size for _ in each)}) -> {sizes}",
-        f"%y = stablehlo.custom_call @{_xla.NAME}(%x, %words, %noise_shape, %sizes) {{",
-        f"api_version = 4 : i32, backend_config = {{stream = {STREAM_VERSION} : i64}}, "
-        "indices_of_shape_operands = dense<[3]> : tensor<1xi64>} : "
-        f"({array}, {words}, {entries}, {sizes}) -> {array}",
-        f"return %y : {array}",
-        "}}",
-    ]
-    program: bytes = stablehlo.serialize_portable_artifact_str("\n".join(lines), _STABLEHLO_VERSION)
+    attributes = f"api_version = 4 : i32, backend_config = {{stream = {STREAM_VERSION} : i64}}"
+    operands, types, lines = "%x, %words, %noise_shape", f"{array}, {words}, {entries}", []
+    if None in shape:
+        size, sizes, each = "tensor<1xi32>", f"tensor<{rank}xi32>", range(rank)
+        lines = [
+            *(
+                f"%n{i} = stablehlo.get_dimension_size %x, dim = {i} : ({array}) -> tensor<i32>\n"
+                f"%v{i} = stablehlo.reshape %n{i} : (tensor<i32>) -> {size}"
+                for i in each
+            ),
+            f"%sizes = stablehlo.concatenate {', '.join(f'%v{i}' for i in each)}, dim = 0 : "
+            f"({', '.join(size for _ in each)}) -> {sizes}",
+        ]
+        operands, types = f"{operands}, %sizes", f"{types}, {sizes}"
+        attributes += ", indices_of_shape_operands = dense<[3]> : tensor<1xi64>"
+    text = "\n".join(
+        [
+            "module attributes {jax.uses_shape_polymorphism = true} {",
+            f"func.func public @main(%x: {array}, %words: {words}, %noise_shape: {entries}) -> "
+            f"{array} {{",
+            *lines,
+            f"%y = stablehlo.custom_call @{_xla.NAME}({operands}) {{{attributes}}} : ({types}) -> "
+            f"{array}",
+            f"return %y : {array}",
+            "}}",
+        ]
+    )
+    program: bytes = stablehlo.serialize_portable_artifact_str(text, _STABLEHLO_VERSION)
     return program
+
+
+def _shape_in_module(x: tf.Tensor) -> NoiseShape:
+    """Return sizes for the module of `x`: unknown, so that few modules serve all shapes.
+
+    XLA computes unknown sizes in 32 bits.
+    """
+    sizes = tuple(x.shape)
+    large = None not in sizes and max(sizes) >= 2**31
+    return sizes if large else (None,) * len(sizes)
 
 
 def _is_own(op: tf.Operation) -> bool:
