@@ -33,6 +33,7 @@ COMPILE_ARGS = [
     "-Wno-sign-compare",
 ]
 NATIVE_OPERATION = "fastdrop_keras._native_op"
+XLA_HANDLER = "fastdrop._xla_handler"
 INCLUDE_DIRS = ["fastdrop", "fastdrop/include", "fastdrop/_kernels", "fastdrop/simd"]
 
 # The modules between arrays and kernels. They are built for the baseline CPU.
@@ -159,14 +160,15 @@ def module_extension(name):
     )
 
 
-def native_operation():
-    """Return the library of operations that TensorFlow loads. It builds without TensorFlow.
+def library_extension(name, source):
+    """Return a library for another package, which builds without that package.
 
-    It is not a Python module. It is optional: without it the layers use Python functions.
+    It is not a Python module. It is optional: the layers work without it. TensorFlow loads the
+    native operations, and XLA calls the handler.
     """
     return Extension(
-        NATIVE_OPERATION,
-        ["fastdrop_keras/native_op.c"],
+        name,
+        [source],
         include_dirs=["fastdrop/include"],
         extra_compile_args=[
             "-O2",
@@ -178,6 +180,13 @@ def native_operation():
         depends=[*SETTINGS, *HEADERS],
         optional=True,
     )
+
+
+def libraries():
+    return [
+        library_extension(NATIVE_OPERATION, "fastdrop_keras/native_op.c"),
+        library_extension(XLA_HANDLER, "fastdrop/xla_handler.c"),
+    ]
 
 
 def isas_of_this_machine():
@@ -259,7 +268,7 @@ setup(
         [
             *(kernel_extension(isa) for isa in isas_of_this_machine()),
             *(module_extension(name) for name in MODULES),
-            *([native_operation()] if sys.platform == "linux" else []),
+            *(libraries() if sys.platform == "linux" else []),
         ],
         compiler_directives={**DIRECTIVES, **BUILD.directives},
         nthreads=0,

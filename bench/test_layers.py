@@ -121,8 +121,7 @@ def layers_of(make, length, x, **options):
 def chain(make, length, x, direction, *, xla=False, **options):
     """A call of a graph with a chain of layers."""
     layers = layers_of(make, length, x, **options)
-    # XLA cannot compile our operations. Under `jit_compile=True` Keras runs them in a plain graph.
-    graph = tf.function(step(layers, direction), jit_compile=xla and make is not ours)
+    graph = tf.function(step(layers, direction), jit_compile=xla)
     # This call traces. Each layer scales by a power of two, so the product is exact.
     for result in tf.nest.flatten(graph(x)):
         values = set(np.unique(tf.cast(result, tf.float32)))

@@ -52,6 +52,21 @@ _PRIVATE_OF_BACKENDS: dict[str, dict[str, tuple[str, ...]]] = {
         "keras.layers.Layer": ("_track_variables",),
     },
 }
+# Without one of these, XLA cannot compile the layers.
+_PRIVATE_FOR_XLA = {
+    "tensorflow.compiler.mlir.stablehlo.stablehlo": ("serialize_portable_artifact_str",),
+    # Chooses the trace of a `tf.function`.
+    "tensorflow.python.eager.polymorphic_function.function_context": ("_enclosing_xla_context",),
+    "tensorflow.__internal__": ("get_enclosing_xla_context",),
+    "tensorflow.compiler.tf2xla.python.xla": ("call_module",),
+    "tensorflow.python.framework.ops.gradient_registry": ("list", "lookup"),
+    # Vectorizes the operation.
+    "tensorflow.python.ops.parallel_for.pfor": (
+        "_pfor_converter_registry",
+        "_fallback_converter",
+        "wrap",
+    ),
+}
 # Private attributes of instances. Of a compiled model the package also uses `_compile_config`.
 _PRIVATE_OF_GRAPHS = ("_function_captures", "outer_graph", "is_control_flow_graph")
 _PRIVATE_OF_LAYERS = (
@@ -109,6 +124,16 @@ def _missing_private_names(backend: str) -> Iterator[str]:
         yield from (f"FuncGraph.{name}" for name in _PRIVATE_OF_GRAPHS if not hasattr(graph, name))
     layer = vars(keras.layers.Lambda(abs, name="fastdrop"))
     yield from (f"keras.layers.Layer.{name}" for name in _PRIVATE_OF_LAYERS if name not in layer)
+
+
+def missing_for_xla() -> str | None:
+    """Return the first name that XLA needs to compile the layers and that is missing."""
+    for owner, names in _PRIVATE_FOR_XLA.items():
+        found = _found(owner)
+        for name in names:
+            if not hasattr(found, name):
+                return f"{owner}.{name}"
+    return None
 
 
 def _found(path: str) -> Any:

@@ -21,8 +21,6 @@ BACKENDS = {
 class Backend(Protocol):
     """What a module of `BACKENDS` defines; `Any` stands for the backend's own types."""
 
-    # Whether `jit_compile=True` can compile the layers.
-    SUPPORTS_JIT: bool
     # The types of functions that keep a trace of the layers that they called.
     TRACED_FUNCTIONS: tuple[Any, ...]
     # The types of the framework's generators of random numbers.
@@ -70,8 +68,11 @@ class Backend(Protocol):
     def random_module(self, layer: keras.Layer) -> str:
         """Return the name of a module of the framework in `layer` that drops, or ""."""
 
-    def config_line(self) -> str:
-        """Return the backend's line for `fastdrop_keras.show_config`."""
+    def supports_jit(self) -> bool:
+        """Return whether `jit_compile=True` can compile the layers."""
+
+    def config_lines(self) -> list[str]:
+        """Return the backend's lines for `fastdrop_keras.show_config`."""
 
 
 BACKEND = cast(Backend, importlib.import_module(BACKENDS[keras.config.backend()]))

@@ -17,7 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from fastdrop_keras import inputs, native_bridge, numpy_bridge
+from fastdrop_keras import inputs, native_bridge, numpy_bridge, xla_bridge
 from fastdrop_keras.inputs import NoiseShape
 
 # The bridge of a forward pass, and the tensor `saved` for its backward pass.
@@ -99,10 +99,13 @@ def set_bridge(name: str) -> None:
     _name = _checked_bridge(name, "name")
 
 
-def config_line() -> str:
-    """Return the line about the bridge for `fastdrop_keras.show_config`."""
+def config_lines() -> list[str]:
+    """Return the lines about TensorFlow for `fastdrop_keras.show_config`."""
     why = f" (native not loaded: {native_bridge.WHY_NOT})" if native_bridge.WHY_NOT else ""
-    return f"bridge to TensorFlow {tf.__version__}: {_name}{why}"
+    return [
+        f"bridge to TensorFlow {tf.__version__}: {_name}{why}",
+        f"compiled by XLA: {f'no ({xla_bridge.WHY_NOT})' if xla_bridge.WHY_NOT else 'yes'}",
+    ]
 
 
 def dropout(
@@ -130,7 +133,7 @@ def dropout(
     """
     x = _checked(x)
     noise_shape = _fitted(noise_shape, x)
-    bridge = BRIDGES[_name]
+    bridge = xla_bridge if xla_bridge.is_compiled() else BRIDGES[_name]
     y, saved = bridge.forward(x, seed, rate, noise_shape)
     return y, (bridge, saved)
 

@@ -443,8 +443,8 @@ def _reset_compiled(model: keras.Model) -> None:
     for layer in list(model._flatten_layers()):
         if isinstance(layer, keras.Model):
             layer.train_function = layer.test_function = layer.predict_function = None
-            # XLA compiles Keras's layers but not ours, so Keras must check the user's setting
-            # again. It does so only if the value changes: `None` first.
+            # XLA compiles Keras's layers, and ours on some machines only, so Keras must check the
+            # user's setting again. It does so only if the value changes: `None` first.
             layer.jit_compile = None
             if layer.compiled:
                 layer.jit_compile = layer._compile_config.config["jit_compile"]

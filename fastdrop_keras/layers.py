@@ -52,7 +52,8 @@ class BaseDropout(keras.layers.Dropout):
         # Also at rate 0, since the rate can be raised later.
         self.seed_generator = BACKEND.new_seed_generator(self.seed)
         self.supports_masking = True
-        self.supports_jit = BACKEND.SUPPORTS_JIT
+        # Where the framework's compiler cannot compile the layer, Keras runs the model without it.
+        self.supports_jit = BACKEND.supports_jit()
         # Keras sets `built` only where a layer builds, and these layers have nothing to build.
         self.built = type(self).build is keras.layers.Layer.build
 
@@ -163,9 +164,12 @@ class Dropout(BaseDropout):
     `randomness="same"` or in `torch.compile`.
 
     The layer runs on the CPU. Models, weights, `tf.train.Checkpoint` and PyTorch's `state_dict`
-    save the seed's state. The attribute `rate` can be set at any time, also while training. XLA
-    cannot compile the layer: under `jit_compile=True`, Keras on TensorFlow warns and runs the model
-    without XLA. `torch.compile` compiles the layer, and again for each of the first rates.
+    save the seed's state. The attribute `rate` can be set at any time, also while training.
+    `torch.compile` compiles the layer, and again for each of the first rates.
+
+    XLA compiles the layer, under `jit_compile=True`, on Linux with TensorFlow 2.18 and newer, for
+    the CPU. Elsewhere Keras warns and runs the model without XLA. In a compiled function the
+    gradient draws the mask again, from the seed.
 
     Args:
         rate: Float between 0 and 1. Fraction of the input units to drop.
@@ -476,7 +480,8 @@ def show_config() -> None:
       bridge to TensorFlow ...
     """
     fastdrop.show_config()
-    print(f"  {BACKEND.config_line()}")
+    for line in BACKEND.config_lines():
+        print(f"  {line}")
 
 
 def dropout_layers(model: Any, needed_by: str) -> list[BaseDropout]:

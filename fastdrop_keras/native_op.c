@@ -43,7 +43,8 @@ enum {
 enum {
     TF_OK = 0,
     TF_INVALID_ARGUMENT = 3,
-    TF_FAILED_PRECONDITION = 9
+    TF_FAILED_PRECONDITION = 9,
+    TF_UNIMPLEMENTED = 12
 };
 
 TF_Status *TF_NewStatus(void);
@@ -214,6 +215,19 @@ static void *create_forward(TF_OpKernelConstruction *construction) {
 
 static void *create_backward(TF_OpKernelConstruction *construction) {
     return create(construction, false);
+}
+
+/* XLA creates a kernel when it compiles a program, in which the operations of `xla_bridge.py` replace
+   these. */
+static void *refuse_xla(TF_OpKernelConstruction *construction) {
+    TF_Status *status = TF_NewStatus();
+    fail(status, TF_UNIMPLEMENTED,
+         "XLA cannot compile an operation of fastdrop_keras in a function that was traced without "
+         "XLA. In a function with `jit_compile=True`, call the `tf.function` itself, which is "
+         "traced again, and not its concrete function or a function of a SavedModel");
+    TF_OpKernelConstruction_Failure(construction, status);
+    TF_DeleteStatus(status);
+    return NULL;
 }
 
 static void destroy(void *op) { free(op); }
@@ -457,11 +471,12 @@ static void register_operation(const char *name, const char *const *inputs,
     TF_DeleteStatus(status);
 }
 
-static void register_kernels(const char *name, void *(*make)(TF_OpKernelConstruction *)) {
+static void register_kernels(const char *name, const char *device,
+                             void *(*make)(TF_OpKernelConstruction *)) {
     static const TF_DataType dtypes[] = {TF_HALF, TF_BFLOAT16, TF_FLOAT, TF_DOUBLE};
     TF_Status *status = TF_NewStatus();
     for (int i = 0; i < 4; i++) {
-        TF_KernelBuilder *builder = TF_NewKernelBuilder(name, "CPU", make, compute, destroy);
+        TF_KernelBuilder *builder = TF_NewKernelBuilder(name, device, make, compute, destroy);
         TF_KernelBuilder_TypeConstraint(builder, "T", dtypes[i], status);
         if (!failed(status))
             TF_RegisterKernelBuilder(name, builder, status);
@@ -480,6 +495,8 @@ __attribute__((constructor)) static void register_all(void) {
                        (const char *[]){TYPES, NOISE_SHAPE, "stream: int", NULL});
     register_operation("FastdropBackward", (const char *[]){"dy: T", "saved: uint8", NULL},
                        (const char *[]){"dx: T", NULL}, (const char *[]){TYPES, NOISE_SHAPE, NULL});
-    register_kernels("FastdropForward", create_forward);
-    register_kernels("FastdropBackward", create_backward);
+    register_kernels("FastdropForward", "CPU", create_forward);
+    register_kernels("FastdropBackward", "CPU", create_backward);
+    register_kernels("FastdropForward", "XLA_CPU_JIT", refuse_xla);
+    register_kernels("FastdropBackward", "XLA_CPU_JIT", refuse_xla);
 }

@@ -11,14 +11,19 @@ import tensorflow as tf
 from keras.src.backend import in_stateless_scope
 
 from fastdrop_keras import layer_state, tensorflow_state
-from fastdrop_keras.bridge import config_line, dropout, dropout_again
+from fastdrop_keras.bridge import config_lines, dropout, dropout_again
 from fastdrop_keras.checkpointing import runs_around
 from fastdrop_keras.tensorflow_state import Rate
+from fastdrop_keras.xla_bridge import supports_jit
 
-__all__ = ["Rate", "config_line", "dropout", "dropout_again", "runs_around"]
-
-# XLA cannot compile the bridges. Keras then runs the model without XLA.
-SUPPORTS_JIT = False
+__all__ = [
+    "Rate",
+    "config_lines",
+    "dropout",
+    "dropout_again",
+    "runs_around",
+    "supports_jit",
+]
 
 TRACED_FUNCTIONS: tuple[Any, ...] = (tf.types.experimental.PolymorphicFunction,)
 GENERATORS: tuple[Any, ...] = (tf.random.Generator,)

@@ -102,6 +102,11 @@ def vectorized_loops() -> list[tf.Tensor]:
     return [variable for variable in _loops.get() if variable.graph in graphs]
 
 
+def count_of_loops() -> int:
+    """Return the number of `tf.vectorized_map` around, those around a caller's function too."""
+    return len(_loops.get())
+
+
 def _graphs_of_function() -> Iterator[tf.Graph]:
     """Yield the current graph and the graphs around it, up to the function's graph."""
     graph = tf.compat.v1.get_default_graph()

@@ -21,9 +21,6 @@ from fastdrop_keras import blocks, inputs, layer_state
 from fastdrop_keras.inputs import NoiseShape
 from fastdrop_torch import conversion, modules  # the import registers the operations
 
-# `torch.compile` compiles the layers as it compiles fastdrop_torch's.
-SUPPORTS_JIT = True
-
 TRACED_FUNCTIONS: tuple[Any, ...] = ()
 GENERATORS: tuple[Any, ...] = (torch.Generator,)
 
@@ -187,9 +184,14 @@ def random_module(layer: keras.Layer) -> str:
     return ""
 
 
-def config_line() -> str:
+def supports_jit() -> bool:
+    """Return True: `torch.compile` compiles the layers as it compiles fastdrop_torch's."""
+    return True
+
+
+def config_lines() -> list[str]:
     """Return the version of PyTorch."""
-    return f"on PyTorch {torch.__version__}, by fastdrop_torch"
+    return [f"on PyTorch {torch.__version__}, by fastdrop_torch"]
 
 
 # Gradient checkpointing.

@@ -41,9 +41,10 @@ def test_the_default_bridge(run_python):
 
 @native_only
 def test_native_operations_are_for_the_cpu():
+    """The kernels for XLA only raise an error."""
     for name in ("FastdropForward", "FastdropBackward"):
         registered = kernels.get_registered_kernels_for_op(name).kernel
-        assert {kernel.device_type for kernel in registered} == {"CPU"}
+        assert {kernel.device_type for kernel in registered} == {"CPU", "XLA_CPU_JIT"}
 
 
 @pytest.mark.parametrize("name", ["", "Native", "python", None, 1])
@@ -106,6 +107,7 @@ except ValueError as error:
     )
     assert done.returncode == 0, done.stderr
     assert "numpy_function (native not loaded: it was not built)" in done.stdout
+    assert "compiled by XLA: no (" in done.stdout
     assert "The native bridge cannot be used: it was not built" in done.stdout
 
 

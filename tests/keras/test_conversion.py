@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras import layers
 
 import fastdrop_keras
-from fastdrop_keras import convert, to_keras
+from fastdrop_keras import convert, to_keras, xla_bridge
 
 # From Keras itself, whenever it writes a variable to a file with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -844,11 +844,21 @@ def test_an_uncompiled_model_stays_uncompiled():
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_xla_is_off_for_our_layers_and_on_again_for_keras_layers(in_place):
+def test_xla_is_off_where_it_cannot_compile_our_layers_and_then_on_again(in_place, monkeypatch):
+    monkeypatch.setattr(xla_bridge, "WHY_NOT", "the reason")
     model = compiled(jit_compile=True)
     with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
         converted = convert(model, verbose=False, in_place=in_place)
     assert not converted.jit_compile
+    train(converted)
+    assert to_keras(converted, verbose=False, in_place=in_place).jit_compile
+
+
+@pytest.mark.skipif(bool(xla_bridge.WHY_NOT), reason=xla_bridge.WHY_NOT)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_xla_stays_on(in_place):
+    converted = convert(compiled(jit_compile=True), verbose=False, in_place=in_place)
+    assert converted.jit_compile
     train(converted)
     assert to_keras(converted, verbose=False, in_place=in_place).jit_compile
 

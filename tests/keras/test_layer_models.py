@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import fastdrop_keras
-from fastdrop_keras import Dropout
+from fastdrop_keras import Dropout, xla_bridge
 
 
 def data(samples=64, features=6):
@@ -211,7 +211,8 @@ class Listed(keras.Model):
 
 
 @pytest.mark.parametrize("make", [sequential, nested, Listed])
-def test_jit_compile_falls_back(make):
+def test_jit_compile_falls_back_where_xla_cannot_call_the_kernels(make, monkeypatch):
+    monkeypatch.setattr(xla_bridge, "WHY_NOT", "the reason")
     x, y = data()
     model = make()
     # Keras finds the layers of a subclassed model when it is built.
@@ -220,6 +221,17 @@ def test_jit_compile_falls_back(make):
     model.fit(x, y, verbose=0)
     model.predict(x, verbose=0)
     assert not model.jit_compile
+
+
+@pytest.mark.skipif(bool(xla_bridge.WHY_NOT), reason=xla_bridge.WHY_NOT)
+@pytest.mark.parametrize("make", [sequential, nested, Listed])
+def test_jit_compile(make):
+    x, y = data()
+    model = make()
+    model.compile("sgd", "binary_crossentropy", jit_compile=True)
+    model.fit(x, y, verbose=0)
+    model.predict(x, verbose=0)
+    assert model.jit_compile
 
 
 def test_steps_per_execution():

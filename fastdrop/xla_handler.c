@@ -1,0 +1,366 @@
+/* Defines dropout as a handler of XLA's typed foreign function interface, for programs that XLA
+   compiles for the CPU.
+
+       y = fastdrop_dropout(x, words, noise_shape)    {stream}
+
+   x, y         buffers of one shape and dtype
+   words        int64: the seed's low word, the step, the high word if there are four, and the bits
+                of the rate as float64. If it has more dimensions, they are the first dimensions of
+                x: each part of x has its own words
+   noise_shape  int64: for each other dimension of x 1, its size, or -1 for that
+   stream       int64: the version of the random stream that the program was made with
+
+   The mask is drawn anew in each call, so the gradient for x is the same function of dy.
+
+   The file declares the structs of the interface itself, and so builds without XLA's headers. The
+   fields in use are the same in all versions 0.x of the interface. Python passes in fastdrop's
+   public C interface, which computes the dropout, and XLA's functions. */
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "fastdrop.h"
+
+#define EXPORTED __attribute__((visibility("default")))
+
+/* ---- XLA's interface: xla/ffi/api/c_api.h ---- */
+
+enum {
+    SCALAR = 3,   /* an attribute */
+    METADATA = 1, /* an extension */
+    EXECUTE = 3,  /* a stage */
+    S64 = 5,      /* types of elements */
+    F16 = 10,
+    F32 = 11,
+    F64 = 12,
+    BF16 = 16,
+    INVALID_ARGUMENT = 3, /* errors */
+    RESOURCE_EXHAUSTED = 8,
+    FAILED_PRECONDITION = 9
+};
+
+typedef struct xla_error xla_error;
+typedef struct xla_call xla_call;
+typedef xla_error *xla_handler(xla_call *);
+
+typedef struct xla_extension {
+    size_t struct_size;
+    int type;
+    struct xla_extension *next;
+} xla_extension;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    int major, minor;
+} xla_version;
+
+typedef struct {
+    const char *text;
+    size_t size;
+} xla_text;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    const char *message;
+    int code;
+} xla_new_error;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    xla_error *error;
+    const char *message;
+} xla_get_message;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    xla_error *error;
+} xla_destroy_error;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    xla_text name, platform;
+    xla_handler *instantiate, *prepare, *initialize, *execute;
+    uint32_t traits;
+} xla_registration;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    xla_version version;
+    const void *internal;
+    xla_error *(*create_error)(xla_new_error *);
+    void (*get_message)(xla_get_message *);
+    void (*destroy_error)(xla_destroy_error *);
+    xla_error *(*register_handler)(xla_registration *);
+} xla_api;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    int dtype;
+    void *data;
+    int64_t rank;
+    int64_t *dims;
+} xla_buffer;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    int64_t size;
+    int *types;
+    void **values;
+} xla_values;
+
+struct xla_call {
+    size_t struct_size;
+    xla_extension *extensions;
+    const xla_api *api;
+    void *context;
+    int stage;
+    xla_values arguments, results;
+    struct {
+        size_t struct_size;
+        xla_extension *extensions;
+        int64_t size;
+        int *types;
+        xla_text **names;
+        void **values;
+    } attributes;
+};
+
+typedef struct {
+    int dtype;
+    void *value;
+} xla_scalar;
+
+typedef struct {
+    xla_extension base;
+    struct {
+        size_t struct_size;
+        xla_version version;
+        uint32_t traits;
+    } *metadata;
+} xla_metadata;
+
+/* ---- fastdrop's C interface, from Python ---- */
+
+static _Atomic(const fastdrop_api *) fastdrop;
+
+/* Returns 0, or the version of the interface that this file needs if `api` is older. */
+EXPORTED int fastdrop_use(const fastdrop_api *api) {
+    if (api && !fastdrop_serves(api))
+        return FASTDROP_API_VERSION;
+    atomic_store(&fastdrop, api);
+    return 0;
+}
+
+/* ---- The handler ---- */
+
+static xla_error *failure(const xla_call *call, int code, const char *format, ...) {
+    char message[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    xla_new_error error = {sizeof error, NULL, message, code};
+    return call->api->create_error(&error);
+}
+
+#define invalid(call, ...) failure(call, INVALID_ARGUMENT, __VA_ARGS__)
+
+static int kind_of(int dtype) {
+    return dtype == F16    ? FASTDROP_FLOAT16
+           : dtype == BF16 ? FASTDROP_BFLOAT16
+           : dtype == F32  ? FASTDROP_FLOAT32
+           : dtype == F64  ? FASTDROP_FLOAT64
+                           : -1;
+}
+
+static const void *attribute(const xla_call *call, const char *name, int type) {
+    for (int64_t i = 0; i < call->attributes.size; i++) {
+        const xla_text *found = call->attributes.names[i];
+        if (call->attributes.types[i] == type && found->size == strlen(name)
+            && !memcmp(found->text, name, found->size))
+            return call->attributes.values[i];
+    }
+    return NULL;
+}
+
+/* Refuses a program that a fastdrop with another stream made: its seeds would draw other masks
+   here, without a message. */
+static xla_error *check_stream(const xla_call *call, const fastdrop_api *api) {
+    const xla_scalar *stream = attribute(call, "stream", SCALAR);
+    if (!stream || stream->dtype != S64)
+        return invalid(call, "Dropout needs the attribute `stream`, an int64");
+    if (*(const int64_t *)stream->value != (int64_t)api->stream)
+        return failure(call, FAILED_PRECONDITION,
+                       "This program was made with random stream %" PRId64
+                       ", and the installed fastdrop draws stream %" PRIu32
+                       ", which has other masks",
+                       *(const int64_t *)stream->value, api->stream);
+    return NULL;
+}
+
+/* The words of all parts. */
+typedef struct {
+    const int64_t *words;
+    size_t each;    /* words for a part */
+    int dimensions; /* the first dimensions of x, whose elements are the parts */
+    size_t count;   /* of parts */
+} xla_parts;
+
+static xla_error *read_parts(const xla_call *call, const xla_buffer *x, const xla_buffer *words,
+                             xla_parts *parts) {
+    const int64_t last = words->rank - 1;
+    if (words->dtype != S64 || last < 0 || last > x->rank
+        || (words->dims[last] != 3 && words->dims[last] != 4)
+        || memcmp(words->dims, x->dims, (size_t)last * sizeof *x->dims) != 0)
+        return invalid(call, "Dropout needs 3 or 4 words for each part of the input: the seed's "
+                             "low word, the step, the high word if there, and the bits of the "
+                             "rate");
+    *parts = (xla_parts){words->data, (size_t)words->dims[last], (int)last, 1};
+    for (int64_t i = 0; i < last; i++)
+        parts->count *= (size_t)words->dims[i];
+    return NULL;
+}
+
+static xla_error *read_words(const xla_call *call, const xla_parts *parts, size_t part,
+                             fastdrop_dropout *dropout) {
+    const int64_t *words = parts->words + part * parts->each;
+    int64_t word[4];
+    memcpy(word, words, parts->each * sizeof *word);
+    dropout->seed.low = (uint64_t)word[0];
+    dropout->seed.step = (uint64_t)word[1];
+    dropout->seed.high = parts->each == 4 ? (uint64_t)word[2] : 0;
+    memcpy(&dropout->rate, &word[parts->each - 1], sizeof dropout->rate);
+    if (!(dropout->rate >= 0 && dropout->rate <= 1))
+        return invalid(call, "`rate` must be from 0 to 1. Received: %g", dropout->rate);
+    return NULL;
+}
+
+static xla_error *read_noise_shape(const xla_call *call, const xla_buffer *entries, int ndim,
+                                   const int64_t *shape, int64_t *noise_shape) {
+    if (entries->dtype != S64 || entries->rank != 1 || entries->dims[0] != ndim
+        || fastdrop_fit_noise_shape(ndim, shape, ndim, entries->data, noise_shape) != FASTDROP_OK)
+        return invalid(call, "Invalid value received for argument `noise_shape`. Expected as many "
+                             "entries as the input has dimensions, each None, 1 or the input's "
+                             "size there");
+    if (fastdrop_mask_bytes(ndim, noise_shape) < 0)
+        return invalid(call, "`noise_shape` must have a product below 2^63");
+    return NULL;
+}
+
+static bool same_type(const xla_buffer *x, const xla_buffer *y) {
+    return x->dtype == y->dtype && x->rank == y->rank
+           && !memcmp(x->dims, y->dims, (size_t)x->rank * sizeof *x->dims);
+}
+
+static size_t bytes_of(int kind, int ndim, const int64_t *shape) {
+    size_t bytes = kind == FASTDROP_FLOAT64 ? 8 : kind == FASTDROP_FLOAT32 ? 4 : 2;
+    for (int i = 0; i < ndim; i++)
+        bytes *= (size_t)shape[i];
+    return bytes;
+}
+
+static xla_error *drop(const xla_call *call) {
+    const fastdrop_api *api = atomic_load(&fastdrop);
+    int64_t noise_shape[FASTDROP_MAX_DIMS];
+    xla_parts parts = {0};
+    xla_error *error;
+    if (!api)
+        return failure(call, FAILED_PRECONDITION, "Dropout needs fastdrop to be imported");
+    if (call->arguments.size != 3 || call->results.size != 1)
+        return invalid(call, "Dropout has three arguments and one result");
+    const xla_buffer *x = call->arguments.values[0], *words = call->arguments.values[1];
+    const xla_buffer *y = call->results.values[0];
+    const int kind = kind_of(x->dtype);
+    if (kind < 0 || x->rank > FASTDROP_MAX_DIMS || !same_type(x, y))
+        return invalid(call,
+                       "Dropout expects float16, bfloat16, float32 or float64 of at most %d "
+                       "dimensions, and a result like its input",
+                       FASTDROP_MAX_DIMS);
+    if ((error = check_stream(call, api)) || (error = read_parts(call, x, words, &parts)))
+        return error;
+    const int ndim = (int)x->rank - parts.dimensions;
+    const int64_t *shape = x->dims + parts.dimensions;
+    const size_t bytes = bytes_of(kind, ndim, shape);
+    if ((error = read_noise_shape(call, call->arguments.values[2], ndim, shape, noise_shape)))
+        return error;
+    /* fastdrop computes the scale from the rate: this thread may have another rounding mode. */
+    fastdrop_dropout dropout = {.kind = kind,
+                                .ndim = ndim,
+                                .shape = shape,
+                                .noise_shape = noise_shape,
+                                .scale = FASTDROP_INVERTED};
+    for (size_t part = 0; part < parts.count; part++) {
+        if ((error = read_words(call, &parts, part, &dropout)))
+            return error;
+        const int done = api->forward(&dropout, (char *)y->data + part * bytes, NULL,
+                                      (const char *)x->data + part * bytes, NULL, NULL);
+        if (done == FASTDROP_NO_MEMORY)
+            return failure(call, RESOURCE_EXHAUSTED, "There is no memory for a dropout's mask");
+        if (done != FASTDROP_OK)
+            return invalid(call, "fastdrop refused the dropout, with status %d of fastdrop.h",
+                           done);
+    }
+    return NULL;
+}
+
+/* The version of the interface that a handler is registered with. */
+static xla_version registered;
+
+/* XLA calls a handler at registration to ask for the version that it was compiled for, and refuses
+   any other than its own. */
+static bool tell_version(const xla_call *call) {
+    for (xla_extension *one = call->extensions; one; one = one->next) {
+        if (one->type != METADATA)
+            continue;
+        const xla_version *version = call->api ? &call->api->version : &registered;
+        xla_metadata *extension = (xla_metadata *)one;
+        extension->metadata->version.major = version->major;
+        extension->metadata->version.minor = version->minor;
+        extension->metadata->traits = 0;
+        return true;
+    }
+    return false;
+}
+
+EXPORTED xla_error *fastdrop_dropout_handler(xla_call *call) {
+    if (tell_version(call) || call->stage != EXECUTE)
+        return NULL;
+    return drop(call);
+}
+
+/* Registers the handler with XLA's functions in this process. Returns NULL, or a text that says why
+   not. */
+EXPORTED const char *fastdrop_register(const xla_api *api, const char *name) {
+    static char refusal[512];
+    xla_get_message message;
+    if (api->version.major)
+        return "XLA's foreign functions have another major version than 0";
+    registered = api->version;
+    xla_registration registration = {.struct_size = sizeof registration,
+                                     .name = {name, strlen(name)},
+                                     .platform = {"Host", 4},
+                                     .execute = fastdrop_dropout_handler};
+    xla_error *error = api->register_handler(&registration);
+    if (!error)
+        return NULL;
+    message = (xla_get_message){sizeof message, NULL, error, ""};
+    api->get_message(&message);
+    snprintf(refusal, sizeof refusal, "XLA did not register the handler: %s", message.message);
+    xla_destroy_error destroy = {sizeof destroy, NULL, error};
+    api->destroy_error(&destroy);
+    return refusal;
+}
