@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
+# What a build needs.
 SOURCES = [
     "fastdrop",
     "fastdrop_keras",
@@ -137,7 +138,7 @@ def interpreter(version: str) -> str:
 
 
 def copy(names: list[str], to: Path) -> Path:
-    to.mkdir(parents=True)
+    to.mkdir(parents=True, exist_ok=True)
     ignore = shutil.ignore_patterns("*.so", "__pycache__")
     for name in names:
         if (ROOT / name).is_dir():

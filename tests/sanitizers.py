@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import matrix
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -47,10 +48,7 @@ def compile_program(source, to, sanitizer, *folders):
 
 def build_modules(folder, sanitizer):
     """Build the packages outside the checkout; return the folder to import them from."""
-    for name in ("fastdrop", "fastdrop_keras"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / name)
+    matrix.copy(matrix.SOURCES, folder)
     subprocess.run(
         [sys.executable, "setup.py", "--quiet", "build", "--build-lib", "lib"],
         cwd=folder,
