@@ -1,13 +1,16 @@
 /* Defines dropout as a handler of XLA's typed foreign function interface, for programs that XLA
    compiles for the CPU.
 
-       y = fastdrop_dropout(x, words, noise_shape)    {stream}
+       y = fastdrop_dropout(x, words, noise_shape[, block])    {stream}
 
    x, y         buffers of one shape and dtype
    words        int64: the seed's low word, the step, the high word if there are four, and the bits
                 of the rate as float64. If it has more dimensions, they are the first dimensions of
                 x: each part of x has its own words
    noise_shape  int64: for each other dimension of x 1, its size, or -1 for that
+   block        int64, two rows, if x is a block of a larger array: for each other dimension the size
+                of the larger array, and the index at which x begins. The mask is that of the larger
+                array
    stream       int64: the version of the random stream that the program was made with
 
    The mask is drawn anew in each call, so the gradient for x is the same function of dy.
@@ -23,6 +26,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "fastdrop.h"
@@ -261,6 +265,30 @@ static xla_error *read_noise_shape(const xla_call *call, const xla_buffer *entri
     return NULL;
 }
 
+/* x as a block of a larger array: the larger mask's shape, and where the block's mask begins. */
+typedef struct {
+    int64_t shape[FASTDROP_MAX_DIMS], start[FASTDROP_MAX_DIMS];
+} xla_block;
+
+static xla_error *read_block(const xla_call *call, const xla_buffer *block,
+                             const xla_buffer *entries, int ndim, const int64_t *shape,
+                             xla_block *found) {
+    if (block->dtype != S64 || block->rank != 2 || block->dims[0] != 2 || block->dims[1] != ndim)
+        return invalid(call, "Dropout of a block needs the larger array's size and the block's "
+                             "start in each dimension");
+    const int64_t *sizes = block->data, *starts = sizes + ndim;
+    for (int i = 0; i < ndim; i++) {
+        const bool shared = ((const int64_t *)entries->data)[i] == 1;
+        if (starts[i] < 0 || starts[i] > sizes[i] - shape[i])
+            return invalid(call, "A block of dropout is not inside its larger array");
+        found->shape[i] = shared ? 1 : sizes[i];
+        found->start[i] = shared ? 0 : starts[i];
+    }
+    if (fastdrop_mask_bytes(ndim, found->shape) < 0)
+        return invalid(call, "The mask of a larger array must have less than 2^63 elements");
+    return NULL;
+}
+
 static bool same_type(const xla_buffer *x, const xla_buffer *y) {
     return x->dtype == y->dtype && x->rank == y->rank
            && !memcmp(x->dims, y->dims, (size_t)x->rank * sizeof *x->dims);
@@ -273,15 +301,88 @@ static size_t bytes_of(int kind, int ndim, const int64_t *shape) {
     return bytes;
 }
 
+enum {
+    WINDOW = 1 << 15,
+    AT_ONCE = 48,
+    SLACK = 8
+};
+
+/* Sets `count` zero bits of `to` from bit `at` on. Up to SLACK bytes more are read and written. */
+static void copy_bits(uint8_t *to, uint64_t at, const uint8_t *from, uint64_t first,
+                      uint64_t count) {
+    while (count) {
+        const uint64_t some = count < AT_ONCE ? count : AT_ONCE;
+        uint64_t bits, old;
+        memcpy(&bits, from + first / 8, sizeof bits);
+        memcpy(&old, to + at / 8, sizeof old);
+        bits = bits >> first % 8 & (((uint64_t)1 << some) - 1);
+        old |= bits << at % 8;
+        memcpy(to + at / 8, &old, sizeof old);
+        at += some, first += some, count -= some;
+    }
+}
+
+/* Draws the bits of a block, which are zero. The block's rows have one range of bits each. Rows
+   that are near each other are drawn together: a draw computes 4096 bits at least. */
+static void draw_block(const fastdrop_api *api, const fastdrop_dropout *dropout,
+                       const xla_block *block, uint8_t *bits) {
+    uint8_t window[WINDOW / 8 + SLACK];
+    const int ndim = dropout->ndim;
+    uint64_t row = 1, size = 1, rows = 1, from = 0, end = 0, at = 0;
+    int outer = ndim;
+    /* The last dimensions, up to the first that the block has a part of. */
+    while (outer && row == size) {
+        outer--;
+        row *= (uint64_t)dropout->noise_shape[outer];
+        size *= (uint64_t)block->shape[outer];
+    }
+    for (int i = 0; i < outer; i++)
+        rows *= (uint64_t)dropout->noise_shape[i];
+    for (uint64_t number = 0; row && number < rows; number++) {
+        uint64_t first = 0, whole = 1, rest = number * row;
+        for (int i = ndim - 1; i >= 0; i--) {
+            const uint64_t own = (uint64_t)dropout->noise_shape[i];
+            first += (rest % own + (uint64_t)block->start[i]) * whole;
+            rest /= own, whole *= (uint64_t)block->shape[i];
+        }
+        for (uint64_t done = 0; done < row;) {
+            const uint64_t here = first + done, left = row - done;
+            if (here < from || here >= end) {
+                const uint64_t most = size < WINDOW ? WINDOW : left < WINDOW ? left : WINDOW;
+                from = here, end = here + (most < whole - here ? most : whole - here);
+                api->draw(&dropout->seed, dropout->rate, from, end - from, window);
+            }
+            const uint64_t some = left < end - here ? left : end - here;
+            copy_bits(bits, at, window, here - from, some);
+            at += some, done += some;
+        }
+    }
+}
+
+/* Drops elements of a block. Returns a status of fastdrop.h. */
+static int drop_block(const fastdrop_api *api, const fastdrop_dropout *dropout,
+                      const xla_block *block, void *y, const void *x) {
+    const int64_t bytes = fastdrop_mask_bytes(dropout->ndim, dropout->noise_shape);
+    uint8_t *bits = calloc((size_t)bytes + SLACK, 1);
+    if (!bits)
+        return FASTDROP_NO_MEMORY;
+    draw_block(api, dropout, block, bits);
+    const int status = api->backward(dropout, y, NULL, x, NULL, bits);
+    free(bits);
+    return status;
+}
+
 static xla_error *drop(const xla_call *call) {
     const fastdrop_api *api = atomic_load(&fastdrop);
     int64_t noise_shape[FASTDROP_MAX_DIMS];
     xla_parts parts = {0};
+    xla_block block;
     xla_error *error;
     if (!api)
         return failure(call, FAILED_PRECONDITION, "Dropout needs fastdrop to be imported");
-    if (call->arguments.size != 3 || call->results.size != 1)
-        return invalid(call, "Dropout has three arguments and one result");
+    const bool has_block = call->arguments.size == 4;
+    if ((call->arguments.size != 3 && !has_block) || call->results.size != 1)
+        return invalid(call, "Dropout has three or four arguments and one result");
     const xla_buffer *x = call->arguments.values[0], *words = call->arguments.values[1];
     const xla_buffer *y = call->results.values[0];
     const int kind = kind_of(x->dtype);
@@ -295,7 +396,11 @@ static xla_error *drop(const xla_call *call) {
     const int ndim = (int)x->rank - parts.dimensions;
     const int64_t *shape = x->dims + parts.dimensions;
     const size_t bytes = bytes_of(kind, ndim, shape);
-    if ((error = read_noise_shape(call, call->arguments.values[2], ndim, shape, noise_shape)))
+    const xla_buffer *entries = call->arguments.values[2];
+    if ((error = read_noise_shape(call, entries, ndim, shape, noise_shape)))
+        return error;
+    if (has_block
+        && (error = read_block(call, call->arguments.values[3], entries, ndim, shape, &block)))
         return error;
     /* fastdrop computes the scale from the rate: this thread may have another rounding mode. */
     fastdrop_dropout dropout = {.kind = kind,
@@ -306,8 +411,10 @@ static xla_error *drop(const xla_call *call) {
     for (size_t part = 0; part < parts.count; part++) {
         if ((error = read_words(call, &parts, part, &dropout)))
             return error;
-        const int done = api->forward(&dropout, (char *)y->data + part * bytes, NULL,
-                                      (const char *)x->data + part * bytes, NULL, NULL);
+        void *to = (char *)y->data + part * bytes;
+        const void *from = (const char *)x->data + part * bytes;
+        const int done = has_block ? drop_block(api, &dropout, &block, to, from)
+                                   : api->forward(&dropout, to, NULL, from, NULL, NULL);
         if (done == FASTDROP_NO_MEMORY)
             return failure(call, RESOURCE_EXHAUSTED, "There is no memory for a dropout's mask");
         if (done != FASTDROP_OK)

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 # What a build needs.
 SOURCES = [
     "fastdrop",
+    "fastdrop_jax",
     "fastdrop_keras",
     "fastdrop_torch",
     "setup.py",

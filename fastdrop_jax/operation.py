@@ -1,0 +1,149 @@
+"""Defines dropout as a primitive of JAX, whose derivative and transpose are the primitive itself.
+
+    y = primitive(x, words)    noise_shape
+
+    x, y         arrays of one shape and dtype
+    words        uint32: the seed's low word, the step, the high word if there, and the bits of the
+                 rate as float64, each in two, the lower first. If it has more dimensions, they are
+                 the first dimensions of x: each part of x has its own words
+    noise_shape  for each other dimension of x 1, or `None` for its size
+
+Each call draws the mask from the words, so nothing is kept for the gradient. On the CPU, XLA calls
+the handler of `fastdrop/xla_handler.c`. Elsewhere JAX draws other masks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from fastdrop import _xla
+from fastdrop._config import STREAM_VERSION
+from fastdrop_jax import partitions
+
+NoiseShape = tuple[int | None, ...]
+
+jax.ffi.register_ffi_target(_xla.NAME, jax.ffi.pycapsule(_xla.load().fastdrop_dropout_handler))
+
+_primitive = Primitive("fastdrop_dropout")
+
+
+def drop(x: jax.Array, words: jax.Array, noise_shape: NoiseShape) -> jax.Array:
+    """Call the primitive."""
+    x, words = _equally_varying(x, words)
+    y: jax.Array = _primitive.bind(x, words, noise_shape=noise_shape)
+    return y
+
+
+def _equally_varying(*arrays: jax.Array) -> list[jax.Array]:
+    """Let the arrays vary along the same axes of the mesh of a `jax.shard_map`."""
+    axes = frozenset[Any]().union(*map(_varying, arrays))
+    return [
+        lax.pcast(x, tuple(axes - _varying(x)), to="varying") if axes - _varying(x) else x
+        for x in arrays
+    ]
+
+
+def _varying(x: Any) -> frozenset[Any]:
+    aval = jax.typeof(x)
+    # JAX 0.10 renamed it.
+    axes: frozenset[Any] = aval.mat.varying if hasattr(aval, "mat") else aval.vma
+    return axes
+
+
+@_primitive.def_abstract_eval
+def _type(x: Any, words: Any, *, noise_shape: NoiseShape) -> Any:
+    return x.strip_weak_type()
+
+
+_primitive.def_impl(jax.jit(_primitive.bind, static_argnames="noise_shape"))
+
+# Derivatives.
+
+
+def _derivative(primals: Any, tangents: Any, *, noise_shape: NoiseShape) -> Any:
+    (x, words), (tangent, _) = primals, tangents
+    y = drop(x, words, noise_shape)
+    if type(tangent) is ad.Zero:
+        return y, ad.Zero.from_primal_value(y)
+    return y, drop(tangent, words, noise_shape)
+
+
+def _transpose(dy: Any, x: Any, words: Any, *, noise_shape: NoiseShape) -> Any:
+    if type(dy) is ad.Zero:
+        return ad.Zero(x.aval), None
+    return drop(dy, words, noise_shape), None
+
+
+ad.primitive_jvps[_primitive] = _derivative
+ad.primitive_transposes[_primitive] = _transpose
+
+# `jax.vmap`.
+
+
+def _batch(arrays: Sequence[Any], dims: Sequence[int | None], *, noise_shape: NoiseShape) -> Any:
+    (x, words), (x_dim, words_dim) = arrays, dims
+    if words_dim is None:
+        # All share their decisions. The dimensions of the words come first.
+        first = words.ndim - 1
+        return drop(jnp.moveaxis(x, x_dim, first), words, (1, *noise_shape)), first
+    words = jnp.moveaxis(words, words_dim, 0)
+    if x_dim is None:
+        x = jnp.broadcast_to(x, (words.shape[0], *x.shape))
+    else:
+        x = jnp.moveaxis(x, x_dim, 0)
+    return drop(x, words, noise_shape), 0
+
+
+batching.primitive_batchers[_primitive] = _batch
+
+# Programs for the CPU.
+
+
+def _call(x: jax.Array, words: jax.Array, *block: jax.Array, noise_shape: NoiseShape) -> jax.Array:
+    """Call the handler for `x`, or for a block of a larger array: see `xla_handler.c`."""
+    entries = np.array([-1 if entry is None else entry for entry in noise_shape], np.int64)
+    call = jax.ffi.ffi_call(_xla.NAME, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    with jax.enable_x64(True):
+        pairs = words.reshape(*words.shape[:-1], words.shape[-1] // 2, 2)
+        words = lax.bitcast_convert_type(pairs, jnp.int64)
+        y: jax.Array = call(x, words, jnp.asarray(entries), *block, stream=np.int64(STREAM_VERSION))
+    return y
+
+
+def _lower(ctx: Any, x: Any, words: Any, *, noise_shape: NoiseShape) -> Any:
+    call = functools.partial(_call, noise_shape=noise_shape)
+    if partitions.are_needed(ctx):
+        call = partitions.distributed(call)
+    return mlir.lower_fun(call, multiple_results=False)(ctx, x, words)
+
+
+mlir.register_lowering(_primitive, _lower, platform="cpu")
+partitions.allow(_primitive)
+
+# Programs for other devices.
+
+
+def _drop_by_jax(x: jax.Array, words: jax.Array, *, noise_shape: NoiseShape) -> jax.Array:
+    if words.ndim > 1:
+        return jax.vmap(functools.partial(_drop_by_jax, noise_shape=noise_shape))(x, words)
+    with jax.enable_x64(True):
+        rate = lax.bitcast_convert_type(words[-2:], jnp.float64).astype(jnp.float32)
+    low, step, high = words[:2], words[2:4], words[4:-2]
+    key = jax.random.wrap_key_data(
+        jnp.concatenate([low, high]), impl="rbg" if high.size else "threefry2x32"
+    )
+    shape = [1 if entry == 1 else size for entry, size in zip(noise_shape, x.shape, strict=True)]
+    kept = jax.random.bernoulli(jax.random.fold_in(key, step[0]), 1 - rate, shape)
+    return jnp.where(kept, x / (1 - rate).astype(x.dtype), jnp.zeros_like(x))
+
+
+mlir.register_lowering(_primitive, mlir.lower_fun(_drop_by_jax, multiple_results=False))

@@ -1,0 +1,83 @@
+"""Runs dropout of an array that is distributed over several devices, without gathering it.
+
+Each device drops elements of its own block. The decision on an element depends on its position in
+the whole array, so the result does not depend on the devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax._src import dispatch
+from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
+from jax.interpreters import mlir
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+# `call(x, words, block)`: `block` has the sizes of the whole array, and where `x` begins in it.
+Call = Callable[..., jax.Array]
+
+_AXIS = "fastdrop_devices"
+
+
+def allow(primitive: Any) -> None:
+    """Make JAX tell the lowering rule of the primitive the devices of its program."""
+    dispatch.prim_requires_devices_during_lowering.add(primitive)
+
+
+def are_needed(ctx: Any) -> bool:
+    """Return whether a program is for several devices, over which JAX distributes its arrays."""
+    axes = ctx.module_context.axis_context
+    return isinstance(axes, mlir.ShardingContext) and axes.num_devices > 1
+
+
+def distributed(call: Call) -> Call:
+    """Return `call(x, words)` for arrays that JAX distributes over devices."""
+
+    def partition(_: Any, arguments: Any, result: Any) -> Any:
+        x, words = arguments
+        devices = result.sharding._device_assignment
+        mesh = Mesh(np.array(devices), (_AXIS,))
+        replicated = NamedSharding(mesh, PartitionSpec())
+        sharding = result.sharding if _is_even(result.sharding, x.shape) else replicated
+        blocks = sharding.devices_indices_map(x.shape)
+        starts = np.array([[one.start or 0 for one in blocks[device]] for device in devices])
+
+        def drop_block(x: jax.Array, words: jax.Array) -> jax.Array:
+            with jax.enable_x64(True):
+                start = jnp.asarray(starts.astype(np.int64))[lax.axis_index(_AXIS)]
+                outer = words.ndim - 1  # dimensions of x with words of their own
+                words = lax.dynamic_slice(
+                    words, [*start[:outer], 0], [*x.shape[:outer], words.shape[-1]]
+                )
+                whole = jnp.asarray(np.array(whole_shape, np.int64))
+                return call(x, words, jnp.stack([whole, start])[:, outer:])
+
+        whole_shape = x.shape
+        return mesh, drop_block, sharding, (sharding, replicated)
+
+    # It takes no constants, and those of a jitted function are not its own.
+    function = custom_partitioning(lambda x, words: jax.jit(call)(x, words))
+    function.def_partition(partition, sharding_rule=_rule)
+    return function
+
+
+def _is_even(sharding: Sharding, shape: tuple[int, ...]) -> bool:
+    """Return whether each device has a block of the same shape."""
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:
+        return False
+    return True
+
+
+def _rule(mesh: Any, arguments: Any, results: Any) -> SdyShardingRule:
+    """Return for Shardy that the result is distributed as `x`, and each device has all words."""
+    x, words = (argument.shape for argument in arguments)
+    dimensions = tuple(f"x{i}" for i in range(len(x)))
+    of_words = tuple(f"words{i}" for i in range(len(words)))
+    return SdyShardingRule((dimensions, of_words), (dimensions,), need_replication_factors=of_words)
