@@ -1,4 +1,9 @@
-"""Defines `dropout` and the operations that contain it."""
+"""Defines `dropout` and two operations that contain it, as functions of arrays.
+
+>>> import jax, jax.numpy as jnp, fastdrop_jax
+>>> fastdrop_jax.dropout(jax.random.key(42), jnp.ones(8), 0.5)
+Array([0., 2., 0., 0., 0., 0., 2., 0.], dtype=float32)
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ from jax import lax
 from fastdrop_jax import operation
 from fastdrop_jax.operation import NoiseShape
 
-__all__ = ["dropout"]
+__all__ = ["bias_dropout_add", "dropout", "relu_dropout"]
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -28,55 +33,179 @@ def dropout(
     noise_shape: Sequence[int | None] | None = None,
     broadcast_dims: Sequence[int] = (),
 ) -> jax.Array:
-    """Zero elements of `x` with probability `rate`, and scale the others by ``1 / (1 - rate)``.
+    """Zero elements of `x` with probability `rate`, and multiply the others by ``1 / (1 - rate)``.
+
+    The result is a pure function of the arguments, also under `jax.jit`, `jax.vmap` and on arrays
+    that are distributed over devices. A dropped element becomes ``+0.0`` even if it was NaN or
+    infinite. The derivative of any order draws the mask again from the key, and nothing is kept for
+    it. With respect to `rate` it is zero.
+
+    On the CPU, `fastdrop.dropout` drops the same elements with the key's words as the seed:
+    ``seed = words[0] + words[1] * 2**32``, and so on. On other devices JAX draws the mask.
+
+    Args:
+        key: Key of `jax.random` with 2 or 4 words (threefry, rbg and unsafe_rbg), typed or raw.
+        x: Array of float16, bfloat16, float32 or float64, of any shape.
+        rate: Fraction of the elements to drop, from 0 to 1. A traced rate has its own precision:
+            float32 unless JAX's 64-bit types are enabled.
+        noise_shape: For each dimension of `x` its size, `None` for that, or 1 to share decisions
+            along it. A shape with fewer entries and without `None` belongs to the last dimensions.
+        broadcast_dims: The dimensions along which decisions are shared, as in Flax. Not together
+            with `noise_shape`.
 
     Returns:
-        An array of the shape and dtype of `x`.
+        Array of the shape and dtype of `x`.
+
+    Raises:
+        TypeError: If `key` or `rate` is not one, or if `x` has another dtype.
+        ValueError: If `rate` is not between 0 and 1, `key` is not one key, or `noise_shape` or
+            `broadcast_dims` do not fit `x`. A traced rate is checked at run time, where
+            `jax.errors.JaxRuntimeError` is raised.
+
+    Reference:
+
+    - [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html)
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, fastdrop_jax
+    >>> key = jax.random.key(42)
+    >>> fastdrop_jax.dropout(key, jnp.ones((2, 4)), 0.5)
+    Array([[0., 2., 0., 0.],
+           [0., 0., 2., 0.]], dtype=float32)
+    >>> jax.grad(lambda x: fastdrop_jax.dropout(key, x, 0.5).sum())(jnp.ones(8))
+    Array([0., 2., 0., 0., 0., 0., 2., 0.], dtype=float32)
     """
     x = jnp.asarray(x)
     if x.dtype.name not in _DTYPES:
         raise TypeError(f"`x` must have one of the dtypes {', '.join(_DTYPES)}, got {x.dtype}")
+    key, rate = _checked_key(key), _checked_rate(rate)
     entries = _entries(x, noise_shape, broadcast_dims)
-    key = _checked_key(key)
-    rate = _checked_rate(rate)
-    if isinstance(rate, float):
-        if rate == 0:
-            return x
-        rate = np.array([rate]).view(np.uint32)
-    return _dropout(key, x, rate, noise_shape=entries)
+    if not isinstance(rate, float):
+        return _dropout(key, x, rate, noise_shape=entries)
+    if rate == 0:
+        return x
+    return _dropout(key, x, np.array([rate]).view(np.uint32), noise_shape=entries)
 
 
-@functools.partial(jax.jit, static_argnames="noise_shape")
-def _dropout(key: jax.Array, x: jax.Array, rate: Any, noise_shape: NoiseShape) -> jax.Array:
-    return operation.drop(x, _words(key, rate), noise_shape)
+def relu_dropout(
+    key: jax.Array,
+    x: jax.Array,
+    rate: float | jax.Array,
+    *,
+    noise_shape: Sequence[int | None] | None = None,
+    broadcast_dims: Sequence[int] = (),
+) -> jax.Array:
+    """Return ``dropout(key, jax.nn.relu(x), rate)``; XLA computes ReLU with what comes before.
+
+    The arguments, the result and the errors are those of `dropout`.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, fastdrop_jax
+    >>> x = jnp.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, 1.0])
+    >>> fastdrop_jax.relu_dropout(jax.random.key(42), x, 0.5)
+    Array([0., 2., 0., 0., 0., 0., 0., 0.], dtype=float32)
+    """
+    return dropout(
+        key, jax.nn.relu(x), rate, noise_shape=noise_shape, broadcast_dims=broadcast_dims
+    )
 
 
-def _words(key: jax.Array, rate: Any) -> jax.Array:
-    """Return the operation's words for a key and a rate, or the bits of a rate."""
+def bias_dropout_add(
+    key: jax.Array,
+    x: jax.Array,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+    rate: float | jax.Array,
+    *,
+    noise_shape: Sequence[int | None] | None = None,
+    broadcast_dims: Sequence[int] = (),
+) -> jax.Array:
+    """Return ``residual + dropout(key, x + bias, rate)``, the end of a transformer's block.
+
+    XLA computes the sums with what comes before and after.
+
+    Args:
+        key, x, rate, noise_shape, broadcast_dims: As for `dropout`.
+        bias: Array with one element or as many as the last dimension of `x`, or `None`.
+        residual: Array of the shape of `x`, or `None`.
+
+    Returns:
+        Array of the shape and dtype of `x`.
+
+    Raises:
+        TypeError: As for `dropout`, or if `bias` or `residual` has another dtype than `x`.
+        ValueError: As for `dropout`, or if the shape of `bias` or `residual` does not fit.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, fastdrop_jax
+    >>> x, bias, residual = jnp.ones(4), jnp.ones(4), jnp.full(4, 10.0)
+    >>> fastdrop_jax.bias_dropout_add(jax.random.key(42), x, bias, residual, 0.5)
+    Array([10., 14., 10., 10.], dtype=float32)
+    """
+    x = jnp.asarray(x)
+    shapes = {"bias": [(), (1,), x.shape[-1:]], "residual": [x.shape]}
+    for name, array in (("bias", bias), ("residual", residual)):
+        if array is None:
+            continue
+        if jnp.result_type(array) != x.dtype:
+            raise TypeError(
+                f"`{name}` must have the dtype of `x`, {x.dtype}, got {jnp.result_type(array)}"
+            )
+        if jnp.shape(array) not in shapes[name]:
+            raise ValueError(
+                f"`{name}` does not fit `x` of shape {x.shape}, got shape {jnp.shape(array)}"
+            )
+    if bias is not None:
+        x = x + bias
+    y = dropout(key, x, rate, noise_shape=noise_shape, broadcast_dims=broadcast_dims)
+    return y if residual is None else residual + y
+
+
+# Compiled for calls outside of `jax.jit`, for all rates.
+@functools.partial(jax.jit, static_argnames="noise_shape", inline=True)
+def _dropout(
+    key: jax.Array, x: jax.Array, rate: jax.Array | np.ndarray, noise_shape: NoiseShape
+) -> jax.Array:
+    return operation.drop(x, words_of(key, rate), noise_shape)
+
+
+def words_of(key: jax.Array, rate: jax.Array | np.ndarray) -> jax.Array:
+    """Return the words of the operation for a key, and a rate as a scalar or its bits."""
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
     if jnp.issubdtype(rate.dtype, jnp.floating):
         with jax.enable_x64(True):
-            rate = lax.bitcast_convert_type(lax.stop_gradient(rate).astype(jnp.float64), jnp.uint32)
+            wide = lax.stop_gradient(rate).astype(jnp.float64)
+            rate = lax.bitcast_convert_type(wide, jnp.uint32)
     step = np.zeros(2, np.uint32)
     return jnp.concatenate([key[:2], step, key[2:], rate])
 
 
 def _checked_key(key: Any) -> jax.Array:
-    if not isinstance(key, jax.Array):
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and getattr(key, "dtype", None) != np.uint32:
         raise TypeError(f"`key` must be a key of jax.random, got {key!r}")
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed and key.dtype != jnp.uint32:
-        raise TypeError(f"`key` must be a key of jax.random, got an array of dtype {key.dtype}")
-    shape = key.shape if typed else key.shape[:-1]
-    if shape or (not typed and key.ndim != 1):
-        raise ValueError(f"`key` must be one key, got an array of shape {key.shape}")
+    words = jax.eval_shape(jax.random.key_data, key).shape if typed else key.shape
+    if len(words) != 1 or words[0] not in (2, 4):
+        raise ValueError(
+            "`key` must be one key of jax.random, with 2 or 4 words, got "
+            f"{'keys' if typed else 'words'} of shape {key.shape}"
+        )
     return key
 
 
 def _checked_rate(rate: Any) -> float | jax.Array:
+    dtype = getattr(rate, "dtype", type(rate))
+    real = dtype in (float, int) or any(
+        jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer)
+    )
+    if not real or np.shape(rate) != ():
+        raise TypeError(f"`rate` must be a number, got {rate!r}")
     if isinstance(rate, jax.core.Tracer):
-        return rate
+        return rate if rate.dtype in (jnp.float32, jnp.float64) else rate.astype(jnp.float32)
     number = float(rate)
     if not 0 <= number <= 1:
         raise ValueError(f"`rate` must be in [0, 1], got {rate!r}")
@@ -86,7 +215,32 @@ def _checked_rate(rate: Any) -> float | jax.Array:
 def _entries(
     x: jax.Array, noise_shape: Sequence[int | None] | None, broadcast_dims: Sequence[int]
 ) -> NoiseShape:
-    entries: list[int | None] = [None] * x.ndim
-    for dim in broadcast_dims:
-        entries[operator.index(dim)] = 1
-    return tuple(entries)
+    """Return 1 for each dimension along which decisions are shared, and else `None`."""
+    if noise_shape is None:
+        shared = _checked_dims(broadcast_dims, x.ndim)
+        return tuple(1 if i in shared else None for i in range(x.ndim))
+    if tuple(broadcast_dims):
+        raise ValueError(
+            f"`broadcast_dims` must be () with a `noise_shape`, got {broadcast_dims!r}"
+        )
+    entries = tuple(noise_shape)
+    if None not in entries:
+        entries = (1,) * (x.ndim - len(entries)) + entries
+    if len(entries) != x.ndim or not all(
+        entry is None or (entry == operator.index(entry) and entry in (1, size))
+        for entry, size in zip(entries, x.shape, strict=True)
+    ):
+        raise ValueError(
+            "`noise_shape` must have an entry for each dimension of `x`: None, 1 or the size, got "
+            f"{tuple(noise_shape)} for shape {x.shape}"
+        )
+    return tuple(1 if entry == 1 else None for entry in entries)
+
+
+def _checked_dims(dims: Sequence[int], rank: int) -> set[int]:
+    for dim in dims:
+        if not -rank <= operator.index(dim) < rank:
+            raise ValueError(
+                f"`broadcast_dims` must be dimensions of `x`, which has {rank}, got {tuple(dims)}"
+            )
+    return {operator.index(dim) % rank for dim in dims}

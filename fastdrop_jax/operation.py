@@ -71,16 +71,11 @@ _primitive.def_impl(jax.jit(_primitive.bind, static_argnames="noise_shape"))
 
 def _derivative(primals: Any, tangents: Any, *, noise_shape: NoiseShape) -> Any:
     (x, words), (tangent, _) = primals, tangents
-    y = drop(x, words, noise_shape)
-    if type(tangent) is ad.Zero:
-        return y, ad.Zero.from_primal_value(y)
-    return y, drop(tangent, words, noise_shape)
+    return drop(x, words, noise_shape), drop(tangent, words, noise_shape)
 
 
 def _transpose(dy: Any, x: Any, words: Any, *, noise_shape: NoiseShape) -> Any:
-    if type(dy) is ad.Zero:
-        return ad.Zero(x.aval), None
-    return drop(dy, words, noise_shape), None
+    return dy if type(dy) is ad.Zero else drop(dy, words, noise_shape), None
 
 
 ad.primitive_jvps[_primitive] = _derivative
@@ -89,17 +84,14 @@ ad.primitive_transposes[_primitive] = _transpose
 # `jax.vmap`.
 
 
-def _batch(arrays: Sequence[Any], dims: Sequence[int | None], *, noise_shape: NoiseShape) -> Any:
+def _batch(arrays: Sequence[Any], dims: Sequence[Any], *, noise_shape: NoiseShape) -> Any:
     (x, words), (x_dim, words_dim) = arrays, dims
     if words_dim is None:
         # All share their decisions. The dimensions of the words come first.
         first = words.ndim - 1
         return drop(jnp.moveaxis(x, x_dim, first), words, (1, *noise_shape)), first
     words = jnp.moveaxis(words, words_dim, 0)
-    if x_dim is None:
-        x = jnp.broadcast_to(x, (words.shape[0], *x.shape))
-    else:
-        x = jnp.moveaxis(x, x_dim, 0)
+    x = jnp.broadcast_to(x, (len(words), *x.shape)) if x_dim is None else jnp.moveaxis(x, x_dim, 0)
     return drop(x, words, noise_shape), 0
 
 
@@ -120,7 +112,7 @@ def _call(x: jax.Array, words: jax.Array, *block: jax.Array, noise_shape: NoiseS
 
 
 def _lower(ctx: Any, x: Any, words: Any, *, noise_shape: NoiseShape) -> Any:
-    call = functools.partial(_call, noise_shape=noise_shape)
+    call: partitions.Call = functools.partial(_call, noise_shape=noise_shape)
     if partitions.are_needed(ctx):
         call = partitions.distributed(call)
     return mlir.lower_fun(call, multiple_results=False)(ctx, x, words)

@@ -39,7 +39,7 @@ def distributed(call: Call) -> Call:
     """Return `call(x, words)` for arrays that JAX distributes over devices."""
 
     def partition(_: Any, arguments: Any, result: Any) -> Any:
-        x, words = arguments
+        x, _words = arguments
         devices = result.sharding._device_assignment
         mesh = Mesh(np.array(devices), (_AXIS,))
         replicated = NamedSharding(mesh, PartitionSpec())
@@ -78,6 +78,6 @@ def _is_even(sharding: Sharding, shape: tuple[int, ...]) -> bool:
 def _rule(mesh: Any, arguments: Any, results: Any) -> SdyShardingRule:
     """Return for Shardy that the result is distributed as `x`, and each device has all words."""
     x, words = (argument.shape for argument in arguments)
-    dimensions = tuple(f"x{i}" for i in range(len(x)))
-    of_words = tuple(f"words{i}" for i in range(len(words)))
+    dimensions: Any = tuple(f"x{i}" for i in range(len(x)))
+    of_words: Any = tuple(f"words{i}" for i in range(len(words)))
     return SdyShardingRule((dimensions, of_words), (dimensions,), need_replication_factors=of_words)

@@ -1,0 +1,143 @@
+"""The layers for Flax and Equinox replace theirs: the same arguments, keys and states."""
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import fastdrop_jax.equinox
+import fastdrop_jax.nnx
+from fastdrop_jax import dropout
+
+X = jnp.asarray(np.random.default_rng(3).standard_normal((20, 30)), "float32")
+
+
+def key_of_call(number, seed=0):
+    """The key of a call of a layer that was made with `nnx.Rngs(seed)`."""
+    rngs = nnx.Rngs(seed)["dropout"].fork()
+    for _ in range(number):
+        rngs()
+    return rngs()
+
+
+def test_the_keys_are_those_of_flaxs_layer():
+    layer = fastdrop_jax.nnx.Dropout(0.3, rngs=nnx.Rngs(0))
+    assert isinstance(layer, nnx.Dropout)
+    for call in range(3):
+        assert (layer(X) == dropout(key_of_call(call), X, 0.3)).all()
+
+
+def test_the_states_are_those_of_flaxs_layer():
+    ours, theirs = (module.Dropout(0.3, rngs=nnx.Rngs(5)) for module in (fastdrop_jax.nnx, nnx))
+    for _ in range(3):
+        ours(X), theirs(X)
+    structure = [jax.tree.structure(nnx.state(layer)) for layer in (ours, theirs)]
+    assert structure[0] == structure[1]
+    fresh = fastdrop_jax.nnx.Dropout(0.3, rngs=nnx.Rngs(0))
+    nnx.update(fresh, nnx.state(theirs))
+    assert (fresh(X) == ours(X)).all()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("deterministic", [False, True, None])
+@pytest.mark.parametrize("at_call", [False, True, None])
+def test_when_it_drops(rate, deterministic, at_call):
+    makers = (fastdrop_jax.nnx.Dropout, nnx.Dropout)
+    ours, theirs = (
+        maker(rate, deterministic=deterministic, broadcast_dims=(0,), rngs=nnx.Rngs(1))
+        for maker in makers
+    )
+    if deterministic is at_call is None:
+        for layer in (ours, theirs):
+            with pytest.raises(ValueError, match="No `deterministic`"):
+                layer(X)
+        return
+    y, z = (layer(X, deterministic=at_call) for layer in (ours, theirs))
+    dropped = ((y == 0).mean(), (z == 0).mean())
+    assert (dropped[0] in (0, 1)) == (dropped[1] in (0, 1))
+    if dropped[1] in (0, 1):
+        assert (y == z).all()
+    else:
+        assert ((y == 0).all(0) | (y != 0).all(0)).all()
+    # Neither has used more keys than the other.
+    assert (ours.rngs.count[...] == theirs.rngs.count[...]).all()
+
+
+def test_keys_that_are_given():
+    layer = fastdrop_jax.nnx.Dropout(0.3)
+    key = jax.random.key(4)
+    assert (layer(X, rngs=key) == dropout(key, X, 0.3)).all()
+    rngs = nnx.Rngs(4)
+    again = nnx.Rngs(4)
+    assert (layer(X, rngs=rngs) == dropout(again.dropout(), X, 0.3)).all()
+    assert (layer(X, rngs=rngs.dropout) == dropout(again.dropout(), X, 0.3)).all()
+    with pytest.raises(ValueError, match="no `rngs`"):
+        layer(X)
+    with pytest.raises(TypeError, match="rngs must be"):
+        layer(X, rngs=3)
+
+
+def test_a_bad_rate_is_refused_at_the_call():
+    with pytest.raises(ValueError, match=r"`rate` .*got 1.5"):
+        fastdrop_jax.nnx.Dropout(1.5, rngs=nnx.Rngs(0))(X)
+
+
+class Network(nnx.Module):
+    def __init__(self, layer, rngs):
+        self.first = nnx.Linear(30, 16, rngs=rngs)
+        self.dropout = layer(0.3, rngs=rngs)
+        self.last = nnx.Linear(16, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(nnx.relu(self.first(x))))
+
+
+@nnx.jit
+def train(model, optimizer):
+    def loss(model):
+        return ((model(X) - X[:, :1]) ** 2).mean()
+
+    value, slopes = nnx.value_and_grad(loss)(model)
+    optimizer.update(model, slopes)
+    return value
+
+
+def test_a_network_learns():
+    model = Network(fastdrop_jax.nnx.Dropout, nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+    losses = [float(train(model, optimizer)) for _ in range(200)]
+    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
+    assert len({*losses}) == 200  # the masks differ
+    model.eval()
+    assert (model(X) == model(X)).all()
+    assert not nnx.view(model, deterministic=False).dropout.deterministic
+
+
+def test_a_vmapped_layer_has_a_mask_for_each_copy():
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap(in_axes=(0,))
+    def drop(rngs):
+        return fastdrop_jax.nnx.Dropout(0.5)(jnp.ones(100), rngs=rngs)
+
+    y = drop(nnx.Rngs(0))
+    assert len({row.tobytes() for row in np.asarray(y)}) == 3
+
+
+def test_equinoxs_layer():
+    layer = fastdrop_jax.equinox.Dropout(0.3)
+    assert isinstance(layer, equinox.nn.Dropout)
+    key = jax.random.key(9)
+    assert (layer(X, key=key) == dropout(key, X, 0.3)).all()
+    assert (equinox.filter_jit(layer)(X, key=key) == dropout(key, X, jnp.float32(0.3))).all()
+    assert layer(X, inference=True) is X
+    assert equinox.nn.inference_mode(layer)(X) is X
+    assert fastdrop_jax.equinox.Dropout(0.0)(X) is X
+    with pytest.raises(RuntimeError, match="requires a key"):
+        layer(X)
+    with pytest.warns(UserWarning, match="deprecated"):
+        assert layer(X, deterministic=True) is X
+    with pytest.raises(ValueError, match=r"`rate` .*got 1.5"):
+        fastdrop_jax.equinox.Dropout(1.5)(X, key=key)
