@@ -17,7 +17,7 @@ help:
 	@echo "make test-asan  the NumPy tests with AddressSanitizer and UBSan"
 	@echo "make test-debug  the same with bounds checks and asserts"
 	@echo "make faults     plant faults and see the tests fail; ONLY=fork for some"
-	@echo "make matrix     every Python, NumPy, TensorFlow and PyTorch that can be had here, in a table"
+	@echo "make matrix     every Python, NumPy, TensorFlow, PyTorch and JAX that can be had here, in a table"
 	@echo "make fuzz       pickles, states, configs and files at random; FUZZ_SECONDS=60 for each target"
 	@echo "make bench      speed against the peers: a report in results/bench (a quarter of an hour)"
 	@echo "make bench-quick  less of it, in a minute"
@@ -57,7 +57,7 @@ build/%/built: $(VENV)/installed-dev $(SOURCES) $(wildcard fastdrop/*.py fastdro
 # is mostly TensorFlow or statistics of the same bits, and what builds its own kernels.
 WITH_BUILD = PYTHONPATH=$(CURDIR)/build/$(1)/lib FASTDROP_BUILD=$(1) PYTHONMALLOC=malloc
 PYTEST_NUMPY := $(VENV)/bin/pytest -p no:cacheprovider -m "not long" -k "not many_times" \
-  $(addprefix --ignore tests/,keras torch test_examples.py test_statistics.py test_other_machines.py \
+  $(addprefix --ignore tests/,jax keras torch test_examples.py test_statistics.py test_other_machines.py \
   test_races.py)
 LIBRARY = $(shell $(or $(CC),gcc) -print-file-name=$(1))
 
@@ -92,7 +92,7 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint fastdrop
 	$(VENV)/bin/clang-format --dry-run --Werror $(C_SOURCES)
-	$(VENV)/bin/mypy fastdrop fastdrop_keras fastdrop_torch
+	$(VENV)/bin/mypy fastdrop fastdrop_jax fastdrop_keras fastdrop_torch
 	$(RUN) -m mypy.stubtest fastdrop --ignore-missing-stub
 
 format: $(VENV)/installed-dev

@@ -1,8 +1,8 @@
 """Calls the libraries that are compared on arrays, and checks that each computes a dropout.
 
-Each peer is a function in `PEERS`, or in `TORCH_PEERS` for PyTorch's tensors. It creates arrays of
-ones and returns calls that drop their elements. Each peer runs in its fastest configuration, in
-float32 and on one thread.
+Each peer is a function in `PEERS`, in `TORCH_PEERS` for PyTorch's tensors, or in `JAX_PEERS` for
+JAX's arrays. It creates arrays of ones and returns calls that drop their elements. Each peer runs
+in its fastest configuration, in float32 and on one thread.
 """
 
 from __future__ import annotations
@@ -145,25 +145,21 @@ def jax_on_one_thread() -> Any:
     return jax
 
 
-def jax_dropout(size: int, rate: float, generator: str) -> Calls:
-    """The computation of Flax's Dropout, in one `jit` that also splits the key."""
+def jax_calls(drop: Callable[..., Any], size: int, rate: float, generator: str) -> Calls:
+    """Calls of `drop(key, x, rate)` in one `jit` that also splits the key."""
     jax = jax_on_one_thread()
     key = jax.random.key(SEED, impl=generator)
     x, dy = jax.numpy.ones(size), jax.numpy.ones(size)
 
-    def drop(key, x):
-        keep = jax.random.bernoulli(key, np.float32(1 - rate), x.shape)
-        return jax.numpy.where(keep, x / np.float32(1 - rate), np.float32(0))
-
     @jax.jit
     def forward_of(key, x):
         key, now = jax.random.split(key)
-        return key, drop(now, x)
+        return key, drop(now, x, rate)
 
     @jax.jit
     def training_of(key, x, dy):
         key, now = jax.random.split(key)
-        y, pull_back = jax.vjp(lambda x: drop(now, x), x)
+        y, pull_back = jax.vjp(lambda x: drop(now, x, rate), x)
         return key, y, *pull_back(dy)
 
     def forward():
@@ -177,6 +173,24 @@ def jax_dropout(size: int, rate: float, generator: str) -> Calls:
         return y, dx.block_until_ready()
 
     return Calls(forward, training)
+
+
+def jax_dropout(size: int, rate: float, generator: str) -> Calls:
+    """The computation of Flax's Dropout."""
+    jax = jax_on_one_thread()
+
+    def drop(key, x, rate):
+        keep = jax.random.bernoulli(key, np.float32(1 - rate), x.shape)
+        return jax.numpy.where(keep, x / np.float32(1 - rate), np.float32(0))
+
+    return jax_calls(drop, size, rate, generator)
+
+
+def fastdrop_jax_dropout(size: int, rate: float, generator: str) -> Calls:
+    """`fastdrop_jax.dropout`."""
+    import fastdrop_jax
+
+    return jax_calls(fastdrop_jax.dropout, size, rate, generator)
 
 
 def jax_threefry(size: int, rate: float) -> Calls:
@@ -229,6 +243,9 @@ PEERS = {
 # For tensors of PyTorch; all take the argument `compiled`, too.
 TORCH_OURS = {"fastdrop_torch dropout": fastdrop_torch_dropout}
 TORCH_PEERS = {"torch dropout": torch_dropout}
+# For arrays of JAX; all take the argument `generator`, too.
+JAX_OURS = {"fastdrop_jax dropout": fastdrop_jax_dropout}
+JAX_PEERS = {"Flax's dropout": jax_dropout}
 
 
 class InvalidDropoutError(Exception):

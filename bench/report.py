@@ -112,6 +112,20 @@ TABLES = {
         "attention weights. Compiled: network and loss, by `torch.compile`.",
         in_readme=True,
     ),
+    "jax layers": Table(
+        "JAX: one call",
+        "µs a call",
+        1e6,
+        "float32, one thread, rate 0.1, in one `jax.jit` that also splits the key. The "
+        "multiplication by a number, with the same split and its gradient, is the limit.",
+    ),
+    "jax training": Table(
+        "JAX: a training step",
+        "ms a step",
+        1e3,
+        "Network in Flax NNX, loss, gradients and SGD in one `nnx.jit`, on one thread.",
+        in_readme=True,
+    ),
     "memory": Table(
         "Memory of training",
         "bytes an element and layer",

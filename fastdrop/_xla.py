@@ -25,19 +25,21 @@ def load() -> ctypes.CDLL:
         ImportError: With the reason why the handler cannot be used.
     """
     if not LIBRARY.exists():
-        where = f", which is for Linux, not {sys.platform}" if sys.platform != "linux" else ""
-        raise ImportError(f"the handler was not built{where}")
+        where = f": it is for Linux, not {sys.platform}" if sys.platform != "linux" else ""
+        raise ImportError(f"fastdrop's handler for XLA was not built{where}")
     try:
         library = ctypes.CDLL(str(LIBRARY))
         use = library.fastdrop_use
     except (OSError, AttributeError) as error:
-        raise ImportError(f"the handler cannot be loaded: {error}") from error
+        raise ImportError(f"fastdrop's handler for XLA cannot be loaded: {error}") from error
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
     pointer_of.restype = ctypes.c_void_p
     needed = use(ctypes.c_void_p(pointer_of(_C_API, b"fastdrop._C_API")))
     if needed:
-        raise ImportError(f"the handler needs version {needed} of fastdrop's C interface")
+        raise ImportError(
+            f"fastdrop's handler for XLA needs version {needed} of fastdrop's C interface"
+        )
     return library
 
 

@@ -3,6 +3,23 @@
 `fastdrop_jax.nnx` has the layer for Flax, and `fastdrop_jax.equinox` that for Equinox.
 """
 
+try:
+    import jax
+except ModuleNotFoundError as error:
+    if error.name != "jax":
+        raise
+    raise ImportError(
+        "fastdrop_jax needs JAX, which is not installed. Install it with: "
+        'pip install "fastdrop[jax]"'
+    ) from error
+if jax.__version_info__ < (0, 9):
+    # Its XLA would refuse the handler, and after that every program.
+    raise ImportError(
+        f"fastdrop_jax needs JAX 0.9 or newer, and this is JAX {jax.__version__}. Update it with: "
+        'pip install --upgrade "jax>=0.9"'
+    )
+
+# After the checks, which explain why one of these imports would fail.
 from fastdrop import __version__
 from fastdrop_jax.functional import bias_dropout_add, dropout, relu_dropout
 

@@ -1,4 +1,4 @@
-"""Builds and tests the library with each available Python, NumPy, TensorFlow and PyTorch.
+"""Builds and tests the library with each available Python, NumPy, TensorFlow, PyTorch and JAX.
 
 ``python tests/matrix.py`` builds a wheel from the sources with each Python, installs it into a new
 environment for each cell, runs some of the tests there, and prints a table. It exits with 1 if a
@@ -36,6 +36,7 @@ TESTS = ["tests", "docs", "bench", "pyproject.toml"]
 NUMPY_TESTS = ("bad_input", "fused", "hostile", "mask", "seeds", "stream", "threads", "values")
 KERAS_TESTS = ("layer_values", "layer_gradients", "layer_state", "bridges")
 TORCH_TESTS = ("functions", "gradients", "compiled", "modules")
+JAX_TESTS = ("functions", "transforms", "devices")
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 LONGEST = 3600  # seconds that one command may take before it counts as hanging
 
@@ -67,6 +68,12 @@ def torch_cell(version: str, requirement: str) -> Cell:
     return Cell(f"pytorch {version}", HERE, (requirement, "numpy"), tests)
 
 
+def jax_cell(version: str, requirement: str) -> Cell:
+    tests = tuple(f"tests/jax/test_{name}.py" for name in JAX_TESTS)
+    # JAX exports programs by flatbuffers.
+    return Cell(f"jax {version}", HERE, (requirement, "flatbuffers"), tests, oldest="3.11")
+
+
 CELLS = [
     cell
     for python in ("3.10", "3.11", "3.12", "3.13")
@@ -83,6 +90,8 @@ CELLS = [
     keras_cell("newest", "tensorflow", "keras"),
     torch_cell("oldest", "torch==2.9.*"),
     torch_cell("newest", "torch"),
+    jax_cell("oldest", "jax==0.9.0"),
+    jax_cell("newest", "jax"),
 ]
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 import fastdrop
+import fastdrop_jax
+import fastdrop_jax.equinox
+import fastdrop_jax.nnx
 import fastdrop_keras
 import fastdrop_torch
 
@@ -17,9 +20,20 @@ PAGES = sorted(
 )
 
 
+MODULES = [
+    fastdrop,
+    fastdrop_jax,
+    fastdrop_jax.equinox,
+    fastdrop_jax.nnx,
+    fastdrop_keras,
+    fastdrop_torch,
+    fastdrop_torch.functional,
+]
+
+
 def documented():
     """Every public name, and each method of public classes, with its docstring."""
-    for module in (fastdrop, fastdrop_keras, fastdrop_torch, fastdrop_torch.functional):
+    for module in MODULES:
         yield module.__name__, module.__doc__
         for name in module.__all__:
             value = getattr(module, name)

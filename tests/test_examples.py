@@ -26,6 +26,7 @@ def test_every_example_has_a_test():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "digits.py",
         "drop_connect.py",
+        "jax_transformer.py",
         "numpy_mlp.py",
         "torch_digits.py",
         "torch_transformer.py",
@@ -70,3 +71,8 @@ def test_digits_needs_seeds_for_a_spread(wrong):
     )
     assert done.returncode == 2
     assert "--seeds" in done.stderr
+
+
+def test_jax():
+    pytest.importorskip("flax")
+    assert "fastdrop_jax.nnx.Dropout" in run("jax_transformer.py")

@@ -186,7 +186,38 @@ def test_a_bias_or_residual_that_does_not_fit_is_named(bias, residual, error, wo
         bias_dropout_add(KEY, jnp.ones((2, 3)), bias, residual, 0.5)
 
 
-def test_no_other_framework_is_imported():
-    code = "import sys, fastdrop_jax; print({'tensorflow', 'torch', 'keras'} & {*sys.modules})"
+def printed_by(code):
     command = [sys.executable, "-W", "error", "-c", code]
-    assert subprocess.run(command, capture_output=True, text=True).stdout == "set()\n"
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_no_other_framework_is_imported():
+    frameworks = {"tensorflow", "torch", "keras", "flax", "equinox"}
+    assert (
+        printed_by(f"import sys, fastdrop_jax; print({frameworks} & {{*sys.modules}})") == "set()"
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        ("sys.modules['jax'] = None", 'pip install "fastdrop[jax]"'),
+        ("import jax; jax.__version_info__ = (0, 8, 1)", "needs JAX 0.9 or newer"),
+        (
+            "import pathlib, fastdrop._xla as xla; xla.LIBRARY = pathlib.Path('nowhere')",
+            "handler for XLA was not built",
+        ),
+    ],
+)
+def test_what_is_missing_is_named(before, words):
+    code = f"""
+import sys
+{before}
+try:
+    import fastdrop_jax
+except ImportError as error:
+    print(error)
+"""
+    assert words in printed_by(code)

@@ -1,0 +1,177 @@
+"""How fast is dropout in JAX: one call, and a training step in Flax?"""
+
+import statistics
+import time
+
+import pytest
+
+import fastdrop
+from bench.peers import JAX_OURS, JAX_PEERS, check_peer, jax_calls, jax_on_one_thread
+
+jax = pytest.importorskip("jax")
+nnx = pytest.importorskip("flax.nnx")
+optax = pytest.importorskip("optax")
+fastdrop_jax = pytest.importorskip("fastdrop_jax.nnx", exc_type=ImportError)
+
+RATE = 0.1
+
+# JAX's default generator, and the fastest that it documents.
+GENERATORS = pytest.mark.parametrize(
+    "generator",
+    ["threefry2x32", pytest.param("unsafe_rbg", marks=pytest.mark.full)],
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    jax_on_one_thread()
+    with fastdrop.num_threads(1):
+        yield
+
+
+@GENERATORS
+@pytest.mark.parametrize(
+    "direction", [pytest.param("forward", marks=pytest.mark.full), "forward and backward"]
+)
+@pytest.mark.exponents((4, 10, 14, 18, 22), quick=(14,))
+def test_call(measure, exponent, direction, generator):
+    """One call of a jitted function."""
+    size = 2**exponent
+
+    def calls(makers):
+        made = {}
+        for name, make in makers.items():
+
+            def make_one(size, rate, make=make):
+                return make(size, rate, generator)
+
+            check_peer(name, make_one, size, RATE)
+            made[name] = call_of(make_one(size, RATE))
+        return made
+
+    def call_of(calls):
+        return calls.forward if direction == "forward" else calls.training
+
+    product = jax_calls(lambda key, x, rate: x * (1 / (1 - rate)), size, RATE, generator)
+    measure(
+        "jax layers",
+        f"2^{exponent}",
+        group=f"{direction}, {generator}",
+        ours=calls(JAX_OURS),
+        peers=calls(JAX_PEERS),
+        limits={"a multiplication": call_of(product)},
+    )
+
+
+class Perceptron(nnx.Module):
+    """The network of tutorials on MNIST, with two dropouts."""
+
+    def __init__(self, dropout, rngs):
+        self.layers = nnx.List([nnx.Linear(784, 512, rngs=rngs), nnx.Linear(512, 512, rngs=rngs)])
+        self.dropouts = nnx.List([dropout(), dropout()])
+        self.last = nnx.Linear(512, 10, rngs=rngs)
+
+    def __call__(self, x):
+        for layer, dropout in zip(self.layers, self.dropouts, strict=True):
+            x = dropout(nnx.relu(layer(x)))
+        return self.last(x)
+
+
+class Block(nnx.Module):
+    """An encoder block with four dropouts, one on attention weights."""
+
+    heads, width, hidden = 4, 256, 1024
+
+    def __init__(self, dropout, rngs):
+        self.project = nnx.Linear(self.width, 3 * self.width, rngs=rngs)
+        self.merge = nnx.Linear(self.width, self.width, rngs=rngs)
+        self.expand = nnx.Linear(self.width, self.hidden, rngs=rngs)
+        self.contract = nnx.Linear(self.hidden, self.width, rngs=rngs)
+        self.norms = nnx.List([nnx.LayerNorm(self.width, rngs=rngs) for _ in range(2)])
+        self.dropouts = nnx.List([dropout() for _ in range(4)])
+
+    def __call__(self, x):
+        batch, length, width = x.shape
+        parts = self.project(x).reshape(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = (parts[:, :, i] for i in range(3))
+        scores = jax.numpy.einsum("bqhd,bkhd->bhqk", query, key) / (width // self.heads) ** 0.5
+        weights = self.dropouts[0](jax.nn.softmax(scores))
+        attended = jax.numpy.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
+        x = self.norms[0](x + self.dropouts[1](self.merge(attended)))
+        inner = self.dropouts[2](nnx.relu(self.expand(x)))
+        return self.norms[1](x + self.dropouts[3](self.contract(inner)))
+
+
+class Encoder(nnx.Module):
+    """Two encoder blocks, and a classifier at each position."""
+
+    def __init__(self, dropout, rngs):
+        self.blocks = nnx.List([Block(dropout, rngs) for _ in range(2)])
+        self.last = nnx.Linear(Block.width, 10, rngs=rngs)
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x)
+
+
+# The network, its inputs' shape, its rate, and the steps of one turn.
+NETWORKS = {
+    "MLP, 784-512-512-10, batch 128": (Perceptron, (128, 784), 0.5, 8),
+    "transformer encoder, 128 x 256, batch 16": (Encoder, (16, 128, 256), RATE, 1),
+}
+
+
+def steps(network, layer, generator):
+    """A call that trains for a few steps and returns the median seconds of a step."""
+    build, shape, rate, count = NETWORKS[network]
+    rngs = nnx.Rngs(params=0, dropout=jax.random.key(0, impl=generator))
+    model = build(lambda: layer(rate, rngs=rngs), rngs)
+    optimizer = nnx.Optimizer(model, optax.sgd(1e-3), wrt=nnx.Param)
+    x = jax.random.normal(jax.random.key(1), shape)
+    labels = jax.random.randint(jax.random.key(2), shape[:-1], 0, 10)
+
+    @nnx.jit
+    def step(model, optimizer, x, labels):
+        def loss_of(model):
+            losses = optax.softmax_cross_entropy_with_integer_labels(model(x), labels)
+            return losses.mean()
+
+        loss, gradients = nnx.value_and_grad(loss_of)(model)
+        optimizer.update(model, gradients)
+        return loss
+
+    def train():
+        seconds = []
+        for _ in range(count):
+            start = time.perf_counter()
+            step(model, optimizer, x, labels).block_until_ready()
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds)
+
+    return train
+
+
+@GENERATORS
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(name, marks=() if name.startswith("MLP") else pytest.mark.full)
+        for name in NETWORKS
+    ],
+)
+def test_step(measure, network, generator):
+    """With our dropout, with Flax's, and without dropout."""
+
+    def without(rate, rngs):
+        return nnx.Dropout(0.0, rngs=rngs)
+
+    measure(
+        "jax training",
+        network,
+        group=generator,
+        ours={"fastdrop_jax": steps(network, fastdrop_jax.Dropout, generator)},
+        peers={"flax.nnx.Dropout": steps(network, nnx.Dropout, generator)},
+        limits={"no dropout": steps(network, without, generator)},
+        seconds=12.0,
+    )
