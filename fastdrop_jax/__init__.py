@@ -1,6 +1,11 @@
 """Dropout for JAX on the CPU, computed by fastdrop's kernels.
 
 `fastdrop_jax.nnx` has the layer for Flax, and `fastdrop_jax.equinox` that for Equinox.
+
+>>> import jax
+>>> from fastdrop_jax import dropout
+>>> dropout(jax.random.key(42), jax.numpy.ones(8), 0.5)
+Array([0., 2., 0., 0., 0., 0., 2., 0.], dtype=float32)
 """
 
 try:

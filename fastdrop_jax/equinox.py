@@ -1,4 +1,7 @@
-"""Defines the dropout layer for Equinox, with the arguments of Equinox's own."""
+"""Defines the dropout layer for Equinox, with the arguments of Equinox's own.
+
+>>> from fastdrop_jax.equinox import Dropout  # instead of: from equinox.nn import Dropout
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Defines the dropout layer for Flax NNX, with the arguments of Flax's own."""
+"""Defines the dropout layer for Flax NNX, with the arguments of Flax's own.
+
+>>> from fastdrop_jax.nnx import Dropout  # instead of: from flax.nnx import Dropout
+"""
 
 from __future__ import annotations
 

@@ -299,6 +299,8 @@ def test_a_quick_run_from_end_to_end(tmp_path):
     tables = {"arrays", "kernels", "fused", "threads", "layers", "one layer", "training"}
     if importlib.util.find_spec("torch"):
         tables |= {"torch layers", "torch training"}
+    if importlib.util.find_spec("flax"):
+        tables |= {"jax layers", "jax training"}
     assert {case.table for case in run.cases} == tables
     # Every case has a reference, so another run can be compared with it.
     assert len(runs.changes(run, run)) == len(run.cases)
