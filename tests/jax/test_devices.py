@@ -37,7 +37,7 @@ def put(request):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("broadcast_dims", [(), (0,), (1,), (0, 2), (1, 2)])
+@pytest.mark.parametrize("broadcast_dims", [(), (1,), (0, 2)])
 def test_the_mask_is_that_of_the_whole_array(put, spec, broadcast_dims):
     x = numbers(8, 12, 6)
     right = dropout(KEY, x, 0.3, broadcast_dims=broadcast_dims)
@@ -55,11 +55,10 @@ def test_the_mask_is_that_of_the_whole_array(put, spec, broadcast_dims):
 
 
 @pytest.mark.parametrize("spec", [P("a"), P(None, "b")], ids=str)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("shape", [(64, 5000), (4096, 66), (2, 100000), (130, 258)])
-def test_large_arrays(put, spec, dtype, shape):
+def test_large_arrays(put, spec, shape):
     """Rows from a part of a draw to many draws."""
-    x = numbers(*shape, dtype=dtype)
+    x = numbers(*shape, dtype="bfloat16")
     assert (dropout(KEY, put(x, spec), 0.3) == dropout(KEY, x, 0.3)).all()
 
 

@@ -18,7 +18,7 @@ KEYS = {
     "typed rbg": lambda seed: jax.random.key(seed, impl="rbg"),
     "raw unsafe_rbg": lambda seed: jax.random.key_data(jax.random.key(seed, impl="unsafe_rbg")),
 }
-DTYPES = ["float16", "bfloat16", "float32", "float64"]
+DTYPES = ["float32", "float16", "bfloat16", "float64"]
 KEY = KEYS["raw threefry"](5)
 
 
@@ -40,8 +40,10 @@ def expected(x, key, rate):
     return reference.dropout(np.asarray(x), kept, reference.default_scale(rate))
 
 
-@pytest.mark.parametrize("make_key", KEYS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("make_key", "dtype"),
+    [(name, "float32") for name in KEYS] + [("raw unsafe_rbg", dtype) for dtype in DTYPES[1:]],
+)
 @pytest.mark.parametrize("shape", [(), (1,), (7, 9), (0, 3), (5000,), (2, 3, 4, 5, 6)])
 def test_a_key_gives_the_reference(make_key, dtype, shape):
     key = KEYS[make_key](2**31 + 7)
