@@ -76,6 +76,11 @@ class BaseDropout(keras.layers.Dropout):
         self._rate.value = checked_rate(value)
 
     @property
+    def variables(self) -> list[Any]:
+        """List of the variables: the seed's state and, on JAX, the bits of the rate."""
+        return [*super().variables, *self._rate.variables]
+
+    @property
     def seed_generator(self) -> keras.random.SeedGenerator:
         """`keras.random.SeedGenerator`. Its state is the seed and the step of the next call.
 
