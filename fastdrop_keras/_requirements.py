@@ -157,8 +157,8 @@ def _found(path: str) -> Any:
 
 def _missing(package: str, command: str) -> ImportError:
     return ImportError(
-        f"fastdrop_keras needs Keras with TensorFlow, PyTorch or JAX, but {package} is not installed. "
-        f"Install what is missing with: {command}"
+        f"fastdrop_keras needs Keras with TensorFlow, PyTorch or JAX, but {package} is not "
+        f"installed. Install what is missing with: {command}"
     )
 
 

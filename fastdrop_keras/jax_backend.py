@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
+import sys
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from keras.src.backend import get_stateless_scope, in_stateless_scope
-from keras.src.backend.jax import core
+from keras.src.backend.jax import core, trainer
 from keras.src.random.seed_generator import make_default_seed
 
 from fastdrop_jax import operation
@@ -84,24 +85,37 @@ class Rate:
     @value.setter
     def value(self, value: float) -> None:
         bits = self._bits
+        taken = bits._value is None and bits._initializer is None and not in_stateless_scope()
+        places = self._places_in_training() if taken else []
         bits.rate = value
         if in_stateless_scope():
             # The later calls in this function use this rate, as with any Python value.
             bits.assign(bits.new_value())
-        if bits._value is not None:
+        if taken or bits._value is not None:
             bits._direct_assign(bits.new_value())
-        elif bits._initializer is None and not in_stateless_scope():
-            self._set_in_training()
+        for values, index in places:
+            values[index] = bits._value
+        if taken:
+            bits._value = None
 
-    def _set_in_training(self) -> None:
-        """Set the rate where `fit` keeps the values of variables between its steps."""
-        bits = self._bits
-        for model in gc.get_objects():
-            state = vars(model).get("_jax_state") if issubclass(type(model), keras.Model) else None
-            for index, variable in enumerate(model.non_trainable_variables if state else ()):
-                if variable is bits:
-                    bits._direct_assign(bits.new_value())
-                    state["non_trainable_variables"][index], bits._value = bits._value, None
+    def _places_in_training(self) -> list[tuple[list[Any], int]]:
+        """Return where `fit`, which has taken the values of variables, has the rate."""
+        frame: types.FrameType | None = sys._getframe()
+        while frame is not None:
+            names = frame.f_locals if frame.f_globals.get("__name__") == trainer.__name__ else {}
+            if "self" in names and "state" in names:
+                model = names["self"]
+                # For the next step, and for the variables at the end of the epoch.
+                kept = [names["state"][1]]
+                kept += [model._jax_state["non_trainable_variables"]] if model._jax_state else []
+                for index, variable in enumerate(model.non_trainable_variables):
+                    if variable is self._bits:
+                        return [(values, index) for values in kept]
+            frame = frame.f_back
+        raise RuntimeError(
+            "While a model trains on JAX, only code that `fit` calls can set a layer's rate, such "
+            "as callbacks. Call `model.jax_state_sync()` in a callback first, or use RateSchedule"
+        )
 
     def read(self) -> jax.Array:
         """Return the bits of the rate."""

@@ -557,10 +557,11 @@ def check_model(model: Any, needed_by: str) -> None:
 def checked_rate(rate: Any, argument: str = "rate") -> float:
     """Return `rate`, the value of `argument`, as a Python float."""
     expected = "a float value between 0 and 1"
-    if np.ndim(rate) == 0 and hasattr(rate, "numpy"):
+    if np.ndim(rate) == 0 and (hasattr(rate, "numpy") or BACKEND.is_tensor(rate)):
         # An eager tensor or variable, for example from a Keras schedule.
         rate = rate.value if isinstance(rate, keras.Variable) else rate
-        rate = rate.item() if hasattr(rate, "detach") else rate.numpy()
+        of_tensorflow = hasattr(rate, "numpy") and not hasattr(rate, "detach")
+        rate = rate.numpy() if of_tensorflow else rate.item()
     if isinstance(rate, np.ndarray) and rate.ndim == 0:
         rate = rate[()]
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)):
