@@ -242,7 +242,9 @@ def update_variables(model: keras.Model) -> None:
 
 
 def random_module(layer: keras.Layer) -> str:
-    """Return nothing: modules of Flax tell of their parts only when they are called."""
+    """Return "rng" for a layer of a function or a module of Flax that takes random numbers."""
+    if isinstance(layer, keras.layers.JaxLayer) and layer.seed_generator is not None:
+        return "rng"
     return ""
 
 

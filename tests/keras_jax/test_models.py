@@ -417,6 +417,20 @@ def test_convert_and_to_keras(in_place):
     fit(theirs)
 
 
+def test_convert_reports_functions_of_jax_that_take_random_numbers():
+    def noisy(params, rng, inputs):
+        return inputs + jax.random.normal(rng, inputs.shape)
+
+    model = keras.Sequential(
+        [
+            keras.layers.JaxLayer(noisy, params={}, name="noisy"),
+            keras.layers.JaxLayer(lambda params, inputs: inputs, params={}, name="plain"),
+        ]
+    )
+    _, report = fastdrop_keras.convert(model, verbose=False, return_report=True)
+    assert [(one.path, "'rng'" in one.note) for one in report.unchanged] == [("noisy", True)]
+
+
 def test_clone_model():
     layer = Dropout(0.25, seed=7, name="drop")
     copy = keras.models.clone_model(small_model(layer)).get_layer("drop")
