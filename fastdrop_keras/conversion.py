@@ -132,8 +132,8 @@ def convert(
     A model that cannot be copied is changed in place: a subclassed model, which is Python code, or
     one whose layers lack `get_config`. Then a dropout layer stays the same object and gets another
     class, so all references to it remain valid: other models that share the layer are converted
-    too, and Keras traces their steps again. Your own `tf.function` or `jax.jit` in or around the model
-    keeps its trace: make it again.
+    too, and Keras traces their steps again. Your own `tf.function` or `jax.jit` in or around the
+    model keeps its trace: make it again.
 
     A layer of a user's subclass is converted if the class has no more than a constructor, and this
     sets no other attributes: it changes defaults. Its class is then this package's, also in files,
