@@ -67,7 +67,8 @@ class _Bits(keras.Variable):
                 f"{self.rate}, which was set meanwhile. Later calls use it",
                 stacklevel=2,
             )
-        super()._direct_assign(own)
+        with jax.ensure_compile_time_eval():
+            super()._direct_assign(own)
 
 
 class Rate:
@@ -106,8 +107,8 @@ class Rate:
             if "self" in names and "state" in names:
                 model = names["self"]
                 # For the next step, and for the variables at the end of the epoch.
-                kept = [names["state"][1]]
-                kept += [model._jax_state["non_trainable_variables"]] if model._jax_state else []
+                kept, later = [names["state"][1]], getattr(model, "_jax_state", None)
+                kept += [later["non_trainable_variables"]] if later else []
                 for index, variable in enumerate(model.non_trainable_variables):
                     if variable is self._bits:
                         return [(values, index) for values in kept]
@@ -243,9 +244,8 @@ def update_variables(model: keras.Model) -> None:
 
 def random_module(layer: keras.Layer) -> str:
     """Return "rng" for a layer of a function or a module of Flax that takes random numbers."""
-    if isinstance(layer, keras.layers.JaxLayer) and layer.seed_generator is not None:
-        return "rng"
-    return ""
+    takes_numbers = isinstance(layer, keras.layers.JaxLayer) and "rng" in layer.call_fn_arguments
+    return "rng" if takes_numbers else ""
 
 
 def supports_jit() -> bool:

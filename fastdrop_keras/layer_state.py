@@ -33,7 +33,7 @@ if hasattr(os, "register_at_fork"):
 
 def position(generator: keras.random.SeedGenerator) -> Any:
     """Return the seed and the step of a seed generator's state, an array of two integers."""
-    state = keras.ops.convert_to_numpy(generator.state)
+    state = np.asarray(generator.state)
     # On JAX, ours have them in two words each.
     return state.view(np.int64) if state.size == 4 else state
 

