@@ -1,4 +1,4 @@
-"""Dropout layers for Keras on TensorFlow or PyTorch, computed by fastdrop's kernels on the CPU.
+"""Dropout layers for Keras, on TensorFlow, PyTorch or JAX, by fastdrop's kernels on the CPU.
 
 Each layer takes the same arguments as Keras's layer of the same name:
 

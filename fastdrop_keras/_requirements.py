@@ -14,6 +14,7 @@ _OLDEST_KERAS = (3, 11)
 _PACKAGES = {
     "tensorflow": ("TensorFlow", 'pip install "fastdrop[keras]"'),
     "torch": ("PyTorch", 'pip install "fastdrop[torch]" "keras>=3.11"'),
+    "jax": ("JAX", 'pip install "fastdrop[jax]" "keras>=3.11"'),
 }
 
 # The private names that this package uses, by module or class, for every backend and for each.
@@ -51,6 +52,15 @@ _PRIVATE_OF_BACKENDS: dict[str, dict[str, tuple[str, ...]]] = {
         # Collects a converted layer's parameters.
         "keras.layers.Layer": ("_track_variables",),
     },
+    "jax": {
+        "keras.src.backend": ("get_stateless_scope",),
+        "keras.src.backend.jax.core": ("remat",),
+        # Draws the seed of a layer without one.
+        "keras.src.random.seed_generator": ("make_default_seed",),
+        # Assigns the values of variables after a step.
+        "keras.Model": ("jax_state_sync",),
+        "keras.Variable": ("_direct_assign",),
+    },
 }
 # Without one of these, XLA cannot compile the layers.
 _PRIVATE_FOR_XLA = {
@@ -86,8 +96,8 @@ def check() -> str:
             raise _missing("Keras", _PACKAGES.get(backend, _PACKAGES["tensorflow"])[1]) from error
         if package in _PACKAGES:
             raise _missing(*_PACKAGES[package]) from error
-        if package in ("jax", "openvino"):
-            # Keras is set to another backend, which is not installed.
+        if package == "openvino":
+            # Keras is set to this backend, which is not installed.
             raise _wrong_backend(backend) from error
         raise
     backend = keras.config.backend()
@@ -147,15 +157,15 @@ def _found(path: str) -> Any:
 
 def _missing(package: str, command: str) -> ImportError:
     return ImportError(
-        f"fastdrop_keras needs Keras with TensorFlow or PyTorch, but {package} is not installed. "
-        f"Install what is missing with: {command}"
+        f"fastdrop_keras needs Keras with TensorFlow, PyTorch or JAX, but {package} is not "
+        f"installed. Install what is missing with: {command}"
     )
 
 
 def _wrong_backend(backend: str) -> ImportError:
     return ImportError(
-        "fastdrop_keras supports only Keras's backends 'tensorflow' and 'torch', but Keras is set "
-        f"to use {backend!r}. Set the environment variable KERAS_BACKEND=tensorflow or "
-        'KERAS_BACKEND=torch before Keras is imported, or "backend" in ~/.keras/keras.json. '
-        "With another backend, use keras.layers.Dropout."
+        "fastdrop_keras supports only Keras's backends 'tensorflow', 'torch' and 'jax', but Keras "
+        f"is set to use {backend!r}. Set the environment variable KERAS_BACKEND=tensorflow, "
+        'KERAS_BACKEND=torch or KERAS_BACKEND=jax before Keras is imported, or "backend" in '
+        "~/.keras/keras.json. With another backend, use keras.layers.Dropout."
     )

@@ -15,6 +15,7 @@ from fastdrop_keras.inputs import NoiseShape
 BACKENDS = {
     "tensorflow": "fastdrop_keras.tensorflow_backend",
     "torch": "fastdrop_keras.torch_backend",
+    "jax": "fastdrop_keras.jax_backend",
 }
 
 
@@ -27,7 +28,10 @@ class Backend(Protocol):
     GENERATORS: tuple[Any, ...]
 
     def Rate(self, value: float) -> Any:  # noqa: N802
-        """Return an object with a settable `value`, a float, and `read()`, as `dropout` needs."""
+        """Return an object with a settable `value`, a float, and `read()`, as `dropout` needs.
+
+        It also has `variables`: those that Keras must pass to the functions that it compiles.
+        """
 
     def new_seed_generator(self, seed: int | None) -> keras.random.SeedGenerator:
         """Return a generator whose state holds 64 bits of the seed, and the step."""
@@ -64,6 +68,9 @@ class Backend(Protocol):
 
     def forget_traces(self, model: keras.Model) -> None:
         """Renew what the framework knows of the layers in `model`, which were changed in place."""
+
+    def update_variables(self, model: keras.Model) -> None:
+        """Give the variables of `model` the values that they have between two steps of `fit`."""
 
     def random_module(self, layer: keras.Layer) -> str:
         """Return the name of a module of the framework in `layer` that drops, or ""."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from fastdrop_keras import layer_code, layers
+from fastdrop_keras import layer_code, layer_state, layers
 from fastdrop_keras.backend import BACKEND
 
 _TO_OURS = layers.CLASSES
@@ -132,8 +132,8 @@ def convert(
     A model that cannot be copied is changed in place: a subclassed model, which is Python code, or
     one whose layers lack `get_config`. Then a dropout layer stays the same object and gets another
     class, so all references to it remain valid: other models that share the layer are converted
-    too, and Keras traces their steps again. Your own `tf.function` in or around the model keeps its
-    trace: make it again.
+    too, and Keras traces their steps again. Your own `tf.function` or `jax.jit` in or around the
+    model keeps its trace: make it again.
 
     A layer of a user's subclass is converted if the class has no more than a constructor, and this
     sets no other attributes: it changes defaults. Its class is then this package's, also in files,
@@ -257,7 +257,7 @@ def _change(model: keras.Model, classes: dict[type, type]) -> list[LayerReport]:
         else:
             try:
                 changes.append((layer, _replacement(layer, after)))
-            except (TypeError, ValueError, RuntimeError) as error:
+            except (TypeError, ValueError, RuntimeError, OverflowError) as error:
                 after, note = None, str(error)
         if after or note:
             reports.append(LayerReport(path or model.name, type(layer), after, note))
@@ -302,7 +302,8 @@ def _replacement(layer: keras.Layer, new_class: type) -> keras.Layer:
     for name in copied:
         setattr(new, name, getattr(layer, name))
     if has_seed:
-        new.seed_generator.state.assign(layer.seed_generator.state)
+        position = layer_state.position(layer.seed_generator)
+        layer_state.set_position(new.seed_generator, position)
     return new
 
 

@@ -61,4 +61,5 @@ def random_name(layer: keras.Layer) -> str:
 def of_a_framework(definition: Any) -> bool:
     """Return whether a class or function is defined in a framework, not by a user."""
     package = str(definition.__module__).partition(".")[0]
-    return package in ("keras", "tensorflow", "torch", "fastdrop_keras", "fastdrop_torch")
+    frameworks = ("keras", "tensorflow", "torch", "jax", "flax")
+    return package in (*frameworks, "fastdrop_keras", "fastdrop_torch", "fastdrop_jax")

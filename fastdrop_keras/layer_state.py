@@ -31,6 +31,26 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_the_lock)
 
 
+def position(generator: keras.random.SeedGenerator) -> Any:
+    """Return the seed and the step of a seed generator's state, an array of two integers."""
+    state = np.asarray(generator.state)
+    # On JAX, ours have them in two words each.
+    return state.view(np.int64) if state.size == 4 else state
+
+
+def set_position(generator: keras.random.SeedGenerator, seed_and_step: Any) -> None:
+    """Set the seed and the step, or raise a ValueError if the state cannot hold them."""
+    numbers = np.asarray(seed_and_step)
+    if tuple(generator.state.shape) == (4,):
+        numbers = numbers.astype(np.int64).view(np.uint32)
+    if (numbers > np.iinfo(generator.state.dtype).max).any():
+        raise ValueError(
+            f"a seed generator with numbers of dtype {generator.state.dtype} cannot hold the seed "
+            f"and step {numbers.tolist()}"
+        )
+    generator.state.assign(numbers)
+
+
 class SeedState(keras.Operation):
     """Puts a seed generator's state into `.keras` and `.weights.h5` files.
 
@@ -43,11 +63,11 @@ class SeedState(keras.Operation):
 
     def __init__(self, generator: keras.random.SeedGenerator) -> None:
         super().__init__()
-        self._state = generator.state
+        self._generator = generator
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Write the state to a file; called by Keras."""
-        store["state"] = self._state
+        store["state"] = position(self._generator)
         store["stream"] = np.array([STREAM_VERSION])
 
     def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
@@ -56,11 +76,11 @@ class SeedState(keras.Operation):
             return
         saved = store["state"]
         # Before the data is read: in a damaged file it may have any size and type.
-        if np.dtype(saved.dtype).kind not in "iu" or tuple(saved.shape) != tuple(self._state.shape):
+        if np.dtype(saved.dtype).kind not in "iu" or tuple(saved.shape) != (2,):
             raise ValueError(
                 "The state of a dropout layer's seed generator must be two integers. Received: an "
                 f"array of shape {tuple(saved.shape)} and dtype {saved.dtype} in the file, for "
-                f"{self._state.path}"
+                f"{self._generator.state.path}"
             )
         # Files of stream 1 have no number.
         stream = store["stream"] if "stream" in store.keys() else np.array([1])  # noqa: SIM118
@@ -68,10 +88,10 @@ class SeedState(keras.Operation):
             raise ValueError(
                 "The number of a dropout layer's random stream must be one integer. Received: an "
                 f"array of shape {tuple(stream.shape)} and dtype {stream.dtype} in the file, for "
-                f"{self._state.path}"
+                f"{self._generator.state.path}"
             )
-        check_stream(int(stream[0]), f"the file, for {self._state.path}")
-        self._state.assign(saved)
+        check_stream(int(stream[0]), f"the file, for {self._generator.state.path}")
+        set_position(self._generator, saved)
 
 
 def check_stream(number: int | str, where: str) -> None:

@@ -64,9 +64,13 @@ class BaseDropout(keras.layers.Dropout):
         A new rate takes effect at the next step, in compiled models and `tf.function`s too,
         without retracing. If a function sets it while it is traced, its later calls use it.
 
+        On JAX, functions take the rate as the last of the layer's `variables`: in `fit` the current
+        one, and in `stateless_call` the one that it is given.
+
         Raises:
             TypeError: If the new rate is not a number.
             ValueError: If the new rate is not between 0 and 1.
+            RuntimeError: On JAX, if another thread trains the model meanwhile.
         """
         value: float = self._rate.value
         return value
@@ -74,6 +78,11 @@ class BaseDropout(keras.layers.Dropout):
     @rate.setter
     def rate(self, value: float) -> None:
         self._rate.value = checked_rate(value)
+
+    @property
+    def variables(self) -> list[Any]:
+        """List of the variables: the seed's state and, on JAX, the bits of the rate."""
+        return [*super().variables, *self._rate.variables]
 
     @property
     def seed_generator(self) -> keras.random.SeedGenerator:
@@ -157,11 +166,12 @@ class Dropout(BaseDropout):
     The mask is a pure function of the seed, the number of the call, the rate and the position. It
     is the same in eager and in graph mode, on every CPU and with any number of threads, and
     `fastdrop.dropout` draws the same mask with this seed and step. So it is with each backend of
-    Keras, TensorFlow or PyTorch. The gradient uses the mask of the forward pass, which the layer
-    saves with one bit for each element. A recomputation under gradient checkpointing
-    (`keras.remat`, `keras.RematScope`, `tf.recompute_grad`, `torch.utils.checkpoint`) uses it too.
-    In `tf.vectorized_map`, each iteration has its own mask, and in `torch.vmap` too, except with
-    `randomness="same"` or in `torch.compile`.
+    Keras, TensorFlow, PyTorch or JAX. The gradient uses the mask of the forward pass, which the
+    layer saves with one bit for each element; on JAX it saves only the seed. A recomputation under
+    gradient checkpointing (`keras.remat`, `keras.RematScope`, `tf.recompute_grad`,
+    `torch.utils.checkpoint`) uses it too. In `tf.vectorized_map`, each iteration has its own mask,
+    and in `torch.vmap` too, except with `randomness="same"` or in `torch.compile`. In `jax.vmap`
+    all iterations have one mask, unless the seed's state is mapped too.
 
     The layer runs on the CPU. Models, weights, `tf.train.Checkpoint` and PyTorch's `state_dict`
     save the seed's state. The attribute `rate` can be set at any time, also while training.
@@ -169,7 +179,8 @@ class Dropout(BaseDropout):
 
     XLA compiles the layer, under `jit_compile=True`, on Linux with TensorFlow 2.18 and newer, for
     the CPU. Elsewhere Keras warns and runs the model without XLA. In a compiled function the
-    gradient draws the mask again, from the seed.
+    gradient draws the mask again, from the seed. On JAX, a function that is traced needs the
+    layer's state as an argument (`stateless_call`, `keras.StatelessScope`), as in `fit`.
 
     Args:
         rate: Float between 0 and 1. Fraction of the input units to drop.
@@ -194,6 +205,7 @@ class Dropout(BaseDropout):
         ValueError: If `rate`, `seed` or `noise_shape` is not a valid value; in training, if
             `noise_shape` does not fit the inputs. If the shape is known only at run time, the run
             raises `tf.errors.InvalidArgumentError`.
+        RuntimeError: On JAX, if the layer drops in a traced function without its state.
 
     Reference:
 
@@ -552,10 +564,11 @@ def check_model(model: Any, needed_by: str) -> None:
 def checked_rate(rate: Any, argument: str = "rate") -> float:
     """Return `rate`, the value of `argument`, as a Python float."""
     expected = "a float value between 0 and 1"
-    if np.ndim(rate) == 0 and hasattr(rate, "numpy"):
+    if np.ndim(rate) == 0 and (hasattr(rate, "numpy") or BACKEND.is_tensor(rate)):
         # An eager tensor or variable, for example from a Keras schedule.
         rate = rate.value if isinstance(rate, keras.Variable) else rate
-        rate = rate.item() if hasattr(rate, "detach") else rate.numpy()
+        of_tensorflow = hasattr(rate, "numpy") and not hasattr(rate, "detach")
+        rate = rate.numpy() if of_tensorflow else rate.item()
     if isinstance(rate, np.ndarray) and rate.ndim == 0:
         rate = rate[()]
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)):

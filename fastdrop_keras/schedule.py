@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from fastdrop_keras.backend import BACKEND
 from fastdrop_keras.layers import (
     BaseDropout,
     checked_count,
@@ -95,6 +96,7 @@ class RateSchedule(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Set the rate of the step; called by Keras."""
         if self.unit == "step":
+            BACKEND.update_variables(self.model)
             self._set_rate(int(self.model.optimizer.iterations.numpy()))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -55,6 +55,10 @@ def forget_traces(model: keras.Model) -> None:
     """Do nothing: Keras holds all functions that it traces."""
 
 
+def update_variables(model: keras.Model) -> None:
+    """Do nothing: each step assigns the variables."""
+
+
 def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
     """Return the seed and advance the state, with a high word if several calls share both."""
     # The seed generator's `next` does the same with five operations. These are two.

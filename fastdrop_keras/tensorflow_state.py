@@ -25,6 +25,8 @@ class Rate:
     they do not track this class: the rate is a setting and not a weight.
     """
 
+    variables = ()
+
     def __init__(self, value: float) -> None:
         self._value = value
         # Outside of all graphs, since a layer may be created while a function is traced.

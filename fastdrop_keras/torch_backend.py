@@ -33,6 +33,8 @@ Saved = tuple[torch.Tensor, float]
 class Rate:
     """A rate from 0 to 1. PyTorch reads it at each call, and compiles again for a new one."""
 
+    variables = ()
+
     def __init__(self, value: float) -> None:
         self.value = value
 
@@ -173,6 +175,10 @@ def forget_traces(model: keras.Model) -> None:
     for layer in model._flatten_layers():
         if "_torch_params" in layer._modules:
             layer._track_variables()
+
+
+def update_variables(model: keras.Model) -> None:
+    """Do nothing: each step assigns the variables."""
 
 
 def random_module(layer: keras.Layer) -> str:

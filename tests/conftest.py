@@ -16,7 +16,10 @@ TESTS = pathlib.Path(__file__).parent
 sys.path += [str(TESTS), str(TESTS.parent)]
 
 # A process has one backend of Keras. tests/torch/test_keras.py runs these in others.
-collect_ignore = [] if os.environ.get("KERAS_BACKEND") == "torch" else ["keras_torch"]
+_OF_BACKENDS = {"torch": "keras_torch", "jax": "keras_jax"}
+collect_ignore = [
+    name for backend, name in _OF_BACKENDS.items() if backend != os.environ.get("KERAS_BACKEND")
+]
 
 hypothesis.settings.register_profile(
     "local",

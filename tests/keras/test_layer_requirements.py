@@ -37,19 +37,20 @@ sys.meta_path.insert(0, Breaker())
 
 def assert_says_what_to_do(error, backend):
     assert error.startswith("ImportError: ")
-    assert "only Keras's backends 'tensorflow' and 'torch'" in error
+    assert "only Keras's backends 'tensorflow', 'torch' and 'jax'" in error
     assert repr(backend) in error
-    assert "KERAS_BACKEND=tensorflow or KERAS_BACKEND=torch" in error
+    assert "KERAS_BACKEND=tensorflow, KERAS_BACKEND=torch or KERAS_BACKEND=jax" in error
 
 
-@pytest.mark.parametrize("backend", ["jax", "numpy"])
+@pytest.mark.parametrize("backend", ["openvino", "numpy"])
 def test_other_backend(run_python, backend):
-    """The error is the same whether the backend's package is installed (NumPy) or not (JAX)."""
+    """The error is the same whether its package is installed, as NumPy is, or not (OpenVINO)."""
     assert_says_what_to_do(error_of(run_python(IMPORT, KERAS_BACKEND=backend)), backend)
 
 
-def test_on_tensorflow_pytorch_is_not_imported(run_python):
-    done = run_python(f"{IMPORT}; import sys; sys.exit('torch' in sys.modules)")
+def test_on_tensorflow_other_frameworks_are_not_imported(run_python):
+    found = "{'torch', 'fastdrop_torch', 'fastdrop_jax'} & {*sys.modules}"
+    done = run_python(f"{IMPORT}; import sys; sys.exit(bool({found}))")
     assert done.returncode == 0, done.stderr
 
 
@@ -57,7 +58,7 @@ STAND_INS = """
 import sys
 from types import SimpleNamespace
 others = [
-    SimpleNamespace(config=SimpleNamespace(backend=lambda: "jax"), __spec__=None),
+    SimpleNamespace(config=SimpleNamespace(backend=lambda: "openvino"), __spec__=None),
     SimpleNamespace(
         config=SimpleNamespace(backend=lambda: "tensorflow"), __version__="3.9.2", __spec__=None
     ),
@@ -74,7 +75,7 @@ def test_an_installed_keras_that_cannot_be_used(run_python):
     process = run_python(STAND_INS)
     assert process.returncode == 0, process.stderr
     of_another_backend, older = process.stdout.splitlines()
-    assert_says_what_to_do(of_another_backend, "jax")
+    assert_says_what_to_do(of_another_backend, "openvino")
     assert older.startswith("ImportError: ")
     assert "needs Keras 3.11 or newer" in older
     assert "Keras 3.9.2" in older

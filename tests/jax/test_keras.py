@@ -1,0 +1,34 @@
+"""The Keras layers on JAX: the tests of tests/keras_jax, in processes with that backend."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+FOLDER = pathlib.Path(__file__).parent.parent / "keras_jax"
+
+
+def run_with_jax(file):
+    """Run the tests of a file: a process has one backend of Keras."""
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--show-capture=no"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, FOLDER / file],
+        cwd=FOLDER.parent.parent,
+        env=os.environ | {"KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+def test_the_layers_on_jax():
+    run_with_jax("test_layers.py")
+
+
+def test_models_on_jax():
+    run_with_jax("test_models.py")
+
+
+def test_every_file_is_run():
+    assert {path.name for path in FOLDER.glob("test_*.py")} == {"test_layers.py", "test_models.py"}

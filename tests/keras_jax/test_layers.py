@@ -1,0 +1,423 @@
+"""On JAX, the layers have the values, gradients and errors that they have on TensorFlow."""
+
+import concurrent.futures
+import pathlib
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.experimental import sparse
+from keras.src import testing
+from reference import assert_same_bits
+
+import fastdrop
+import fastdrop_keras
+from fastdrop_keras import (
+    Dropout,
+    SpatialDropout1D,
+    SpatialDropout2D,
+    SpatialDropout3D,
+    layer_state,
+)
+
+DATA = pathlib.Path(__file__).parent.parent / "data"
+DTYPES = {
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float32": np.float32,
+    "float64": np.float64,
+}
+
+
+def numbers(shape, dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).normal(0, 3, shape).astype(dtype)
+
+
+def state_of(layer):
+    return layer_state.position(layer.seed_generator).tolist()
+
+
+def values_of(layer):
+    return [variable.value for variable in layer.non_trainable_variables]
+
+
+# Keras's check trains a model without weights on a generator, and warns about both.
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights:UserWarning")
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
+class TestKerasChecks(testing.TestCase):
+    """Keras's own checks of a layer: serialization, building, symbolic calls, a training step."""
+
+    def check(self, layer_class, init_kwargs, input_shape):
+        for training in (True, False):
+            self.run_layer_test(
+                layer_class,
+                init_kwargs=init_kwargs,
+                input_shape=input_shape,
+                call_kwargs={"training": training},
+                expected_output_shape=input_shape,
+                expected_num_trainable_weights=0,
+                expected_num_non_trainable_weights=0,
+                expected_num_non_trainable_variables=2,
+                expected_num_seed_generators=1,
+                expected_num_losses=0,
+                supports_masking=True,
+                assert_built_after_instantiation=True,
+            )
+
+    def test_dropout(self):
+        self.check(Dropout, {"rate": 0.2, "noise_shape": [None, 1, 4], "seed": 3}, (2, 3, 4))
+
+    def test_spatial(self):
+        self.check(SpatialDropout1D, {"rate": 0.5}, (2, 3, 4))
+        self.check(SpatialDropout2D, {"rate": 0.5, "data_format": "channels_first"}, (2, 3, 4, 5))
+        self.check(SpatialDropout3D, {"rate": 0.5}, (2, 3, 4, 4, 5))
+
+
+# Bits.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (1,), (5, 33), (0, 3), (3, 4099)], ids=str)
+def test_bits(expected, dtype, shape):
+    # JAX has numbers of 64 bits only on request.
+    with jax.enable_x64(dtype == "float64"):
+        layer = Dropout(0.3, seed=42, dtype=dtype)
+        for step in range(3):
+            x = numbers(shape, DTYPES[dtype], step)
+            y = layer(x, training=True)
+            assert y.dtype == DTYPES[dtype]
+            assert_same_bits(np.asarray(y), expected.output(x, 0.3, 42, step))
+
+
+def test_frozen_bits():
+    """Those of the example in the layer's docstring, which runs on TensorFlow."""
+    y = Dropout(0.5, seed=42)(jnp.ones((2, 8)), training=True)
+    assert y.tolist() == [[0, 0, 2, 2, 2, 0, 2, 2], [2, 0, 2, 2, 2, 2, 0, 2]]
+
+
+@pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1, 2**40 + 3, 2**63 - 1])
+def test_the_array_function_draws_the_same_mask(seed):
+    layer = Dropout(0.3, seed=seed)
+    stream = fastdrop.Stream(seed)
+    for step in range(3):
+        x = numbers((6, 50), seed=step)
+        y, _ = fastdrop.dropout(x, 0.3, seed=stream)
+        assert_same_bits(np.asarray(layer(x, training=True)), y)
+    assert state_of(layer) == [seed, 3]
+    assert layer.seed_generator.get_config()["seed"] == layer.get_config()["seed"] == seed
+
+
+def test_a_step_of_more_than_32_bits(expected):
+    layer = Dropout(0.5, seed=3)
+    layer_state.set_position(layer.seed_generator, [3, 2**32 - 1])
+    for step in (2**32 - 1, 2**32, 2**32 + 1):
+        y = layer(jnp.ones(50), training=True)
+        assert_same_bits(np.asarray(y), expected.factors((50,), 0.5, 3, step))
+
+
+def test_a_seed_from_keras():
+    first, second = Dropout(0.5), Dropout(0.5)
+    keras.utils.set_random_seed(1234)
+    assert state_of(first) == state_of(Dropout(0.5)) != state_of(second)
+    layer = Dropout(0.5)
+    layer.seed_generator = keras.random.SeedGenerator(7)  # of 32 bits
+    ours = Dropout(0.5, seed=7)
+    for _ in range(2):
+        y = layer(jnp.ones(50), training=True)
+        assert jnp.array_equal(y, ours(jnp.ones(50), training=True))
+    assert state_of(layer) == state_of(ours) == [7, 2]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "noise_shape"),
+    [
+        (lambda **k: Dropout(0.5, (None, 1, None), **k), (4, 5, 6), (None, 1, None)),
+        (lambda **k: Dropout(0.5, (6,), **k), (4, 5, 6), (1, 1, 6)),
+        (lambda **k: SpatialDropout1D(0.5, **k), (9, 5, 6), (None, 1, None)),
+        (lambda **k: SpatialDropout2D(0.5, **k), (9, 5, 6, 7), (None, 1, 1, None)),
+        (
+            lambda **k: SpatialDropout3D(0.5, "channels_first", **k),
+            (9, 5, 2, 2, 3),
+            (None, None, 1, 1, 1),
+        ),
+    ],
+)
+def test_noise_shapes(expected, layer, shape, noise_shape):
+    x = numbers(shape)
+    y = layer(seed=3)(x, training=True)
+    assert_same_bits(np.asarray(y), expected.output(x, 0.5, 3, noise_shape=noise_shape))
+
+
+@pytest.mark.parametrize(
+    ("policy", "dtype"), [("mixed_bfloat16", "bfloat16"), ("mixed_float16", "float16")]
+)
+def test_dtype_policies_cast_the_input(expected, policy, dtype):
+    x = numbers((5, 6))
+    y = Dropout(0.5, seed=3, dtype=policy)(x, training=True)
+    assert_same_bits(np.asarray(y), expected.output(x.astype(DTYPES[dtype]), 0.5, 3))
+
+
+@pytest.mark.parametrize("training", [False, None, 0, jnp.array(False)], ids=repr)
+def test_inference_is_the_input_itself(training):
+    layer = Dropout(0.5, seed=3)
+    x = jnp.ones((2, 3))
+    assert layer(x, training=training) is x
+    assert state_of(layer) == [3, 0]
+
+
+def test_training_as_a_tensor_or_variable(expected):
+    layer = Dropout(0.5, seed=3)
+    variable = keras.Variable(True, dtype="bool", trainable=False)
+    for step, training in enumerate([jnp.array(True), variable]):
+        y = layer(jnp.ones(50), training=training)
+        assert_same_bits(np.asarray(y), expected.factors((50,), 0.5, 3, step))
+
+
+def test_training_as_an_argument_of_a_compiled_function(expected):
+    layer = Dropout(0.5, seed=3)
+    call = jax.jit(lambda state, x, training: layer.stateless_call([], state, x, training=training))
+    state, x, step = values_of(layer), numbers((50,)), 0
+    for training in (True, False, True):
+        y, state = call(state, x, training)
+        assert_same_bits(np.asarray(y), expected.output(x, 0.5, 3, step) if training else x)
+        step += training
+    assert state[0].tolist() == [3, 0, 2, 0]
+
+
+def test_the_rate_may_change_at_any_time(expected):
+    layer = Dropout(0.5, seed=3)
+    of_tensors = {0.5: jnp.bfloat16(0.5), 0.25: keras.Variable(0.25)}
+    for step, rate in enumerate([0.1, 0, 1, *of_tensors]):
+        layer.rate = of_tensors.get(rate, rate)
+        y = layer(jnp.ones(50), training=True)
+        assert_same_bits(np.asarray(y), expected.factors((50,), rate, 3, step))
+    assert layer.get_config()["rate"] == 0.25
+
+
+def test_dropped_elements_become_zero():
+    x = jnp.array([np.nan, np.inf, -1.0] * 50)
+    y = Dropout(0.5, seed=3)(x, training=True)
+    dropped = Dropout(0.5, seed=3)(jnp.ones(150), training=True) == 0
+    assert not y[dropped].view(jnp.int32).any()
+    assert not Dropout(1.0)(x, training=True).view(jnp.int32).any()
+
+
+# Transformations.
+
+
+def test_gradients(expected):
+    layer = Dropout(0.5, seed=3)
+    x = numbers((5, 33))
+    state = values_of(layer)
+
+    def total(x):
+        return (layer.stateless_call([], state, x, training=True)[0] ** 3).sum()
+
+    factors = expected.factors((5, 33), 0.5, 3)
+    np.testing.assert_allclose(jax.grad(total)(x), 3 * factors**3 * x**2, rtol=1e-6)
+    second = jax.jit(jax.grad(lambda x: jax.grad(total)(x).sum()))(x)
+    np.testing.assert_allclose(second, 6 * factors**3 * x, rtol=1e-6)
+
+
+def test_gradients_of_eager_calls(expected):
+    layer = Dropout(0.5, seed=3)
+    x = jnp.asarray(numbers((5, 33)))
+    _, tangent = jax.jvp(lambda x: layer(x, training=True), (x,), (x + 1,))
+    assert_same_bits(np.asarray(tangent), expected.output(np.asarray(x + 1), 0.5, 3))
+    dx = jax.grad(lambda x: layer(x, training=True).sum())(x)
+    assert_same_bits(np.asarray(dx), expected.factors((5, 33), 0.5, 3, 1))
+    assert state_of(layer) == [3, 2]
+
+
+def test_iterations_of_vmap_share_the_mask_unless_they_have_states(expected):
+    layer = Dropout(0.5, seed=3)
+
+    def call(state, x):
+        return layer.stateless_call([], state, x, training=True)
+
+    x, state = jnp.ones((4, 50)), values_of(layer)
+    y, following = jax.vmap(call, (None, 0), (0, None))(state, x)
+    assert_same_bits(np.asarray(y), np.tile(expected.factors((50,), 0.5, 3), (4, 1)))
+    assert following[0].tolist() == [3, 0, 1, 0]
+    state = [jnp.array([[n, 0, 5, 0] for n in range(4)], "uint32"), jnp.tile(state[1], (4, 1))]
+    y, following = jax.jit(jax.vmap(call))(state, x)
+    for seed, row in enumerate(np.asarray(y)):
+        assert_same_bits(row, expected.factors((50,), 0.5, seed, 5))
+    assert following[0][:, 2].tolist() == [6] * 4
+    # As with Keras's own layer.
+    y = keras.ops.vectorized_map(lambda x: layer(x, training=True), x)
+    assert_same_bits(np.asarray(y), np.tile(expected.factors((50,), 0.5, 3), (4, 1)))
+    assert state_of(layer) == [3, 1]
+
+
+# Functions that JAX compiles.
+
+
+def test_a_stateless_call_does_not_change_the_seeds_state(expected):
+    layer = Dropout(0.5, seed=3)
+    state = values_of(layer)
+    for call in (layer.stateless_call, jax.jit(layer.stateless_call, static_argnames="training")):
+        for step in range(3):
+            y, state = call([], state, jnp.ones(50), training=True)
+            assert_same_bits(np.asarray(y), expected.factors((50,), 0.5, 3, step))
+            assert state[0].tolist() == [3, 0, step + 1, 0]
+        state = values_of(layer)
+    assert state_of(layer) == [3, 0]
+
+
+def test_a_stateless_scope(expected):
+    layer = Dropout(0.5, seed=3)
+    state = layer.seed_generator.state
+    with keras.StatelessScope([(state, np.array([9, 0, 4, 0]))]) as scope:
+        y = layer(jnp.ones(50), training=True)
+    assert_same_bits(np.asarray(y), expected.factors((50,), 0.5, 9, 4))
+    assert scope.get_current_value(state).tolist() == [9, 0, 5, 0]
+    assert state_of(layer) == [3, 0]
+
+
+def test_a_new_rate_is_used_without_compiling_again(expected):
+    layer = Dropout(0.5, seed=3)
+    traces = []
+
+    @jax.jit
+    def call(state, x):
+        traces.append(x)
+        return layer.stateless_call([], state, x, training=True)[0]
+
+    for rate in (0.5, 0.1, 0, 1, 0.123456789):
+        layer.rate = rate
+        y = call(values_of(layer), jnp.ones(5000))
+        assert_same_bits(np.asarray(y), expected.factors((5000,), rate, 3))
+    assert len(traces) == 1
+
+
+def test_a_rate_that_is_set_while_a_function_is_traced(expected):
+    layer = Dropout(0.5, seed=3)
+
+    @jax.jit
+    def call(state, x):
+        y, state = layer.stateless_call([], state, x, training=True)
+        with keras.StatelessScope(zip(layer.non_trainable_variables, state, strict=True)):
+            layer.rate = 0.25
+            return y, layer(x, training=True)
+
+    for _ in range(2):
+        first, second = call([jnp.array([3, 0, 0, 0]), values_of(Dropout(0.5))[1]], jnp.ones(50))
+        assert_same_bits(np.asarray(first), expected.factors((50,), 0.5, 3))
+        assert_same_bits(np.asarray(second), expected.factors((50,), 0.25, 3, 1))
+    assert layer.rate == 0.25
+    y = layer(jnp.ones(50), training=True)
+    assert_same_bits(np.asarray(y), expected.factors((50,), 0.25, 3))
+
+
+def test_a_state_from_before_a_new_rate_warns_and_keeps_the_new_rate(expected):
+    layer = Dropout(0.5, seed=3)
+    _, state = layer.stateless_call([], values_of(layer), jnp.ones(50), training=True)
+    layer.rate = 0.25
+    layer.seed_generator.state.assign(state[0])
+    with pytest.warns(UserWarning, match=r"has not used its rate 0\.25"):
+        layer.non_trainable_variables[1].assign(state[1])
+    y = layer(jnp.ones(50), training=True)
+    assert_same_bits(np.asarray(y), expected.factors((50,), 0.25, 3, 1))
+
+
+@pytest.mark.parametrize("transformation", [jax.jit, jax.checkpoint])
+def test_a_function_that_is_traced_without_the_state_is_refused(transformation):
+    layer = Dropout(0.5, seed=3)
+    with pytest.raises(RuntimeError, match="Pass the state as an argument, with `stateless_call`"):
+        transformation(lambda x: layer(x, training=True))(jnp.ones(50))
+    assert state_of(layer) == [3, 0]
+    y = jax.jit(lambda x: layer(x, training=False))(jnp.ones(50))
+    assert y.tolist() == [1] * 50
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("x", "problem"),
+    [
+        (jnp.ones(3, "int32"), "of dtype int32"),
+        (jnp.ones(3, "complex64"), "of dtype complex64"),
+        (jnp.ones(3, "float8_e4m3fn"), "of dtype float8_e4m3fn"),
+        (sparse.BCOO.fromdense(jnp.ones(3)), "BCOO"),
+    ],
+)
+def test_inputs_that_the_kernels_do_not_take(x, problem):
+    layer = Dropout(0.5, autocast=False)
+    with pytest.raises(TypeError, match=f"float16, bfloat16, float32 or float64.*{problem}"):
+        layer(x, training=True)
+    assert layer(x, training=False) is x
+
+
+@pytest.mark.parametrize("noise_shape", [(2,), (3, 3), (None,), (1, 2, 3)])
+def test_a_noise_shape_that_does_not_fit(noise_shape):
+    with pytest.raises(ValueError, match=r"`noise_shape`.*" + re.escape(f"{noise_shape}")):
+        Dropout(0.5, noise_shape)(jnp.ones((2, 3)), training=True)
+
+
+@pytest.mark.parametrize("rate", [-0.5, float("nan"), True, "0.5", jnp.array(2.0)], ids=repr)
+def test_a_bad_rate(rate):
+    with pytest.raises((ValueError, TypeError), match="a float value between 0 and 1"):
+        Dropout(rate)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fastdrop_keras.mc_predict(None, np.ones(3), 2, seed=1),
+        lambda: fastdrop_keras.get_bridge(),
+        lambda: fastdrop_keras.set_bridge("native"),
+    ],
+)
+def test_what_needs_tensorflow_says_so(call):
+    with pytest.raises(NotImplementedError, match=r"needs Keras's backend 'tensorflow'.*'jax'"):
+        call()
+
+
+def test_the_configuration_is_printed(capsys):
+    fastdrop_keras.show_config()
+    assert f"on JAX {jax.__version__}" in capsys.readouterr().out
+
+
+# State.
+
+
+def test_many_threads_on_one_layer(expected):
+    layer = Dropout(0.5, seed=3)
+    x = jnp.ones((64, 64))
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        results = {
+            np.asarray(y).tobytes()
+            for y in threads.map(lambda _: layer(x, training=True), range(40))
+        }
+    assert results == {expected.factors((64, 64), 0.5, 3, step).tobytes() for step in range(40)}
+
+
+def test_files_of_tensorflow_are_read(expected):
+    """The outputs are those that tests/keras/test_layer_state.py expects on TensorFlow."""
+    loaded = keras.models.load_model(DATA / "saved_by_0_1.keras")
+    for name, rate, seed, shape, noise_shape in [
+        ("first", 0.125, 8, (5, 4, 3), (None, 1, None)),
+        ("second", 0.25, 7, (5, 2, 2, 3), (None, None, 1, 1)),
+        ("third", 0.5, 7, (5, 2, 2, 3, 1), (None, None, 1, 1, 1)),
+        ("plain", 0.75, 9, (5, 4, 3), (None, 1, 3)),
+    ]:
+        y = loaded.get_layer(name)(jnp.ones(shape), training=True)
+        assert_same_bits(np.asarray(y), expected.factors(shape, rate, seed, 3, noise_shape))
+
+
+def test_a_state_that_a_generator_cannot_hold_is_refused():
+    generator = keras.random.SeedGenerator(7)  # of 32 bits
+    with pytest.raises(ValueError, match=r"uint32 cannot hold.*\[4294967296, 0\]"):
+        layer_state.set_position(generator, [2**32, 0])
+    assert layer_state.position(generator).tolist() == [7, 0]
+
+
+def test_tensorflow_is_not_imported():
+    assert not any(name.startswith("tensorflow.") for name in sys.modules)
