@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +20,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from keras.src.backend import get_stateless_scope, in_stateless_scope
-from keras.src.backend.jax import core, trainer
+from keras.src.backend.jax import core
 from keras.src.random.seed_generator import make_default_seed
 
 from fastdrop_jax import operation
@@ -85,38 +83,19 @@ class Rate:
 
     @value.setter
     def value(self, value: float) -> None:
-        bits = self._bits
-        taken = bits._value is None and bits._initializer is None and not in_stateless_scope()
-        places = self._places_in_training() if taken else []
+        bits, in_scope = self._bits, in_stateless_scope()
+        if bits._value is None and bits._initializer is None and not in_scope:
+            raise RuntimeError(
+                "While a model trains on JAX, Keras has taken the values of its variables, and a "
+                "layer's rate is one of them. Call `model.jax_state_sync()` before setting it, in "
+                "a callback, or use RateSchedule"
+            )
         bits.rate = value
-        if in_stateless_scope():
+        if in_scope:
             # The later calls in this function use this rate, as with any Python value.
             bits.assign(bits.new_value())
-        if taken or bits._value is not None:
+        if bits._value is not None:
             bits._direct_assign(bits.new_value())
-        for values, index in places:
-            values[index] = bits._value
-        if taken:
-            bits._value = None
-
-    def _places_in_training(self) -> list[tuple[list[Any], int]]:
-        """Return where `fit`, which has taken the values of variables, has the rate."""
-        frame: types.FrameType | None = sys._getframe()
-        while frame is not None:
-            names = frame.f_locals if frame.f_globals.get("__name__") == trainer.__name__ else {}
-            if "self" in names and "state" in names:
-                model = names["self"]
-                # For the next step, and for the variables at the end of the epoch.
-                kept, later = [names["state"][1]], getattr(model, "_jax_state", None)
-                kept += [later["non_trainable_variables"]] if later else []
-                for index, variable in enumerate(model.non_trainable_variables):
-                    if variable is self._bits:
-                        return [(values, index) for values in kept]
-            frame = frame.f_back
-        raise RuntimeError(
-            "While a model trains on JAX, only code that `fit` calls can set a layer's rate, such "
-            "as callbacks. Call `model.jax_state_sync()` in a callback first, or use RateSchedule"
-        )
 
     def read(self) -> jax.Array:
         """Return the bits of the rate."""

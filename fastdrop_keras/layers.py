@@ -70,7 +70,8 @@ class BaseDropout(keras.layers.Dropout):
         Raises:
             TypeError: If the new rate is not a number.
             ValueError: If the new rate is not between 0 and 1.
-            RuntimeError: On JAX, if another thread trains the model meanwhile.
+            RuntimeError: On JAX, between the steps of `fit`, where Keras has taken the values of
+                all variables, unless a callback calls `model.jax_state_sync()` first.
         """
         value: float = self._rate.value
         return value
