@@ -328,7 +328,9 @@ static void draw_block(const fastdrop_api *api, const fastdrop_dropout *dropout,
                        const xla_block *block, uint8_t *bits) {
     uint8_t window[WINDOW / 8 + SLACK];
     const int ndim = dropout->ndim;
+    uint64_t strides[FASTDROP_MAX_DIMS], whole = 1, first = 0;
     uint64_t row = 1, size = 1, rows = 1, from = 0, end = 0, at = 0;
+    int64_t index[FASTDROP_MAX_DIMS];
     int outer = ndim;
     /* The last dimensions, up to the first that the block has a part of. */
     while (outer && row == size) {
@@ -336,15 +338,13 @@ static void draw_block(const fastdrop_api *api, const fastdrop_dropout *dropout,
         row *= (uint64_t)dropout->noise_shape[outer];
         size *= (uint64_t)block->shape[outer];
     }
-    for (int i = 0; i < outer; i++)
-        rows *= (uint64_t)dropout->noise_shape[i];
+    for (int i = ndim - 1; i >= 0; i--) {
+        strides[i] = whole, index[i] = 0;
+        first += (uint64_t)block->start[i] * whole;
+        whole *= (uint64_t)block->shape[i];
+        rows *= i < outer ? (uint64_t)dropout->noise_shape[i] : 1;
+    }
     for (uint64_t number = 0; row && number < rows; number++) {
-        uint64_t first = 0, whole = 1, rest = number * row;
-        for (int i = ndim - 1; i >= 0; i--) {
-            const uint64_t own = (uint64_t)dropout->noise_shape[i];
-            first += (rest % own + (uint64_t)block->start[i]) * whole;
-            rest /= own, whole *= (uint64_t)block->shape[i];
-        }
         for (uint64_t done = 0; done < row;) {
             const uint64_t here = first + done, left = row - done;
             if (here < from || here >= end) {
@@ -355,6 +355,13 @@ static void draw_block(const fastdrop_api *api, const fastdrop_dropout *dropout,
             const uint64_t some = left < end - here ? left : end - here;
             copy_bits(bits, at, window, here - from, some);
             at += some, done += some;
+        }
+        /* To the next row. */
+        for (int i = outer - 1; i >= 0; i--) {
+            first += strides[i];
+            if (++index[i] < dropout->noise_shape[i])
+                break;
+            first -= strides[i] * (uint64_t)index[i], index[i] = 0;
         }
     }
 }

@@ -76,10 +76,7 @@ def dropout(
     >>> jax.grad(lambda x: fastdrop_jax.dropout(key, x, 0.5).sum())(jnp.ones(8))
     Array([0., 2., 0., 0., 0., 0., 2., 0.], dtype=float32)
     """
-    x = jnp.asarray(x)
-    if x.dtype.name not in _DTYPES:
-        raise TypeError(f"`x` must have one of the dtypes {', '.join(_DTYPES)}, got {x.dtype}")
-    key, rate = _checked_key(key), _checked_rate(rate)
+    x, key, rate = _checked_input(x), _checked_key(key), _checked_rate(rate)
     entries = _entries(x, noise_shape, broadcast_dims)
     if not isinstance(rate, float):
         return _dropout(key, x, rate, noise_shape=entries)
@@ -108,7 +105,11 @@ def relu_dropout(
     Array([0., 2., 0., 0., 0., 0., 0., 0.], dtype=float32)
     """
     return dropout(
-        key, jax.nn.relu(x), rate, noise_shape=noise_shape, broadcast_dims=broadcast_dims
+        key,
+        jax.nn.relu(_checked_input(x)),
+        rate,
+        noise_shape=noise_shape,
+        broadcast_dims=broadcast_dims,
     )
 
 
@@ -145,21 +146,19 @@ def bias_dropout_add(
     >>> fastdrop_jax.bias_dropout_add(jax.random.key(42), x, bias, residual, 0.5)
     Array([10., 14., 10., 10.], dtype=float32)
     """
-    x = jnp.asarray(x)
+    x = _checked_input(x)
     shapes = {"bias": [(), (1,), x.shape[-1:]], "residual": [x.shape]}
     for name, array in (("bias", bias), ("residual", residual)):
         if array is None:
             continue
-        if jnp.result_type(array) != x.dtype:
-            raise TypeError(
-                f"`{name}` must have the dtype of `x`, {x.dtype}, got {jnp.result_type(array)}"
-            )
-        if jnp.shape(array) not in shapes[name]:
-            raise ValueError(
-                f"`{name}` does not fit `x` of shape {x.shape}, got shape {jnp.shape(array)}"
-            )
+        dtype = getattr(array, "dtype", None)
+        if dtype != x.dtype:
+            got = f"{array!r}" if dtype is None else dtype
+            raise TypeError(f"`{name}` must be an array of the dtype of `x`, {x.dtype}, got {got}")
+        if array.shape not in shapes[name]:
+            raise ValueError(f"`{name}` does not fit `x` of shape {x.shape}, got {array.shape}")
     if bias is not None:
-        x = x + bias
+        x = x + bias.reshape((1,) * (x.ndim - 1) + (-1,) * (x.ndim > 0))
     y = dropout(key, x, rate, noise_shape=noise_shape, broadcast_dims=broadcast_dims)
     return y if residual is None else residual + y
 
@@ -176,25 +175,47 @@ def words_of(key: jax.Array, rate: jax.Array | np.ndarray) -> jax.Array:
     """Return the words of the operation for a key, and a rate as a scalar or its bits."""
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
+    if key.size not in (2, 4):
+        raise ValueError(f"`key` must have 2 or 4 words, got {key.size}")
     if jnp.issubdtype(rate.dtype, jnp.floating):
-        with jax.enable_x64(True):
-            wide = lax.stop_gradient(rate).astype(jnp.float64)
-            rate = lax.bitcast_convert_type(wide, jnp.uint32)
-    step = np.zeros(2, np.uint32)
-    return jnp.concatenate([key[:2], step, key[2:], rate])
+        rate = _bits_of_float64(lax.stop_gradient(jnp.asarray(rate)))
+    # Under `jax.vmap`, JAX cannot concatenate keys that an explicit mesh distributes.
+    seed = jnp.pad(key[:2], (0, key.size + 2)) | jnp.pad(key[2:], (4, 2))
+    return seed | jnp.pad(rate, (key.size + 2, 0))
+
+
+def _bits_of_float64(x: jax.Array) -> jax.Array:
+    """Return the bits of a number as float64. TPUs have no 64-bit types to convert to."""
+    if x.dtype == jnp.float64:
+        return lax.bitcast_convert_type(x, jnp.uint32)
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    sign, exponent, fraction = bits >> 31 << 31, bits >> 23 & 0xFF, bits & 0x7FFFFF
+    wide = jnp.where(exponent == 0xFF, 0x7FF, exponent + (1023 - 127))
+    high = sign | wide << 20 | fraction >> 3
+    # A subnormal number counts as zero.
+    return jnp.where(exponent == 0, 0, jnp.stack([fraction << 29, high]))
 
 
 def _checked_key(key: Any) -> jax.Array:
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed and getattr(key, "dtype", None) != np.uint32:
         raise TypeError(f"`key` must be a key of jax.random, got {key!r}")
-    words = jax.eval_shape(jax.random.key_data, key).shape if typed else key.shape
-    if len(words) != 1 or words[0] not in (2, 4):
+    if key.ndim != (0 if typed else 1):
         raise ValueError(
-            "`key` must be one key of jax.random, with 2 or 4 words, got "
-            f"{'keys' if typed else 'words'} of shape {key.shape}"
+            f"`key` must be one key of jax.random, got {'keys' if typed else 'words'} of shape "
+            f"{key.shape}"
         )
     return key
+
+
+def _checked_input(x: Any) -> jax.Array:
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`x` must be an array, got {x!r}") from error
+    if x.dtype.name not in _DTYPES:
+        raise TypeError(f"`x` must have one of the dtypes {', '.join(_DTYPES)}, got {x.dtype}")
+    return x
 
 
 def _checked_rate(rate: Any) -> float | jax.Array:
@@ -219,28 +240,32 @@ def _entries(
     if noise_shape is None:
         shared = _checked_dims(broadcast_dims, x.ndim)
         return tuple(1 if i in shared else None for i in range(x.ndim))
-    if tuple(broadcast_dims):
+    if broadcast_dims != ():
         raise ValueError(
             f"`broadcast_dims` must be () with a `noise_shape`, got {broadcast_dims!r}"
         )
-    entries = tuple(noise_shape)
+    entries = noise_shape if isinstance(noise_shape, (tuple, list)) else (noise_shape,)
     if None not in entries:
-        entries = (1,) * (x.ndim - len(entries)) + entries
+        entries = (*(1,) * (x.ndim - len(entries)), *entries)
     if len(entries) != x.ndim or not all(
-        entry is None or (entry == operator.index(entry) and entry in (1, size))
+        entry is None or (not isinstance(entry, float) and (entry == 1 or entry == size))
         for entry, size in zip(entries, x.shape, strict=True)
     ):
         raise ValueError(
             "`noise_shape` must have an entry for each dimension of `x`: None, 1 or the size, got "
-            f"{tuple(noise_shape)} for shape {x.shape}"
+            f"{noise_shape!r} for shape {x.shape}"
         )
-    return tuple(1 if entry == 1 else None for entry in entries)
+    # Not `entry == 1` alone: sizes of an exported program may be symbols.
+    return tuple(None if entry is None or entry != 1 else 1 for entry in entries)
 
 
 def _checked_dims(dims: Sequence[int], rank: int) -> set[int]:
-    for dim in dims:
-        if not -rank <= operator.index(dim) < rank:
-            raise ValueError(
-                f"`broadcast_dims` must be dimensions of `x`, which has {rank}, got {tuple(dims)}"
-            )
-    return {operator.index(dim) % rank for dim in dims}
+    try:
+        numbers = [operator.index(dim) for dim in dims]
+    except TypeError as error:
+        raise TypeError(f"`broadcast_dims` must be a sequence of integers, got {dims!r}") from error
+    if not all(-rank <= number < rank for number in numbers):
+        raise ValueError(
+            f"`broadcast_dims` must be dimensions of `x`, which has {rank}, got {dims!r}"
+        )
+    return {number % rank for number in numbers}

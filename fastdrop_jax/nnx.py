@@ -67,7 +67,7 @@ class Dropout(nnx.Dropout):
         if isinstance(keys, nnx.Rngs):
             keys = keys[self.rng_collection]
         traced = isinstance(self.rate, jax.core.Tracer)
-        drops = chosen is False and (traced or self.rate not in (0, 1))
+        drops = chosen is not None and not chosen and (traced or self.rate not in (0, 1))
         if not drops or not isinstance(keys, (nnx.RngStream, jax.Array)):
             # Flax raises an error, or uses no key.
             result: jax.Array = super().__call__(inputs, deterministic=deterministic, rngs=rngs)

@@ -64,7 +64,15 @@ def _type(x: Any, words: Any, *, noise_shape: NoiseShape) -> Any:
     return x.strip_weak_type()
 
 
-_primitive.def_impl(jax.jit(_primitive.bind, static_argnames="noise_shape"))
+_compiled = jax.jit(_primitive.bind, static_argnames="noise_shape")
+
+
+@_primitive.def_impl
+def _run(x: jax.Array, words: jax.Array, *, noise_shape: NoiseShape) -> jax.Array:
+    # Under `jax.disable_jit` too.
+    with jax.disable_jit(False):
+        return _compiled(x, words, noise_shape=noise_shape)
+
 
 # Derivatives.
 
@@ -91,7 +99,11 @@ def _batch(arrays: Sequence[Any], dims: Sequence[Any], *, noise_shape: NoiseShap
         first = words.ndim - 1
         return drop(jnp.moveaxis(x, x_dim, first), words, (1, *noise_shape)), first
     words = jnp.moveaxis(words, words_dim, 0)
-    x = jnp.broadcast_to(x, (len(words), *x.shape)) if x_dim is None else jnp.moveaxis(x, x_dim, 0)
+    x = (
+        jnp.broadcast_to(x, (words.shape[0], *x.shape))
+        if x_dim is None
+        else jnp.moveaxis(x, x_dim, 0)
+    )
     return drop(x, words, noise_shape), 0
 
 
@@ -100,22 +112,25 @@ batching.primitive_batchers[_primitive] = _batch
 # Programs for the CPU.
 
 
-def _call(x: jax.Array, words: jax.Array, *block: jax.Array, noise_shape: NoiseShape) -> jax.Array:
+def _call(x: jax.Array, words: jax.Array, entries: jax.Array, *block: jax.Array) -> jax.Array:
     """Call the handler for `x`, or for a block of a larger array: see `xla_handler.c`."""
-    entries = np.array([-1 if entry is None else entry for entry in noise_shape], np.int64)
     call = jax.ffi.ffi_call(_xla.NAME, jax.ShapeDtypeStruct(x.shape, x.dtype))
     with jax.enable_x64(True):
-        pairs = words.reshape(*words.shape[:-1], words.shape[-1] // 2, 2)
-        words = lax.bitcast_convert_type(pairs, jnp.int64)
-        y: jax.Array = call(x, words, jnp.asarray(entries), *block, stream=np.int64(STREAM_VERSION))
+        low, high = (words[..., half::2].astype(jnp.uint64) for half in (0, 1))
+        wide = (low | high << 32).astype(jnp.int64)
+        y: jax.Array = call(x, wide, entries, *block, stream=np.int64(STREAM_VERSION))
     return y
 
 
 def _lower(ctx: Any, x: Any, words: Any, *, noise_shape: NoiseShape) -> Any:
-    call: partitions.Call = functools.partial(_call, noise_shape=noise_shape)
-    if partitions.are_needed(ctx):
-        call = partitions.distributed(call)
-    return mlir.lower_fun(call, multiple_results=False)(ctx, x, words)
+    call = partitions.distributed(_call) if partitions.are_needed(ctx) else _call
+
+    def drop(x: jax.Array, words: jax.Array) -> jax.Array:
+        with jax.enable_x64(True):
+            entries = [-1 if entry is None else entry for entry in noise_shape]
+            return call(x, words, jnp.array(entries, jnp.int64))
+
+    return mlir.lower_fun(drop, multiple_results=False)(ctx, x, words)
 
 
 mlir.register_lowering(_primitive, _lower, platform="cpu")
@@ -127,15 +142,21 @@ partitions.allow(_primitive)
 def _drop_by_jax(x: jax.Array, words: jax.Array, *, noise_shape: NoiseShape) -> jax.Array:
     if words.ndim > 1:
         return jax.vmap(functools.partial(_drop_by_jax, noise_shape=noise_shape))(x, words)
-    with jax.enable_x64(True):
-        rate = lax.bitcast_convert_type(words[-2:], jnp.float64).astype(jnp.float32)
     low, step, high = words[:2], words[2:4], words[4:-2]
+    rate = _float32(words[-2], words[-1])
     key = jax.random.wrap_key_data(
         jnp.concatenate([low, high]), impl="rbg" if high.size else "threefry2x32"
     )
     shape = [1 if entry == 1 else size for entry, size in zip(noise_shape, x.shape, strict=True)]
     kept = jax.random.bernoulli(jax.random.fold_in(key, step[0]), 1 - rate, shape)
     return jnp.where(kept, x / (1 - rate).astype(x.dtype), jnp.zeros_like(x))
+
+
+def _float32(low: jax.Array, high: jax.Array) -> jax.Array:
+    """Return a number from 0 to 1 by its bits as float64. TPUs cannot convert them."""
+    exponent, fraction = high >> 20, high << 12 >> 9 | low >> 29
+    bits = jnp.where(exponent > 1023 - 127, exponent - (1023 - 127) << 23 | fraction, 0)
+    return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 mlir.register_lowering(_primitive, mlir.lower_fun(_drop_by_jax, multiple_results=False))

@@ -18,7 +18,8 @@ from jax.experimental.custom_partitioning import SdyShardingRule, custom_partiti
 from jax.interpreters import mlir
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-# `call(x, words, block)`: `block` has the sizes of the whole array, and where `x` begins in it.
+# `call(x, words, entries, block)`: the entries of the noise shape; `block`, if it is there, has the
+# sizes of the whole array, and where `x` begins in it.
 Call = Callable[..., jax.Array]
 
 _AXIS = "fastdrop_devices"
@@ -36,10 +37,13 @@ def are_needed(ctx: Any) -> bool:
 
 
 def distributed(call: Call) -> Call:
-    """Return `call(x, words)` for arrays that JAX distributes over devices."""
+    """Return `call(x, words, entries)` for arrays that JAX distributes over devices.
+
+    The entries are an argument: JAX's compilation cache does not see what `call` holds.
+    """
 
     def partition(_: Any, arguments: Any, result: Any) -> Any:
-        x, _words = arguments
+        x, _words, _entries = arguments
         devices = result.sharding._device_assignment
         mesh = Mesh(np.array(devices), (_AXIS,))
         replicated = NamedSharding(mesh, PartitionSpec())
@@ -47,7 +51,7 @@ def distributed(call: Call) -> Call:
         blocks = sharding.devices_indices_map(x.shape)
         starts = np.array([[one.start or 0 for one in blocks[device]] for device in devices])
 
-        def drop_block(x: jax.Array, words: jax.Array) -> jax.Array:
+        def drop_block(x: jax.Array, words: jax.Array, entries: jax.Array) -> jax.Array:
             with jax.enable_x64(True):
                 start = jnp.asarray(starts.astype(np.int64))[lax.axis_index(_AXIS)]
                 outer = words.ndim - 1  # dimensions of x with words of their own
@@ -55,14 +59,14 @@ def distributed(call: Call) -> Call:
                     words, [*start[:outer], 0], [*x.shape[:outer], words.shape[-1]]
                 )
                 whole = jnp.asarray(np.array(whole_shape, np.int64))
-                return call(x, words, jnp.stack([whole, start])[:, outer:])
+                return call(x, words, entries, jnp.stack([whole, start])[:, outer:])
 
         whole_shape = x.shape
-        return mesh, drop_block, sharding, (sharding, replicated)
+        return mesh, drop_block, sharding, (sharding, replicated, replicated)
 
     # It takes no constants, and those of a jitted function are not its own.
-    function = custom_partitioning(lambda x, words: jax.jit(call)(x, words))
-    function.def_partition(partition, sharding_rule=_rule)
+    function = custom_partitioning(lambda x, words, entries: jax.jit(call)(x, words, entries))
+    function.def_partition(partition, infer_sharding_from_operands=_of_input, sharding_rule=_rule)
     return function
 
 
@@ -75,9 +79,20 @@ def _is_even(sharding: Sharding, shape: tuple[int, ...]) -> bool:
     return True
 
 
+def _of_input(mesh: Any, arguments: Any, result: Any) -> Sharding:
+    """Return for GSPMD that the result is distributed as `x`."""
+    sharding: Sharding = arguments[0].sharding
+    return sharding
+
+
 def _rule(mesh: Any, arguments: Any, results: Any) -> SdyShardingRule:
-    """Return for Shardy that the result is distributed as `x`, and each device has all words."""
-    x, words = (argument.shape for argument in arguments)
+    """Return the same for Shardy, and that each device has all words and entries."""
+    x, words, _ = (argument.shape for argument in arguments)
     dimensions: Any = tuple(f"x{i}" for i in range(len(x)))
+    of_entries: Any = ("entries",)
     of_words: Any = tuple(f"words{i}" for i in range(len(words)))
-    return SdyShardingRule((dimensions, of_words), (dimensions,), need_replication_factors=of_words)
+    return SdyShardingRule(
+        (dimensions, of_words, of_entries),
+        (dimensions,),
+        need_replication_factors=of_words + of_entries,
+    )

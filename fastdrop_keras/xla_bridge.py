@@ -186,7 +186,9 @@ def _shape_in_module(x: tf.Tensor) -> NoiseShape:
 
 
 def _is_own(op: tf.Operation) -> bool:
-    return _xla.NAME.encode() in op.get_attr("module")
+    # A program of fastdrop_jax calls the handler among other functions, and has other inputs.
+    types = [tensor.dtype for tensor in op.inputs][1:]
+    return types == [tf.int64, tf.int64] and _xla.NAME.encode() in op.get_attr("module")
 
 
 def _gradient_of_call(op: tf.Operation, *dys: tf.Tensor) -> tuple[tf.Tensor, None, None]:

@@ -77,6 +77,43 @@ def test_vmap_over_keys(spec):
     assert (drop(keys, put) == drop(keys, x)).all()
 
 
+def test_vmap_over_keys_of_an_explicit_mesh():
+    put = jax.sharding.NamedSharding(mesh(AxisType.Explicit), P("a"))
+    x, keys, rates = numbers(8, 12), jax.random.split(KEY, 8), jnp.linspace(0, 1, 8)
+    drop = jax.vmap(dropout)
+    with jax.set_mesh(put.mesh):
+        found = drop(*(jax.device_put(array, put) for array in (keys, x, rates)))
+    assert (found == drop(keys, x, rates)).all()
+
+
+def test_gspmd():
+    """JAX's former way to distribute arrays."""
+    x = numbers(8, 12)
+    found = jax.device_put(x, NamedSharding(mesh(AxisType.Auto), P("a", "b")))
+    right = dropout(KEY, x, 0.3)
+    before = jax.config.jax_use_shardy_partitioner
+    jax.config.update("jax_use_shardy_partitioner", False)
+    try:
+        program = jax.jit(lambda x: dropout(KEY, x * 2, 0.3) / 2)
+        assert (program(found) == right).all()
+        assert "all-gather" not in program.lower(found).compile().as_text()
+    finally:
+        jax.config.update("jax_use_shardy_partitioner", before)
+
+
+def test_programs_that_share_decisions_differ_in_the_cache():
+    """The key of JAX's compilation cache has their text alone."""
+    found = jax.device_put(numbers(8, 12), NamedSharding(mesh(AxisType.Auto), P("a")))
+    texts = {
+        jax.jit(lambda x, dims=dims: dropout(KEY, x, 0.3, broadcast_dims=dims))
+        .lower(found)
+        .as_text()
+        .split("custom_call")[0]
+        for dims in [(), (0,), (1,)]
+    }
+    assert len(texts) == 3
+
+
 def test_a_dimension_that_does_not_divide():
     x = numbers(7, 5)
     constraint = NamedSharding(mesh(AxisType.Auto), P("a"))

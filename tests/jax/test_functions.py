@@ -10,7 +10,7 @@ import pytest
 import reference
 
 import fastdrop
-from fastdrop_jax import bias_dropout_add, dropout, relu_dropout
+from fastdrop_jax import bias_dropout_add, dropout, functional, operation, relu_dropout
 
 KEYS = {
     "typed threefry": jax.random.key,
@@ -126,11 +126,16 @@ def test_decisions_are_shared_along_dimensions(shared, entries):
         ((0, jnp.ones(3), 0.5), {}, TypeError, "`key` must be a key of jax.random, got 0"),
         ((jnp.zeros(2), jnp.ones(3), 0.5), {}, TypeError, "`key` must be a key"),
         ((jax.random.split(KEY), jnp.ones(3), 0.5), {}, ValueError, r"`key` .*shape \(2, 2\)"),
-        ((jnp.zeros(3, "uint32"), jnp.ones(3), 0.5), {}, ValueError, r"`key` .*shape \(3,\)"),
+        ((jnp.zeros(3, "uint32"), jnp.ones(3), 0.5), {}, ValueError, "`key` .*2 or 4 words, got 3"),
         ((KEY, jnp.ones(3), 0.5), {"noise_shape": (2,)}, ValueError, r"`noise_shape` .*\(2,\)"),
         ((KEY, jnp.ones(3), 0.5), {"noise_shape": (3, 3)}, ValueError, "`noise_shape`"),
         ((KEY, jnp.ones((3, 3)), 0.5), {"noise_shape": (None,)}, ValueError, "`noise_shape`"),
+        ((KEY, jnp.ones(8), 0.5), {"noise_shape": (8.0,)}, ValueError, "`noise_shape` .*8.0"),
+        ((KEY, jnp.ones(8), 0.5), {"noise_shape": "ab"}, ValueError, "`noise_shape` .*'ab'"),
+        ((KEY, None, 0.5), {}, TypeError, "`x` must be an array, got None"),
         ((KEY, jnp.ones(3), 0.5), {"broadcast_dims": (1,)}, ValueError, r"`broadcast_dims` .*1"),
+        ((KEY, jnp.ones(3), 0.5), {"broadcast_dims": 0}, TypeError, "`broadcast_dims` .*got 0"),
+        ((KEY, jnp.ones(3), 0.5), {"broadcast_dims": (0.0,)}, TypeError, "`broadcast_dims`"),
         (
             (KEY, jnp.ones(3), 0.5),
             {"broadcast_dims": (0,), "noise_shape": (1,)},
@@ -148,6 +153,23 @@ def test_bad_arguments_are_named(arguments, settings, error, words):
 def test_a_traced_rate_is_checked_at_run_time(rate):
     with pytest.raises(jax.errors.JaxRuntimeError, match="`rate` must be from 0 to 1"):
         jax.jit(dropout)(KEY, jnp.ones(3), rate)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-30, 0.1, 0.3, 0.999, 1.0])
+def test_rates_are_widened_to_float64_exactly(rate):
+    """JAX does it with 32-bit integers, since TPUs have no float64."""
+    rate = np.float32(rate)
+    low, high = functional._bits_of_float64(jnp.float32(rate))
+    assert (int(low), int(high)) == tuple(np.array([rate], np.float64).view(np.uint32))
+    assert operation._float32(low, high) == rate
+
+
+def test_without_compilation():
+    x = numbers(300)
+    with jax.disable_jit():
+        assert (dropout(KEY, x, 0.3) == expected(x, KEY, 0.3)).all()
+        slope = jax.grad(lambda x: dropout(KEY, x, 0.3).sum())(x)
+    assert (slope == expected(jnp.ones(300), KEY, 0.3)).all()
 
 
 def test_relu_dropout():
@@ -174,12 +196,17 @@ def test_bias_dropout_add(bias_shape, has_residual):
         assert np.allclose(call(KEY, x, bias, residual, 0.3), right, rtol=1e-6, atol=1e-6)
 
 
+def test_a_bias_of_one_element_leaves_the_shape():
+    assert bias_dropout_add(KEY, jnp.float32(1), jnp.ones(1), None, 0.3).shape == ()
+
+
 @pytest.mark.parametrize(
     ("bias", "residual", "error", "words"),
     [
-        (jnp.ones(2), None, ValueError, r"`bias` .*got shape \(2,\)"),
+        (jnp.ones(2), None, ValueError, r"`bias` .*got \(2,\)"),
+        (1.0, None, TypeError, "`bias` must be an array .*got 1.0"),
         (jnp.ones(3, "float16"), None, TypeError, "`bias` .*got float16"),
-        (None, jnp.ones((1, 3)), ValueError, r"`residual` .*got shape \(1, 3\)"),
+        (None, jnp.ones((1, 3)), ValueError, r"`residual` .*got \(1, 3\)"),
         (None, jnp.ones((2, 3), "bfloat16"), TypeError, "`residual` .*got bfloat16"),
     ],
 )

@@ -43,7 +43,7 @@ def test_the_states_are_those_of_flaxs_layer():
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("deterministic", [False, True, None])
+@pytest.mark.parametrize("deterministic", [False, np.bool_(False), True, None])
 @pytest.mark.parametrize("at_call", [False, True, None])
 def test_when_it_drops(rate, deterministic, at_call):
     makers = (fastdrop_jax.nnx.Dropout, nnx.Dropout)
@@ -63,6 +63,7 @@ def test_when_it_drops(rate, deterministic, at_call):
         assert (y == z).all()
     else:
         assert ((y == 0).all(0) | (y != 0).all(0)).all()
+        assert (y == dropout(key_of_call(0, seed=1), X, rate, broadcast_dims=(0,))).all()
     # Neither has used more keys than the other.
     assert (ours.rngs.count[...] == theirs.rngs.count[...]).all()
 

@@ -164,6 +164,22 @@ def test_export_and_back():
     assert (loaded.call(KEY, x) == drop(KEY, x)).all()
 
 
+def test_export_of_vmap_and_of_a_noise_shape():
+    (batch,) = jax.export.symbolic_shape("batch")
+    keys = jax.ShapeDtypeStruct((batch,), KEY.dtype)
+    inputs = jax.ShapeDtypeStruct((batch, 4), jnp.float32)
+    x = numbers(4, 4)
+    drop = jax.jit(jax.vmap(lambda key, x: dropout(key, x, 0.4)))
+    exported = jax.export.export(drop, disabled_checks=EXPORTABLE)(keys, inputs)
+    assert (exported.call(KEYS, x) == drop(KEYS, x)).all()
+    drop = jax.jit(jax.vmap(lambda key: dropout(key, x, 0.4)))
+    exported = jax.export.export(drop, disabled_checks=EXPORTABLE)(keys)
+    assert (exported.call(KEYS) == drop(KEYS)).all()
+    drop = jax.jit(lambda x: dropout(KEY, x, 0.4, noise_shape=(x.shape[0], 1)))
+    exported = jax.export.export(drop, disabled_checks=EXPORTABLE)(inputs)
+    assert (exported.call(x) == drop(x)).all()
+
+
 def test_a_program_of_another_stream_is_refused():
     """A call that a fastdrop with stream 3 would have exported."""
 
@@ -180,9 +196,11 @@ def test_a_program_of_another_stream_is_refused():
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_programs_for_other_devices_use_jax_alone(platform):
-    program = jax.jit(lambda key, x: dropout(key, x, 0.4))
-    exported = jax.export.export(program, platforms=[platform])(KEY, numbers(6))
+    """And no 64-bit types, which TPUs lack."""
+    program = jax.jit(lambda key, x, rate: dropout(key, dropout(key, x, 0.4), rate))
+    exported = jax.export.export(program, platforms=[platform])(KEY, numbers(6), 0.3)
     assert "custom_call" not in exported.mlir_module()
+    assert "f64" not in exported.mlir_module()
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
