@@ -48,6 +48,7 @@ MODULES = (
     "_isa",
     "_mask",
     "_memory",
+    "_noise",
     "_plan",
     "_stream",
     "_threads",

@@ -28,6 +28,13 @@ try:
     )
     from fastdrop._isa import available_isas
     from fastdrop._mask import Mask, draw_mask, dropout_grad, dropout_grad_
+    from fastdrop._noise import (
+        Noise,
+        gaussian_dropout,
+        gaussian_dropout_,
+        gaussian_noise,
+        gaussian_noise_,
+    )
     from fastdrop._stream import Stream
     from fastdrop._threads import get_num_threads, num_threads, set_num_threads
 except ImportError as _error:  # no public name
@@ -35,6 +42,7 @@ except ImportError as _error:  # no public name
 
 __all__ = [
     "Mask",
+    "Noise",
     "Stream",
     "__version__",
     "available_isas",
@@ -45,6 +53,10 @@ __all__ = [
     "dropout_",
     "dropout_grad",
     "dropout_grad_",
+    "gaussian_dropout",
+    "gaussian_dropout_",
+    "gaussian_noise",
+    "gaussian_noise_",
     "get_include",
     "get_num_threads",
     "num_threads",
