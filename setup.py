@@ -38,6 +38,7 @@ INCLUDE_DIRS = ["fastdrop", "fastdrop/include", "fastdrop/_kernels", "fastdrop/s
 
 # The modules between arrays and kernels. They are built for the baseline CPU.
 MODULES = (
+    "_alpha",
     "_api",
     "_apply",
     "_arguments",

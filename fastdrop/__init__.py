@@ -16,6 +16,8 @@ from fastdrop import _compiled
 _compiled.check()
 
 try:
+    from fastdrop._alpha import alpha_dropout, alpha_dropout_
+
     # PyCapsule_Import looks for it here.
     from fastdrop._api import _C_API as _C_API
     from fastdrop._config import __version__, get_include, show_config
@@ -45,6 +47,8 @@ __all__ = [
     "Noise",
     "Stream",
     "__version__",
+    "alpha_dropout",
+    "alpha_dropout_",
     "available_isas",
     "bias_dropout_add",
     "bias_dropout_add_grad",

@@ -1,8 +1,8 @@
 """Defines Gaussian dropout and Gaussian noise, which draw normal numbers and apply them to arrays.
 
-A block of 4096 elements, in C order, is drawn and used at once. Elements that are not contiguous are
-gathered for the kernel, and scattered. If several elements share a number, all numbers of the noise
-shape are drawn first, and gathered too.
+A block of 4096 elements, in C order, is drawn and used at once. Elements that are not contiguous
+are gathered for the kernel, and scattered. If several elements share a number, all numbers of the
+noise shape are drawn first, and gathered too.
 """
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
@@ -64,7 +64,7 @@ cdef bint continues(const Walk *walk, int dim, const int64_t *strides) noexcept 
 
 
 cdef void add_dim(Walk *walk, int64_t size, const int64_t *strides) noexcept nogil:
-    """Add a dimension around those that the walk has, innermost first, or merge it with the last."""
+    """Add a dimension around the others, or merge it with the outermost one. The innermost is 0."""
     cdef int last = walk.ndim - 1
     cdef int i
     if size == 1:
@@ -542,7 +542,9 @@ def gaussian_dropout(x, rate, *, seed=None, noise_shape=None, out=None):
     >>> import numpy as np, fastdrop
     >>> y, noise = fastdrop.gaussian_dropout(np.ones(4, np.float32), 0.2, seed=1)
     >>> y
+    array([1.7704322 , 0.7134294 , 0.7632931 , 0.04189444], dtype=float32)
     >>> noise.apply(np.full(4, 10, np.float32))
+    array([17.704323  ,  7.134294  ,  7.6329308 ,  0.41894436], dtype=float32)
     """
     return noised(x, stddev_of_rate(rate), False, seed, noise_shape, out, False)
 
@@ -586,6 +588,7 @@ def gaussian_dropout_(x, rate, *, seed=None, noise_shape=None):
     >>> x = np.ones(4, np.float32)
     >>> noise = fastdrop.gaussian_dropout_(x, 0.2, seed=1)
     >>> x
+    array([1.7704322 , 0.7134294 , 0.7632931 , 0.04189444], dtype=float32)
     """
     return noised(x, stddev_of_rate(rate), False, seed, noise_shape, None, True)[1]
 
@@ -634,6 +637,7 @@ def gaussian_noise(x, stddev, *, seed=None, noise_shape=None, out=None):
     >>> import numpy as np, fastdrop
     >>> y, noise = fastdrop.gaussian_noise(np.zeros(4, np.float32), 0.5, seed=1)
     >>> y
+    array([ 0.7704323 , -0.2865706 , -0.23670691, -0.95810556], dtype=float32)
     """
     return noised(x, stddev_of(stddev), True, seed, noise_shape, out, False)
 
@@ -676,5 +680,6 @@ def gaussian_noise_(x, stddev, *, seed=None, noise_shape=None):
     >>> x = np.zeros(4, np.float32)
     >>> noise = fastdrop.gaussian_noise_(x, 0.5, seed=1)
     >>> x
+    array([ 0.7704323 , -0.2865706 , -0.23670691, -0.95810556], dtype=float32)
     """
     return noised(x, stddev_of(stddev), True, seed, noise_shape, None, True)[1]

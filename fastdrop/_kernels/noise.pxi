@@ -1,8 +1,8 @@
 # Draws normal noise from the random stream and applies it to arrays, in the words of
 # vocabulary.pxi and of simd/normal.h.
 #
-# A group of 32 elements takes two steps of the lanes. The noise is not stored: the same key draws it
-# again.
+# A group of 32 elements takes two steps of the lanes. The noise is not stored: the same key draws
+# it again.
 
 from fastdrop._kernels.table cimport kind_size, noise_operands
 

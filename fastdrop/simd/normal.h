@@ -58,7 +58,8 @@ static inline floats radius(ints words) {
 static inline void place(ints words, floats distance, floats *first, floats *second) {
     floats t = (__builtin_convertvector(words >> 2, floats) + 0.5f) * 0x1p-29f;
     floats y = t * t;
-    floats sine = t * (y * (y * (y * -3.59504522e-5f + 2.49000102e-3f) - 0.0807454325f) + 0.785398161f);
+    floats sine =
+        t * (y * (y * (y * -3.59504522e-5f + 2.49000102e-3f) - 0.0807454325f) + 0.785398161f);
     floats cosine = y * (y * (y * -3.19160152e-4f + 0.0158503976f) - 0.308424488f) + 1.0f;
     floats signed_distance = (floats)((ints)distance ^ words << 31);
     ints swapped = words << 30 >> 31;
@@ -75,7 +76,8 @@ static inline void normals(float *to, u64x8 distances, u64x8 directions) {
     u64x8_store((uint8_t *)direction_words, directions);
     for (int i = 0; i < NORMALS / 2; i += FLOATS) {
         floats first, second;
-        place(ints_load(direction_words + i), radius(ints_load(distance_words + i)), &first, &second);
+        place(ints_load(direction_words + i), radius(ints_load(distance_words + i)), &first,
+              &second);
         memcpy(to + i, &first, sizeof first);
         memcpy(to + NORMALS / 2 + i, &second, sizeof second);
     }
