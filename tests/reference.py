@@ -388,6 +388,28 @@ def noised(x, numbers, stddev, additive):
         return rounded(result, x.dtype).reshape(x.shape)
 
 
+# Alpha dropout.
+
+ALPHA = 1.7580993408473766
+
+
+def alpha_scale(rate):
+    """The factor of kept elements, which the gradient has too."""
+    if rate == 1:
+        return 0.0
+    return 1.0 if rate == 0 else 1.0 / math.sqrt((ALPHA * ALPHA * rate + 1.0) * (1.0 - rate))
+
+
+def alpha_dropout(x, kept, rate):
+    """``(x + alpha) * a`` where kept, plus a constant; no change at rate 0, zeros at rate 1."""
+    scale = alpha_scale(rate)
+    if rate in (0, 1):
+        return dropout(x, kept, scale)
+    alpha = np.full(x.shape, ALPHA, x.dtype)
+    shift = np.full(x.shape, -ALPHA * scale * (1.0 - rate), x.dtype)
+    return bias_dropout_add(x, alpha, shift, kept, scale)
+
+
 # Comparing results.
 
 
