@@ -139,19 +139,19 @@ cdef object integer_of(object value, str name, object low, object high, str boun
     return number
 
 
-cdef double finite_of(object number, str name, str kind) except? -1:
-    """A finite number, of which `kind` says more for an error."""
+cdef double finite_of(object number, object given, str name, str kind) except? -1:
+    """A finite number. For an error: the argument as it was given, its name and what it accepts."""
     cdef double value
     if isinstance(number, bool) or not isinstance(number, numbers.Real):
-        raise TypeError(f"`{name}` must be {kind}, got {short_repr(number)}")
+        raise TypeError(f"`{name}` must be {kind}, got {short_repr(given)}")
     try:
         value = number
     except OverflowError:
         value = float("inf")
     except Exception as error:
-        raise TypeError(f"`{name}` must be {kind}, got {short_repr(number)}") from error
+        raise TypeError(f"`{name}` must be {kind}, got {short_repr(given)}") from error
     if not isfinite(value):
-        raise ValueError(f"`{name}` must be {kind}, got {short_repr(number)}")
+        raise ValueError(f"`{name}` must be {kind}, got {short_repr(given)}")
     return value
 
 
@@ -159,15 +159,15 @@ cdef double scale_of(object scale, double rate) except? -1:
     """The factor of kept elements."""
     if scale is None:
         return default_scale(rate)
-    return finite_of(scale, "scale", "None or a finite number")
+    return finite_of(scale, scale, "scale", "None or a finite number")
 
 
 cdef double stddev_of(object stddev) except -1:
     """The standard deviation of noise."""
-    cdef double value = finite_of(number_of(stddev), "stddev", "a finite number of at least 0")
+    cdef str kind = "a finite number of at least 0"
+    cdef double value = finite_of(number_of(stddev), stddev, "stddev", kind)
     if value < 0.0:
-        raise ValueError(
-            f"`stddev` must be a finite number of at least 0, got {short_repr(stddev)}")
+        raise ValueError(f"`stddev` must be {kind}, got {short_repr(stddev)}")
     return value
 
 

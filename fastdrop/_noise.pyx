@@ -267,6 +267,8 @@ cdef class Noise:
                 strides[NUMBERS] = number_stride
                 number_stride *= <int64_t>self.noise_shape_[i]
             add_dim(&walk, np.PyArray_DIM(to, i), strides)
+        if walk.ndim == 0:
+            walk.ndim = walk.shape[0] = 1
         walk.on.kind, walk.on.additive, walk.on.stddev = kind, self.additive_, self.stddev_
         walk.on.size = np.PyArray_SIZE(to)
         walk.on.to, walk.on.from_ = np.PyArray_DATA(to), np.PyArray_DATA(from_)

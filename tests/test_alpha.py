@@ -43,9 +43,7 @@ def test_alpha_dropout_on_every_layout(isa, layout, out_layout, dtype):
         result = expected(content, 0.3, 7, noise_shape)
         x = Placed(content, **LAYOUTS[layout](ndim))
         out = Placed(np.zeros_like(content), **LAYOUTS[out_layout](ndim))
-        y, _ = fastdrop.alpha_dropout(
-            x.array, 0.3, seed=7, noise_shape=noise_shape, out=out.array
-        )
+        y, _ = fastdrop.alpha_dropout(x.array, 0.3, seed=7, noise_shape=noise_shape, out=out.array)
         assert y is out.array
         assert_same_bits(y, result)
         x.assert_untouched()

@@ -109,6 +109,8 @@ def test_every_shape(isa, dtype, additive):
 @pairs_of("layout out_layout dtype", LAYOUTS, LAYOUTS, DTYPES)
 def test_every_way_of_calling_on_every_layout(isa, layout, out_layout, dtype, additive):
     for shape, noise_shape in [
+        ((1,), None),
+        ((1, 1), (1, None)),
         ((70, 69), None),
         ((3, 5000), None),
         ((5, 30, 33), None),
@@ -278,7 +280,9 @@ def test_noise_is_drawn_copied_compared_and_pickled(additive, noise_shape, strea
     assert noise != noise_like(np.ones((4, 5), F4), not additive, stream_at(5, 0))[1]
     with pytest.raises(TypeError, match="unhashable"):
         hash(noise)
-    assert re.fullmatch(r"<fastdrop\.Noise shape=\(4, 5\)(, noise_shape=\(1, 5\))?, .*>", repr(noise))
+    assert re.fullmatch(
+        r"<fastdrop\.Noise shape=\(4, 5\)(, noise_shape=\(1, 5\))?, .*>", repr(noise)
+    )
     with pytest.raises(TypeError, match="gaussian_dropout"):
         fastdrop.Noise()
 
