@@ -5,23 +5,24 @@ are gathered for the kernel, and scattered. If several elements share a number, 
 noise shape are drawn first, and gathered too.
 """
 cimport cython
-from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memset
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
 cimport numpy as np
 
-from fastdrop._apply cimport is_contiguous, move_items
+from fastdrop._apply cimport move_items
 from fastdrop._arguments cimport (
     flag_of, inplace_of, input_of, kind_of, noise_entries_of, noise_shape_of, output_of, own_view,
     shape_of, short_repr, size_of, stddev_of, stddev_of_rate,
 )
 from fastdrop._draw cimport derive_noise_key
 from fastdrop._isa cimport kernels
-from fastdrop._kernels.table cimport BLOCK, KIND_F32, noise_operands, stream_key
+from fastdrop._kernels.table cimport (
+    BLOCK, KIND_F32, kind_size, noise_operands, stream_key,
+)
 from fastdrop._memory cimport Buffer, new_buffer
 from fastdrop._plan cimport MAX_DIMS, parts
 from fastdrop._stream cimport (
-    Stream, is_other_stream, other_stream, seed_number, stream_of, take_step,
+    Stream, fastdrop_seed, is_other_stream, other_stream, seed_number, stream_of, take_step,
 )
 from fastdrop._threads cimport parallel_for
 
@@ -32,27 +33,10 @@ from fastdrop._config import STREAM_VERSION
 np.import_array()
 
 cdef enum:
-    # Indices of the arrays that are walked together, and their number.
-    TO
-    FROM
-    NUMBERS
-    ARRAYS
-
-cdef enum:
     WORK = 4                        # an element takes this many times as long as in a dropout
 
 
 # ---- The walk through the arrays ----
-
-cdef struct Walk:
-    stream_key key
-    noise_operands on               # points to the first elements
-    int itemsize
-    bint in_place[ARRAYS]           # the kernel accesses the array itself; else it is gathered
-    int ndim
-    int64_t shape[MAX_DIMS]
-    int64_t strides[ARRAYS][MAX_DIMS]
-
 
 cdef bint continues(const Walk *walk, int dim, const int64_t *strides) noexcept nogil:
     """Whether a step of a dimension begins where the next dimension of `walk` ends."""
@@ -76,6 +60,45 @@ cdef void add_dim(Walk *walk, int64_t size, const int64_t *strides) noexcept nog
     for i in range(ARRAYS):
         walk.strides[i][walk.ndim] = strides[i]
     walk.ndim += 1
+
+
+cdef bint is_in_c_order(const void *data, int ndim, const np.npy_intp *shape,
+                        const np.npy_intp *strides, int64_t itemsize) noexcept nogil:
+    """Whether an array is C-contiguous and aligned."""
+    cdef int64_t stride = itemsize
+    cdef int i
+    for i in range(ndim - 1, -1, -1):
+        if shape[i] != 1 and strides[i] != stride:
+            return False
+        stride *= shape[i]
+    return <uintptr_t>data % itemsize == 0
+
+
+cdef void set_up_walk(Walk *walk, int ndim, const np.npy_intp *shape,
+                      const np.npy_intp *to_strides, const np.npy_intp *from_strides,
+                      const np.npy_intp *noise_shape) noexcept nogil:
+    """Describe the order of the elements of `walk.on`, whose other fields are set.
+
+    The noise shape is NULL where each element has a number of its own.
+    """
+    cdef int64_t strides[ARRAYS]
+    cdef int64_t number_stride = sizeof(float)
+    cdef int i
+    walk.itemsize = kind_size(walk.on.kind)
+    walk.in_place[TO] = is_in_c_order(walk.on.to, ndim, shape, to_strides, walk.itemsize)
+    walk.in_place[FROM] = is_in_c_order(walk.on.from_, ndim, shape, from_strides, walk.itemsize)
+    walk.in_place[NUMBERS] = noise_shape == NULL
+    walk.ndim = 0
+    walk.noise_size = 1
+    for i in range(ndim - 1, -1, -1):
+        strides[TO], strides[FROM], strides[NUMBERS] = to_strides[i], from_strides[i], 0
+        if noise_shape != NULL and noise_shape[i] > 1:
+            strides[NUMBERS] = number_stride
+            number_stride *= noise_shape[i]
+            walk.noise_size *= noise_shape[i]
+        add_dim(walk, shape[i], strides)
+    if walk.ndim == 0:
+        walk.ndim = walk.shape[0] = 1
 
 
 cdef void move_block(const Walk *walk, int array, char *items, int64_t first,
@@ -146,26 +169,27 @@ cdef void run(Walk *walk) noexcept nogil:
     parallel_for(apply_to_blocks, walk, parts(walk.on.size, BLOCK), WORK * walk.on.size)
 
 
-cdef void draw_numbers(const Walk *walk, float *numbers, uint64_t size) noexcept nogil:
+cdef void draw_numbers(const stream_key *key, float *numbers, uint64_t size) noexcept nogil:
     """Draw standard normal numbers: 1 times each, added to -0.0."""
-    cdef Walk whole
+    cdef Walk walk
     cdef uint64_t i
-    memset(&whole, 0, sizeof(whole))
     for i in range(size):
         numbers[i] = -0.0
-    whole.key = walk.key
-    whole.on.kind, whole.on.additive, whole.on.stddev = KIND_F32, True, 1.0
-    whole.on.size, whole.on.to, whole.on.from_ = size, numbers, numbers
-    whole.itemsize = sizeof(float)
-    whole.in_place[TO] = whole.in_place[FROM] = whole.in_place[NUMBERS] = True
-    run(&whole)
+    walk.key = key[0]
+    walk.on.kind, walk.on.additive, walk.on.stddev = KIND_F32, True, 1.0
+    walk.on.size, walk.on.to, walk.on.from_, walk.on.numbers = size, numbers, numbers, NULL
+    walk.itemsize = sizeof(float)
+    walk.in_place[TO] = walk.in_place[FROM] = walk.in_place[NUMBERS] = True
+    run(&walk)
 
 
-cdef void draw_and_run(Walk *walk, float *numbers, uint64_t noise_size) noexcept nogil:
-    """Apply the noise; first draw its numbers, unless `numbers` is NULL."""
+cdef void draw_and_apply(Walk *walk, const fastdrop_seed *position,
+                         float *numbers) noexcept nogil:
+    """Apply the noise of a stream position. `numbers` has room for the numbers of a noise shape."""
+    derive_noise_key(&walk.key, position)
+    walk.on.numbers = numbers
     if numbers != NULL:
-        draw_numbers(walk, numbers, noise_size)
-        walk.on.numbers = numbers
+        draw_numbers(&walk.key, numbers, walk.noise_size)
     run(walk)
 
 
@@ -251,35 +275,21 @@ cdef class Noise:
     cdef void apply_with(self, int kind, np.ndarray to, np.ndarray from_, Buffer buffer) noexcept:
         """Apply the noise to an array of its shape, with the buffer of `new_numbers`."""
         cdef Walk walk
-        cdef float *numbers = NULL
-        cdef uint64_t noise_size = 0
-        cdef int64_t strides[ARRAYS]
-        cdef int64_t number_stride = sizeof(float)
+        cdef np.npy_intp noise_shape[MAX_DIMS]
+        cdef float *numbers = NULL if buffer is None else <float *>buffer.data
         cdef int i
-        memset(&walk, 0, sizeof(walk))
-        derive_noise_key(&walk.key, &self.position)
-        if buffer is not None:
-            numbers, noise_size = <float *>buffer.data, size_of(self.noise_shape_)
-        for i in range(np.PyArray_NDIM(to) - 1, -1, -1):
-            strides[TO], strides[FROM] = np.PyArray_STRIDE(to, i), np.PyArray_STRIDE(from_, i)
-            strides[NUMBERS] = 0
-            if numbers != NULL and <int64_t>self.noise_shape_[i] > 1:
-                strides[NUMBERS] = number_stride
-                number_stride *= <int64_t>self.noise_shape_[i]
-            add_dim(&walk, np.PyArray_DIM(to, i), strides)
-        if walk.ndim == 0:
-            walk.ndim = walk.shape[0] = 1
+        for i in range(len(self.noise_shape_)):
+            noise_shape[i] = self.noise_shape_[i]
         walk.on.kind, walk.on.additive, walk.on.stddev = kind, self.additive_, self.stddev_
         walk.on.size = np.PyArray_SIZE(to)
         walk.on.to, walk.on.from_ = np.PyArray_DATA(to), np.PyArray_DATA(from_)
-        walk.itemsize = np.PyArray_ITEMSIZE(to)
-        walk.in_place[TO], walk.in_place[FROM] = is_contiguous(to), is_contiguous(from_)
-        walk.in_place[NUMBERS] = numbers == NULL
+        set_up_walk(&walk, np.PyArray_NDIM(to), np.PyArray_DIMS(to), np.PyArray_STRIDES(to),
+                    np.PyArray_STRIDES(from_), NULL if numbers == NULL else noise_shape)
         if walk.on.size <= BLOCK:  # releasing the GIL would take longer than a small call
-            draw_and_run(&walk, numbers, noise_size)
+            draw_and_apply(&walk, &self.position, numbers)
         else:
             with nogil:
-                draw_and_run(&walk, numbers, noise_size)
+                draw_and_apply(&walk, &self.position, numbers)
 
     cdef check(self, np.ndarray x):
         if self.shape_ != (<object>x).shape:

@@ -268,8 +268,11 @@ def test_the_comparison_with_the_mask_catches_noise_of_the_same_words():
 # The page's formulas, compared with exact arithmetic.
 
 WORDS = np.concatenate(
-    [np.arange(-(2**16), 2**16), np.random.default_rng(0).integers(-(2**31), 2**31, 2**20)]
-    + [np.array([-(2**31), 2**31 - 1])]
+    [
+        np.arange(-(2**16), 2**16),
+        np.random.default_rng(0).integers(-(2**31), 2**31, 2**20),
+        np.array([-(2**31), 2**31 - 1]),
+    ]
 ).astype(np.int32)
 
 
@@ -307,8 +310,8 @@ def tail_errors(bits):
 
 def test_the_tails_have_the_probabilities_of_a_normal_distribution():
     """The shares of all directions beyond a threshold, summed over all distances beyond it."""
-    assert max(tail_errors(32)) < 1e-3
+    assert max(tail_errors(32)) < 2e-3
 
 
 def test_the_tails_catch_shorter_words():
-    assert max(tail_errors(24)) > 1e-3
+    assert max(tail_errors(24)) > 2e-3
