@@ -48,12 +48,15 @@ cdef tuple alpha_dropped(object x, object rate, object seed, object noise_shape,
     if 0.0 < request.rate < 1.0:
         # At rate 0 the result is x bit for bit, at rate 1 zero: then it is a dropout.
         use = ADD
+        # The caller's rounding mode must not reach NumPy's conversions either.
         saved = float_state_enter()
-        request.scale = 1.0 / sqrt((ALPHA * ALPHA * request.rate + 1.0) * (1.0 - request.rate))
-        shift = -ALPHA * request.scale * (1.0 - request.rate)
-        float_state_leave(saved)
-        bias = numpy.full(1, ALPHA, (<object>from_).dtype)
-        residual = numpy.full(EQUAL_RESIDUALS, shift, (<object>from_).dtype)
+        try:
+            request.scale = 1.0 / sqrt((ALPHA * ALPHA * request.rate + 1.0) * (1.0 - request.rate))
+            shift = -ALPHA * request.scale * (1.0 - request.rate)
+            bias = numpy.full(1, ALPHA, (<object>from_).dtype)
+            residual = numpy.full(EQUAL_RESIDUALS, shift, (<object>from_).dtype)
+        finally:
+            float_state_leave(saved)
         copy = new_buffer(bias_bytes(kind, 1))
     mask = request.new_mask((<object>from_).shape)
     set_up(&work, kind, use, to, from_, mask.own_noise_shape(), mask.scale_)
