@@ -2,6 +2,7 @@
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 import reference
@@ -34,6 +35,20 @@ def test_alpha_dropout(isa, dtype, rate):
             fastdrop.dropout_grad(dy, mask),
             reference.dropout(dy, kept, reference.alpha_scale(rate)),
         )
+
+
+@each_dtype
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_the_formula_of_the_paper(dtype, rate):
+    """Dropped elements become SELU's least value; then all are a * x + b."""
+    x = finite(dtype, (5000,), 1)
+    least = -1.0507009873554805 * 1.6732632423543772
+    a = ((1 - rate) * (1 + rate * least**2)) ** -0.5
+    dropped = np.where(keep(x.shape, rate, 7), x.astype(np.float64), least)
+    y, _ = fastdrop.alpha_dropout(x, rate, seed=7)
+    close = 8 * float(ml_dtypes.finfo(dtype).eps)
+    exact = a * dropped - a * rate * least
+    np.testing.assert_allclose(y.astype(np.float64), exact, rtol=close, atol=close)
 
 
 @pairs_of("layout out_layout dtype", LAYOUTS, LAYOUTS, DTYPES)

@@ -146,8 +146,8 @@ LONG_CALLS = {
     "bias_dropout_add": lambda: fastdrop.bias_dropout_add(LONG, None, LONG, 0.3, out=LONG),
     "count": lambda: fastdrop.draw_mask(2**27, 0.3, seed=1, store_mask=False).count(),
     "alpha_dropout_": lambda: fastdrop.alpha_dropout_(LONG, 0.3, seed=1),
-    "gaussian_dropout_": lambda: fastdrop.gaussian_dropout_(LONG[:2**11], 0.3, seed=1),
-    "gaussian_noise, Fortran": lambda: fastdrop.gaussian_noise(LONG[:2**11].T, 0.0, seed=1),
+    "gaussian_dropout_": lambda: fastdrop.gaussian_dropout_(LONG[: 2**11], 0.3, seed=1),
+    "gaussian_noise, Fortran": lambda: fastdrop.gaussian_noise(LONG[: 2**11].T, 0.0, seed=1),
 }
 
 
