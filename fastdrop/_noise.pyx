@@ -1,11 +1,12 @@
 """Defines Gaussian dropout and Gaussian noise, which draw normal numbers and apply them to arrays.
 
-A block of 4096 elements, in C order, is drawn and used at once. Elements that are not contiguous
-are gathered for the kernel, and scattered. If several elements share a number, all numbers of the
-noise shape are drawn first, and gathered too.
+Threads share the blocks of 4096 elements, in C order. Elements that are not contiguous are gathered
+for the kernel, a block or two at once, and scattered. If several elements share a number, all
+numbers of the noise shape are drawn first, and gathered too.
 """
 cimport cython
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.stdlib cimport llabs
 
 cimport numpy as np
 
@@ -33,6 +34,9 @@ from fastdrop._config import STREAM_VERSION
 np.import_array()
 
 cdef enum:
+    MOST = 2 * BLOCK                # elements that are gathered at once
+    SHORT_ROW = 8                   # elements
+    LINE = 64                       # bytes
     WORK = 4                        # an element takes this many times as long as in a dropout
 
 
@@ -108,7 +112,12 @@ cdef void move_block(const Walk *walk, int array, char *items, int64_t first,
     cdef const int64_t *strides = walk.strides[array]
     cdef int itemsize = sizeof(float) if array == NUMBERS else walk.itemsize
     cdef char *place
-    cdef int64_t some
+    # Whole rows are copied column by column if they are short, or if the elements of a column are
+    # closer to each other.
+    cdef bint by_columns = walk.ndim > 1 and (
+        walk.shape[0] <= SHORT_ROW
+        or llabs(strides[0]) >= LINE and llabs(strides[1]) < llabs(strides[0]))
+    cdef int64_t some, rows, j
     cdef int i
     if array == TO:
         place = <char *>walk.on.to
@@ -119,17 +128,29 @@ cdef void move_block(const Walk *walk, int array, char *items, int64_t first,
         first //= walk.shape[i]
         place += index[i] * strides[i]
     while True:
-        some = min(walk.shape[0] - index[0], count)
-        if array == TO:
+        some, rows = min(walk.shape[0] - index[0], count), 1
+        if by_columns and some == walk.shape[0]:
+            rows = min(walk.shape[1] - index[1], count // some)
+            for j in range(some):
+                if array == TO:
+                    move_items(place + j * strides[0], strides[1], items + j * itemsize,
+                               some * itemsize, rows, itemsize)
+                else:
+                    move_items(items + j * itemsize, some * itemsize, place + j * strides[0],
+                               strides[1], rows, itemsize)
+        elif array == TO:
             move_items(place, strides[0], items, itemsize, some, itemsize)
         else:
             move_items(items, itemsize, place, strides[0], some, itemsize)
-        items += some * itemsize
-        count -= some
+        items += rows * some * itemsize
+        count -= rows * some
         if count == 0:
             return
         index[0] += some
         place += some * strides[0]
+        if rows > 1:
+            index[1] += rows - 1
+            place += (rows - 1) * strides[1]
         i = 0
         while index[i] == walk.shape[i]:
             place -= index[i] * strides[i]
@@ -142,13 +163,15 @@ cdef void move_block(const Walk *walk, int array, char *items, int64_t first,
 cdef void apply_to_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
     cdef const Walk *walk = <const Walk *>context
     cdef uint64_t items[BLOCK]
-    cdef float numbers[BLOCK]
+    cdef float numbers[MOST]
     cdef noise_operands on = walk.on
     cdef uint64_t first = <uint64_t>begin * BLOCK
     cdef uint64_t last = min(<uint64_t>end * BLOCK, walk.on.size)
-    cdef bint whole = walk.in_place[TO] and walk.in_place[FROM] and walk.in_place[NUMBERS]
+    cdef uint64_t most = last - first
+    if not (walk.in_place[TO] and walk.in_place[FROM] and walk.in_place[NUMBERS]):
+        most = min(<uint64_t>sizeof(items) // walk.itemsize, <uint64_t>MOST)
     while first < last:
-        on.size = last - first if whole else min(last - first, <uint64_t>BLOCK)
+        on.size = min(last - first, most)
         on.to = on.from_ = &items[0]
         if walk.in_place[FROM]:
             on.from_ = <const char *>walk.on.from_ + first * walk.itemsize
