@@ -96,10 +96,11 @@ cdef void set_up_walk(Walk *walk, int ndim, const np.npy_intp *shape,
     walk.noise_size = 1
     for i in range(ndim - 1, -1, -1):
         strides[TO], strides[FROM], strides[NUMBERS] = to_strides[i], from_strides[i], 0
-        if noise_shape != NULL and noise_shape[i] > 1:
-            strides[NUMBERS] = number_stride
-            number_stride *= noise_shape[i]
+        if noise_shape != NULL:
             walk.noise_size *= noise_shape[i]
+            if noise_shape[i] > 1:
+                strides[NUMBERS] = number_stride
+                number_stride *= noise_shape[i]
         add_dim(walk, shape[i], strides)
     if walk.ndim == 0:
         walk.ndim = walk.shape[0] = 1

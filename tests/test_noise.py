@@ -143,7 +143,7 @@ def test_every_way_of_calling_on_every_layout(isa, layout, out_layout, dtype, ad
 
 
 @each_kind
-@pytest.mark.parametrize("shape", NOISY_SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*NOISY_SHAPES, (0, 70, 33), (70, 33, 0)], ids=str)
 def test_every_pattern_of_noise_shape(isa, shape, additive):
     dtypes = itertools.cycle(DTYPES)
     for pattern in itertools.product([1, None], repeat=len(shape)):
