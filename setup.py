@@ -38,6 +38,7 @@ INCLUDE_DIRS = ["fastdrop", "fastdrop/include", "fastdrop/_kernels", "fastdrop/s
 
 # The modules between arrays and kernels. They are built for the baseline CPU.
 MODULES = (
+    "_alpha",
     "_api",
     "_apply",
     "_arguments",
@@ -48,6 +49,7 @@ MODULES = (
     "_isa",
     "_mask",
     "_memory",
+    "_noise",
     "_plan",
     "_stream",
     "_threads",
@@ -118,7 +120,9 @@ def package_files(*patterns):
 
 
 # Only the kernel modules include these.
-VOCABULARIES = package_files("_kernels/*.pxi", *(f"simd/{isa.name}.h" for isa in ISAS))
+VOCABULARIES = package_files(
+    "_kernels/*.pxi", "simd/normal.h", *(f"simd/{isa.name}.h" for isa in ISAS)
+)
 HEADERS = package_files("*.h", "*.pxd", "include/*.h", "_kernels/*.h", "_kernels/*.pxd", "simd/*.h")
 HEADERS = [path for path in HEADERS if path not in VOCABULARIES]
 SETTINGS = ["setup.py", "fastdrop/_isas.py"]

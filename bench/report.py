@@ -63,6 +63,13 @@ TABLES = {
         "float32, one thread, rate 0.2, into allocated arrays. The same traffic: NumPy's copy, or "
         "its sum of two arrays.",
     ),
+    "noise": Table(
+        "Gaussian dropout",
+        "ns an element",
+        1e9,
+        "float32 in place, one thread, rate 0.2, the draw included. The first peer only draws as "
+        "many normal numbers, by NumPy's fastest generator; the second applies them too.",
+    ),
     "threads": Table(
         "Threads", "ns an element", 1e9, "float32 in place, rate 0.2, on all CPUs and on one."
     ),

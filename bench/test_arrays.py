@@ -183,7 +183,9 @@ WIDTH = 1024
 
 
 @pytest.mark.exponents((20, 22, 24), quick=(20,))
-@pytest.mark.parametrize("operation", ["relu_dropout", "bias_dropout_add", "its gradient"])
+@pytest.mark.parametrize(
+    "operation", ["relu_dropout", "bias_dropout_add", "its gradient", "alpha_dropout"]
+)
 def test_fused(measure, operation, exponent):
     """ReLU, bias and residual with dropout, compared with NumPy and with the same traffic."""
     size = 2**exponent
@@ -217,6 +219,13 @@ def test_fused(measure, operation, exponent):
         np.multiply(y, scale, out=y)
         np.sum(y, axis=0, out=sums)
 
+    def alpha_in_numpy():
+        generator.random(out=uniform, dtype=np.float32)
+        np.copyto(y, x)
+        np.copyto(y, np.float32(-1.7580993), where=uniform < rate)
+        np.multiply(y, scale, out=y)
+        np.add(y, rate, out=y)
+
     ours, in_numpy, traffic = {
         "relu_dropout": (
             lambda: fastdrop.relu_dropout(x, RATE, seed=stream, out=y),
@@ -233,6 +242,11 @@ def test_fused(measure, operation, exponent):
             gradient_in_numpy,
             lambda: np.copyto(y, x),
         ),
+        "alpha_dropout": (
+            lambda: fastdrop.alpha_dropout(x, RATE, seed=stream, out=y),
+            alpha_in_numpy,
+            lambda: np.copyto(y, x),
+        ),
     }[operation]
     measure(
         "fused",
@@ -242,6 +256,40 @@ def test_fused(measure, operation, exponent):
         limits={"the same traffic": traffic},
         each=size,
     )
+
+
+@pytest.mark.exponents((10, 16, 20, 24), quick=(20,))
+@pytest.mark.parametrize("isa", fastdrop.available_isas())
+def test_noise(measure, isa, exponent):
+    """Gaussian dropout, compared with NumPy's normal numbers alone, and with its dropout."""
+    size = 2**exponent
+    generator = np.random.Generator(np.random.SFC64(42))
+    x, y, numbers = zeros(size), zeros(size), zeros(size)
+    stddev, stream = np.float32((RATE / (1 - RATE)) ** 0.5), fastdrop.Stream(42)
+
+    def draw_in_numpy():
+        generator.standard_normal(out=numbers, dtype=np.float32)
+
+    def drop_in_numpy():
+        draw_in_numpy()
+        np.multiply(numbers, stddev, out=numbers)
+        np.add(numbers, np.float32(1), out=numbers)
+        np.multiply(y, numbers, out=y)
+
+    with fastdrop._isa.using(isa):
+        dropped, noise = fastdrop.gaussian_dropout(np.ones(CHECKED, np.float32), RATE, seed=42)
+        assert abs(dropped.mean() - 1) < 0.01, "gaussian_dropout"
+        assert abs(dropped.std() - stddev) < 0.01, "gaussian_dropout"
+        assert np.array_equal(noise.draw(), dropped), "its gradient"
+        measure(
+            "noise",
+            f"2^{exponent}",
+            group=isa,
+            ours={"fastdrop": lambda: fastdrop.gaussian_dropout_(x, RATE, seed=stream)},
+            peers={"standard_normal alone": draw_in_numpy, "NumPy's operations": drop_in_numpy},
+            limits={"numpy.multiply": multiply(zeros(size))},
+            each=size,
+        )
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

@@ -16,6 +16,8 @@ from fastdrop import _compiled
 _compiled.check()
 
 try:
+    from fastdrop._alpha import alpha_dropout, alpha_dropout_
+
     # PyCapsule_Import looks for it here.
     from fastdrop._api import _C_API as _C_API
     from fastdrop._config import __version__, get_include, show_config
@@ -28,6 +30,13 @@ try:
     )
     from fastdrop._isa import available_isas
     from fastdrop._mask import Mask, draw_mask, dropout_grad, dropout_grad_
+    from fastdrop._noise import (
+        Noise,
+        gaussian_dropout,
+        gaussian_dropout_,
+        gaussian_noise,
+        gaussian_noise_,
+    )
     from fastdrop._stream import Stream
     from fastdrop._threads import get_num_threads, num_threads, set_num_threads
 except ImportError as _error:  # no public name
@@ -35,8 +44,11 @@ except ImportError as _error:  # no public name
 
 __all__ = [
     "Mask",
+    "Noise",
     "Stream",
     "__version__",
+    "alpha_dropout",
+    "alpha_dropout_",
     "available_isas",
     "bias_dropout_add",
     "bias_dropout_add_grad",
@@ -45,6 +57,10 @@ __all__ = [
     "dropout_",
     "dropout_grad",
     "dropout_grad_",
+    "gaussian_dropout",
+    "gaussian_dropout_",
+    "gaussian_noise",
+    "gaussian_noise_",
     "get_include",
     "get_num_threads",
     "num_threads",

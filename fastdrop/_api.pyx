@@ -13,6 +13,7 @@ from fastdrop._apply cimport (
 )
 from fastdrop._draw cimport derive_key, draw_bits
 from fastdrop._kernels.table cimport ADD, RELU, SCALE, kind_size, stream_key
+from fastdrop._noise cimport Walk, draw_and_apply, set_up_walk
 from fastdrop._plan cimport FROM, RESIDUAL, TO, parts
 from fastdrop._stream cimport fastdrop_seed
 from fastdrop._threads cimport set_thread_count, thread_count
@@ -45,6 +46,7 @@ cdef extern from "fastdrop.h" nogil:
         FASTDROP_NO_MEMORY
         FASTDROP_BAD_BIAS
         FASTDROP_NO_BITS
+        FASTDROP_BAD_STDDEV
 
     const double FASTDROP_INVERTED
     const char *FASTDROP_CAPSULE
@@ -78,6 +80,9 @@ cdef extern from "fastdrop.h" nogil:
                             const void *x, const int64_t *x_strides, const void *bias,
                             int64_t bias_size, const void *residual,
                             const int64_t *residual_strides, uint8_t *bits) noexcept nogil
+        int (*noise)(const fastdrop_dropout *dropout, double stddev, int additive, void *y,
+                     const int64_t *y_strides, const void *x,
+                     const int64_t *x_strides) noexcept nogil
 
     int fastdrop_fit_noise_shape(int ndim, const int64_t *shape, int count,
                                  const int64_t *entries, int64_t *noise_shape)
@@ -289,6 +294,34 @@ cdef int bias_forward(const fastdrop_dropout *dropout, void *y, const int64_t *y
     return status
 
 
+cdef int noise(const fastdrop_dropout *dropout, double stddev, int additive, void *y,
+               const int64_t *y_strides, const void *x, const int64_t *x_strides) noexcept nogil:
+    cdef Arrays arrays
+    cdef Work *work = &arrays.work
+    cdef Walk walk
+    cdef const npy_intp *noise_shape = NULL
+    cdef float *numbers = NULL
+    cdef int status = describe(&arrays, dropout, SCALE, y, y_strides, x, x_strides, NULL)
+    if status == FASTDROP_OK and not (stddev >= 0.0 and isfinite(stddev)):
+        status = FASTDROP_BAD_STDDEV
+    if status != FASTDROP_OK or work.size == 0:
+        return status
+    if work.noise_shape != work.shape:
+        noise_shape = work.noise_shape
+    walk.on.kind, walk.on.additive, walk.on.stddev = dropout.kind, additive, stddev
+    walk.on.size, walk.on.to, walk.on.from_ = work.size, y, x
+    set_up_walk(&walk, work.ndim, work.shape, work.strides[TO], work.strides[FROM], noise_shape)
+    if noise_shape != NULL:
+        # Of more numbers, the bytes would not fit 63 bits.
+        if walk.noise_size < <uint64_t>1 << 61:
+            numbers = <float *>malloc(walk.noise_size * sizeof(float))
+        if numbers == NULL:
+            return FASTDROP_NO_MEMORY
+    draw_and_apply(&walk, &dropout.seed, numbers)
+    free(numbers)
+    return FASTDROP_OK
+
+
 cdef int draw(const fastdrop_seed *seed, double rate, uint64_t first, uint64_t size,
               uint8_t *bits) noexcept nogil:
     cdef stream_key key
@@ -320,5 +353,6 @@ api.get_num_threads = thread_count
 api.set_num_threads = set_num_threads
 api.relu_forward = relu_forward
 api.bias_forward = bias_forward
+api.noise = noise
 
 _C_API = PyCapsule_New(&api, FASTDROP_CAPSULE, NULL)

@@ -21,6 +21,8 @@ cdef struct Work:
     int64_t columns                 # elements of the bias; 1 without a bias
     uint8_t *relu_bits              # receives ReLU's bits unless `contiguous`; zeros at first
 
+cdef void move_items(char *to, int64_t to_stride, const char *from_, int64_t from_stride,
+                     int64_t count, int itemsize) noexcept nogil
 cdef void set_up(Work *work, int kind, int use, ndarray to, ndarray from_, tuple noise_shape,
                  double scale)
 cdef void set_up_residual(Work *work, ndarray residual)

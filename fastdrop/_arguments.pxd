@@ -5,6 +5,8 @@ from numpy cimport ndarray
 
 cdef double rate_of(object rate) except -1
 cdef double scale_of(object scale, double rate) except? -1
+cdef double stddev_of(object stddev) except -1
+cdef double stddev_of_rate(object rate) except -1
 cdef double default_scale(double rate) noexcept nogil
 cdef bint flag_of(object value, str name) except -1
 cdef object integer_of(object value, str name, object low, object high, str bounds)

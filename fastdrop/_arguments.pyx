@@ -10,7 +10,7 @@ import reprlib
 import sys
 
 from cpython.object cimport PyTypeObject
-from libc.math cimport isfinite
+from libc.math cimport isfinite, sqrt
 from libc.stdint cimport int64_t, uint64_t
 
 cimport numpy as np
@@ -139,22 +139,48 @@ cdef object integer_of(object value, str name, object low, object high, str boun
     return number
 
 
-cdef double scale_of(object scale, double rate) except? -1:
-    """The factor of kept elements."""
+cdef double finite_of(object number, object given, str name, str kind) except? -1:
+    """A finite number. For an error: the argument as it was given, its name and what it accepts."""
     cdef double value
-    if scale is None:
-        return default_scale(rate)
-    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
-        raise TypeError(f"`scale` must be None or a finite number, got {short_repr(scale)}")
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
+        raise TypeError(f"`{name}` must be {kind}, got {short_repr(given)}")
     try:
-        value = scale
+        value = number
     except OverflowError:
         value = float("inf")
     except Exception as error:
-        raise TypeError(
-            f"`scale` must be None or a finite number, got {short_repr(scale)}") from error
+        raise TypeError(f"`{name}` must be {kind}, got {short_repr(given)}") from error
     if not isfinite(value):
-        raise ValueError(f"`scale` must be None or a finite number, got {short_repr(scale)}")
+        raise ValueError(f"`{name}` must be {kind}, got {short_repr(given)}")
+    return value
+
+
+cdef double scale_of(object scale, double rate) except? -1:
+    """The factor of kept elements."""
+    if scale is None:
+        return default_scale(rate)
+    return finite_of(scale, scale, "scale", "None or a finite number")
+
+
+cdef double stddev_of(object stddev) except -1:
+    """The standard deviation of noise."""
+    cdef str kind = "a finite number of at least 0"
+    cdef double value = finite_of(number_of(stddev), stddev, "stddev", kind)
+    if value < 0.0:
+        raise ValueError(f"`stddev` must be {kind}, got {short_repr(stddev)}")
+    return value
+
+
+cdef double stddev_of_rate(object rate) except -1:
+    """The standard deviation of Gaussian dropout's factors."""
+    cdef double value = rate_of(rate)
+    cdef float_state saved
+    if value == 1.0:
+        raise ValueError("`rate` must be below 1 for Gaussian dropout, whose variance "
+                         f"rate / (1 - rate) is infinite at 1, got {short_repr(rate)}")
+    saved = float_state_enter()
+    value = sqrt(value / (1.0 - value))
+    float_state_leave(saved)
     return value
 
 

@@ -3,7 +3,7 @@ from libc.math cimport floor
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from fastdrop._isa cimport kernels
-from fastdrop._kernels.table cimport BLOCK, GOLDEN, mix64, stream_key
+from fastdrop._kernels.table cimport BLOCK, GOLDEN, NOISE_DOMAIN, mix64, stream_key
 from fastdrop._stream cimport fastdrop_seed
 from fastdrop._threads cimport parallel_for
 
@@ -33,6 +33,14 @@ cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) no
     key.k[2] = mix64(key.k[1] + h1 + 5 * GOLDEN)
     key.k[3] = mix64(key.k[2] + h0 + 6 * GOLDEN)
     key.threshold = threshold_of(rate)
+
+
+cdef void derive_noise_key(stream_key *key, const fastdrop_seed *draw) noexcept nogil:
+    """Derive the key of the noise of a stream position, which is independent of its masks."""
+    cdef int i
+    derive_key(key, draw, 0.0)
+    for i in range(4):
+        key.k[i] = mix64(key.k[i] ^ NOISE_DOMAIN)
 
 
 cdef struct Drawing:

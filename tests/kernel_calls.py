@@ -12,7 +12,7 @@ import numpy as np
 import reference
 from frozen_inputs import numbers
 
-DRAW, USE = range(2)
+DRAW, USE, NOISE = range(3)
 SCALE, RELU, ADD, SUM = range(4)
 APART, TO_IS_FROM, TO_IS_RESIDUAL = range(3)
 
@@ -62,6 +62,7 @@ WHOLE_BLOCKS = [0, BLOCK, 2**32, 2**52]
 BITS_BEFORE = [0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 64, 4097]
 PERIODS = [32, 33, 63, 64, 100, 1000, 5000]
 SCALES = [1.25, 2.0, 1 / 0.7, 0.0, -1.5, 3e-5, 60000.0]
+STDDEVS = [0.5, 1.0, 0.0, 1 / 3, 1e-40, 1e30, 1e300]
 ALIGNMENTS = [0, 16, 8, 1, 48, 3, 62, 32, 4, 60]
 
 HEADER = struct.Struct("<15q5Qd5Q")
@@ -155,6 +156,20 @@ def with_bias_and_residual(choices, call):
     return call
 
 
+def noise_calls():
+    """Noise that is drawn or given, times or plus, for each kind and size."""
+    choices = Choices()
+    for size, kind, additive, drawn in product(SMALL + LARGE, range(len(SCALED)), (0, 1), (1, 0)):
+        choices.next()
+        call = new_call(choices, size, entry=NOISE, kind=kind, use=additive, has_key=bool(drawn))
+        call["from"] = numbers(KINDS[kind], size, choices.turn)
+        call["first"] = choices(WHOLE_BLOCKS, 2)
+        call["scale"] = choices(STDDEVS, 3)
+        if not drawn:
+            call["bias"] = reference.normals(choices.turn, 0, size)
+        yield call
+
+
 def calls():
     """Every entry, kind, use and size, with the other fields in turns, and few large sizes."""
     choices = Choices()
@@ -177,11 +192,14 @@ def calls():
                 wide = reference.computed_in(KINDS[kind])
                 call["sums"] = numbers(wide, size, choices.turn + 4)
             yield call
+    yield from noise_calls()
 
 
 def encoded(call):
     key = (0,) * 5
-    if call["has_key"]:
+    if call["has_key"] and call["entry"] == NOISE:
+        key = (*reference.noise_key(call["seed"], call["step"]), 0)
+    elif call["has_key"]:
         key = (*reference.key(call["seed"], call["step"]), reference.threshold(call["rate"]))
     arrays = [call[name] for name in ("from", "bits", "bias", "residual", "sums")]
     header = HEADER.pack(
@@ -199,6 +217,11 @@ def result(call):
     """The result of a call: `to`, the bits and the sums."""
     x, size = call["from"], call["size"]
     bits, sums = call["bits"], call["sums"]
+    if call["entry"] == NOISE:
+        drawn = call["bias"]
+        if call["has_key"]:
+            drawn = reference.normals(call["seed"], call["step"], size, call["first"])
+        return reference.noised(x, drawn, call["scale"], call["use"]), bits, sums
     if call["has_key"]:
         kept = reference.keep_mask(call["seed"], call["step"], call["rate"], size, call["first"])
         if bits.size:

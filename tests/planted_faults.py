@@ -37,6 +37,21 @@ CONTROLS = {
     ),
     "test_statistics.py::test_walsh": "test_statistics.py::test_walsh_catches_xorshift128plus",
     "test_statistics.py::test_gaps": "test_statistics.py::test_gaps_catches_narrow_words",
+    "test_noise_statistics.py::test_distribution_of_2_to_28_numbers": (
+        "test_noise_statistics.py::test_distribution_catches"
+    ),
+    "test_noise_statistics.py::test_neighbours_are_uncorrelated": (
+        "test_noise_statistics.py::test_neighbours_catch"
+    ),
+    "test_noise_statistics.py::test_positions_in_a_block_are_alike": (
+        "test_noise_statistics.py::test_positions_catch_repeated_blocks"
+    ),
+    "test_noise_statistics.py::test_related_noise_is_uncorrelated": (
+        "test_noise_statistics.py::test_related_noise_catches_unmixed_keys"
+    ),
+    "test_noise_statistics.py::test_the_tails_have_the_probabilities_of_a_normal_distribution": (
+        "test_noise_statistics.py::test_the_tails_catch_shorter_words"
+    ),
     "test_dieharder.py::test_the_stream_passes": (
         "test_dieharder.py::test_every_test_catches_one_block"
     ),

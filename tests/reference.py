@@ -301,6 +301,115 @@ def bias_dropout_add(x, bias, residual, kept, scale):
         return rounded(total, x.dtype).reshape(x.shape)
 
 
+# Noise.
+
+NOISE = int.from_bytes(b"noise", "big")
+GROUP = 32
+F4 = np.float32
+
+
+def noise_key(seed, step):
+    """The four key words of the noise of a stream position."""
+    return tuple(mix64(word ^ NOISE) for word in key(seed, step))
+
+
+def signed_words(words):
+    """Two signed numbers of 32 bits from each word: its lower half, then its upper half."""
+    return np.ascontiguousarray(words.astype("<u8")).view("<i4").astype(np.int32)
+
+
+def distances(words):
+    """Each point's distance from the origin, from an array of int32."""
+    h = (words.astype(F4) + F4(0.5)) * F4(2.0**-32)
+    u = np.where(words < 0, h + F4(1), h)
+    fraction, exponent = np.frexp(u)  # fraction in [0.5, 1)
+    small = fraction.view(np.int32) < 0x3F3504F3  # below sqrt(1/2)
+    m = np.where(small, fraction * F4(2), fraction)
+    exponent = np.where(small, exponent - 1, exponent)
+    g = np.where(exponent == 0, h, m - F4(1))
+    s = g / (g + F4(2))
+    z = s * s
+    series = z * F4(-0.59743728) - F4(0.79955074)
+    series = z * series - F4(1.33333553)
+    series = z * series - F4(4)
+    return np.sqrt(exponent.astype(F4) * F4(-1.38629436) + s * series)
+
+
+def coordinates(words, distance):
+    """Both coordinates of each point, from an array of int32 and the distances."""
+    t = ((words >> 2).astype(F4) + F4(0.5)) * F4(2.0**-29)
+    y = t * t
+    sine = y * F4(-3.59504522e-5) + F4(2.49000102e-3)
+    sine = t * (y * (y * sine - F4(0.0807454325)) + F4(0.785398161))
+    cosine = y * (y * F4(-3.19160152e-4) + F4(0.0158503976)) - F4(0.308424488)
+    cosine = y * cosine + F4(1)
+    distance = np.where(words & 1, -distance, distance)
+    swapped = words & 2 != 0
+    return np.where(swapped, sine, cosine) * distance, np.where(swapped, cosine, sine) * distance
+
+
+def normal_groups(state):
+    """The next 32 normal numbers of many blocks, with a row for each block."""
+    radii = distances(signed_words(next_words(state)))
+    return np.concatenate(coordinates(signed_words(next_words(state)), radii), axis=-1)
+
+
+def normals(seed, step, size, offset=0):
+    """A float32 array of the standard normal numbers of elements offset .. offset + size - 1."""
+    keys = noise_key(seed, step)
+    drawn = np.empty(size, F4)
+    at_once = 256
+    end = offset + size
+    for first_block in range(offset // BLOCK, -(-end // BLOCK), at_once):
+        first = first_block * BLOCK
+        blocks = min(at_once, -(-(end - first) // BLOCK))
+        lanes = np.uint64(LANES * first_block & WORD) + np.arange(blocks * LANES, dtype=np.uint64)
+        state = lane_states(keys, lanes).reshape(-1, blocks, LANES)
+        groups = [normal_groups(state) for _ in range(BLOCK // GROUP)]
+        piece = np.stack(groups, axis=1).reshape(-1)
+        start, stop = max(first, offset), min(first + blocks * BLOCK, end)
+        drawn[start - offset : stop - offset] = piece[start - first : stop - first]
+    return drawn
+
+
+def gaussian_stddev(rate):
+    """The standard deviation of Gaussian dropout."""
+    return math.sqrt(rate / (1.0 - rate))
+
+
+def noised(x, numbers, stddev, additive):
+    """``x + stddev * numbers`` or ``x * (1 + stddev * numbers)``, as the contract rounds them."""
+    if stddev == 0:
+        return np.array(x, order="C")
+    wide = computed_in(x.dtype)
+    with np.errstate(all="ignore"):
+        x_wide, noise = x.astype(wide), numbers.astype(wide) * wide.type(stddev)
+        result = x_wide + noise if additive else x_wide * (noise + wide.type(1))
+        return rounded(result, x.dtype).reshape(x.shape)
+
+
+# Alpha dropout.
+
+ALPHA = 1.7580993408473766
+
+
+def alpha_scale(rate):
+    """The factor of kept elements, which the gradient has too."""
+    if rate == 1:
+        return 0.0
+    return 1.0 if rate == 0 else 1.0 / math.sqrt((ALPHA * ALPHA * rate + 1.0) * (1.0 - rate))
+
+
+def alpha_dropout(x, kept, rate):
+    """``(x + alpha) * a`` where kept, plus a constant; no change at rate 0, zeros at rate 1."""
+    scale = alpha_scale(rate)
+    if rate in (0, 1):
+        return dropout(x, kept, scale)
+    alpha = np.full(x.shape, ALPHA, x.dtype)
+    shift = np.full(x.shape, -ALPHA * scale * (1.0 - rate), x.dtype)
+    return bias_dropout_add(x, alpha, shift, kept, scale)
+
+
 # Comparing results.
 
 

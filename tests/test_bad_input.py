@@ -35,6 +35,7 @@ class Scene:
         self.stream.state = {"seed": 5, "step": 7}
         self.mask = fastdrop.draw_mask((3, 4), 0.5, seed=1)
         self.bits = self.mask.bits.copy()
+        self.noise = fastdrop.gaussian_dropout(np.ones((3, 4), F4), 0.5, seed=1)[1]
         self.memory = self.buffer.copy()
 
     def assert_unchanged(self):
@@ -86,20 +87,40 @@ DRAWING = {
         s.x, s.x[0], s.x, rate, **{"seed": s.stream, "out": s.out} | kw
     ),
 }
-each_drawing = pytest.mark.parametrize("drawing", DRAWING)
+# The same without an argument `scale`.
+UNSCALED = {
+    "alpha_dropout": lambda s, rate=0.5, **kw: fastdrop.alpha_dropout(
+        s.x, rate, **{"seed": s.stream, "out": s.out} | kw
+    ),
+    "alpha_dropout_": lambda s, rate=0.5, **kw: fastdrop.alpha_dropout_(
+        s.x, rate, **{"seed": s.stream} | kw
+    ),
+    "gaussian_dropout": lambda s, rate=0.5, **kw: fastdrop.gaussian_dropout(
+        s.x, rate, **{"seed": s.stream, "out": s.out} | kw
+    ),
+    "gaussian_dropout_": lambda s, rate=0.5, **kw: fastdrop.gaussian_dropout_(
+        s.x, rate, **{"seed": s.stream} | kw
+    ),
+}
+NOISE = {
+    "gaussian_noise": lambda s, stddev=0.5, **kw: fastdrop.gaussian_noise(
+        s.x, stddev, **{"seed": s.stream, "out": s.out} | kw
+    ),
+    "gaussian_noise_": lambda s, stddev=0.5, **kw: fastdrop.gaussian_noise_(
+        s.x, stddev, **{"seed": s.stream} | kw
+    ),
+}
+each_drawing = pytest.mark.parametrize("drawing", DRAWING | UNSCALED)
+each_drawing_and_noise = pytest.mark.parametrize("drawing", DRAWING | UNSCALED | NOISE)
 
-BAD_RATES = [
+BAD_NUMBERS = [
     -0.1,
-    1.1,
     -5e-324,
-    1 + 2**-52,
-    2,
     -1,
     float("nan"),
     float("inf"),
     -float("inf"),
     np.float64("nan"),
-    np.float32(1.5),
     10**400,
     "0.5",
     b"0.5",
@@ -110,7 +131,6 @@ BAD_RATES = [
     [0.5],
     (0.5,),
     {0.5: 1},
-    np.array(1.5),
     np.array(-1),
     np.array(np.nan, dtype=F4),
     np.array(True),
@@ -126,12 +146,25 @@ BAD_RATES = [
     0.5j,
     object(),
 ]
+BAD_RATES = [*BAD_NUMBERS, 1.1, 1 + 2**-52, 2, np.float32(1.5), np.array(1.5)]
 
 
 @each_drawing
 @pytest.mark.parametrize("rate", BAD_RATES, ids=named)
 def test_rate(drawing, rate):
-    refuse(lambda s: DRAWING[drawing](s, rate), "rate", *short(rate))
+    refuse(lambda s: (DRAWING | UNSCALED)[drawing](s, rate), "rate", *short(rate))
+
+
+@pytest.mark.parametrize("drawing", ["gaussian_dropout", "gaussian_dropout_"])
+@pytest.mark.parametrize("rate", [1, 1.0, np.float32(1), np.array(1)], ids=named)
+def test_rate_one_of_gaussian_dropout(drawing, rate):
+    refuse(lambda s: UNSCALED[drawing](s, rate), "rate", *short(rate), error=ValueError)
+
+
+@pytest.mark.parametrize("drawing", NOISE)
+@pytest.mark.parametrize("stddev", BAD_NUMBERS, ids=named)
+def test_stddev(drawing, stddev):
+    refuse(lambda s: NOISE[drawing](s, stddev), "stddev", *short(stddev))
 
 
 BAD_SEEDS = [
@@ -154,10 +187,11 @@ BAD_SEEDS = [
 ]
 
 
-@each_drawing
+@each_drawing_and_noise
 @pytest.mark.parametrize("seed", BAD_SEEDS, ids=named)
 def test_seed(drawing, seed):
-    refuse(lambda s: DRAWING[drawing](s, seed=seed), "seed", *short(seed))
+    call = (DRAWING | UNSCALED | NOISE)[drawing]
+    refuse(lambda s: call(s, seed=seed), "seed", *short(seed))
 
 
 @pytest.mark.parametrize("seed", BAD_SEEDS, ids=named)
@@ -195,11 +229,11 @@ BAD_NOISE_SHAPES = [
 ]
 
 
-@each_drawing
+@each_drawing_and_noise
 @pytest.mark.parametrize("noise_shape", BAD_NOISE_SHAPES, ids=named)
 def test_noise_shape(drawing, noise_shape):
     refuse(
-        lambda s: DRAWING[drawing](s, noise_shape=noise_shape),
+        lambda s: (DRAWING | UNSCALED | NOISE)[drawing](s, noise_shape=noise_shape),
         "noise_shape",
         *short(noise_shape),
         # The message may contain a list as a tuple.
@@ -207,7 +241,7 @@ def test_noise_shape(drawing, noise_shape):
     )
 
 
-@each_drawing
+@pytest.mark.parametrize("drawing", DRAWING)
 @pytest.mark.parametrize("scale", ["2", b"2", [2.0], np.array([2.0]), 2j, object()], ids=named)
 def test_scale(drawing, scale):
     refuse(lambda s: DRAWING[drawing](s, scale=scale), "scale", *short(scale))
@@ -271,6 +305,10 @@ ON_AN_ARRAY = {
     ),
     "bias_dropout_add_grad": ("dy", lambda s, x: fastdrop.bias_dropout_add_grad(x, s.mask)),
     "apply": ("x", lambda s, x: s.mask.apply(x)),
+    "alpha_dropout": ("x", lambda s, x: fastdrop.alpha_dropout(x, 0.5, seed=s.stream)),
+    "gaussian_dropout": ("x", lambda s, x: fastdrop.gaussian_dropout(x, 0.5, seed=s.stream)),
+    "gaussian_noise": ("x", lambda s, x: fastdrop.gaussian_noise(x, 0.5, seed=s.stream)),
+    "Noise.apply": ("x", lambda s, x: s.noise.apply(x)),
 }
 IN_PLACE = {
     "dropout_": ("x", lambda s, x: fastdrop.dropout_(x, 0.5, seed=s.stream)),
@@ -280,6 +318,10 @@ IN_PLACE = {
     ),
     "dropout_grad_": ("dy", lambda s, x: fastdrop.dropout_grad_(x, s.mask)),
     "apply_": ("x", lambda s, x: s.mask.apply_(x)),
+    "alpha_dropout_": ("x", lambda s, x: fastdrop.alpha_dropout_(x, 0.5, seed=s.stream)),
+    "gaussian_dropout_": ("x", lambda s, x: fastdrop.gaussian_dropout_(x, 0.5, seed=s.stream)),
+    "gaussian_noise_": ("x", lambda s, x: fastdrop.gaussian_noise_(x, 0.5, seed=s.stream)),
+    "Noise.apply_": ("x", lambda s, x: s.noise.apply_(x)),
 }
 INTO_OUT = {
     "dropout": lambda s, out, x=None: fastdrop.dropout(
@@ -304,6 +346,16 @@ INTO_OUT = {
         s.x if x is None else x, s.mask, out=out
     ),
     "apply": lambda s, out, x=None: s.mask.apply(s.x if x is None else x, out=out),
+    "alpha_dropout": lambda s, out, x=None: fastdrop.alpha_dropout(
+        s.x if x is None else x, 0.5, seed=s.stream, out=out
+    ),
+    "gaussian_dropout": lambda s, out, x=None: fastdrop.gaussian_dropout(
+        s.x if x is None else x, 0.5, seed=s.stream, out=out
+    ),
+    "gaussian_noise": lambda s, out, x=None: fastdrop.gaussian_noise(
+        s.x if x is None else x, 0.5, seed=s.stream, out=out
+    ),
+    "Noise.apply": lambda s, out, x=None: s.noise.apply(s.x if x is None else x, out=out),
 }
 
 BAD_DTYPES = [
@@ -404,7 +456,9 @@ def test_overlapping_itself_out(call, which):
     refuse(lambda s: INTO_OUT[call](s, overlapping_itself(s)[which]), "out")
 
 
-@pytest.mark.parametrize("call", ["dropout", "dropout, replayed"])
+@pytest.mark.parametrize(
+    "call", ["dropout", "dropout, replayed", "alpha_dropout", "gaussian_dropout", "gaussian_noise"]
+)
 @pytest.mark.parametrize(
     "pair",
     [
@@ -440,7 +494,7 @@ def test_out_shares_part_of_an_element():
     assert not memory.any()
 
 
-@pytest.mark.parametrize("call", ["dropout_grad", "apply"])
+@pytest.mark.parametrize("call", ["dropout_grad", "apply", "Noise.apply"])
 def test_out_overlaps_dy_partly(call):
     refuse(lambda s: INTO_OUT[call](s, s.buffer[4:16].reshape(3, 4)), "out")
     refuse(lambda s: INTO_OUT[call](s, s.buffer[11::-1].reshape(3, 4)), "out")
@@ -515,6 +569,10 @@ def test_scale_of_a_packed_mask(scale):
         lambda: fastdrop.dropout(np.ones(5, int), 0.5),
         lambda: fastdrop.dropout(np.ones(5), 0.5, out=np.ones(6)),
         lambda: fastdrop.dropout_([1.0], 0.5),
+        lambda: fastdrop.gaussian_dropout(np.ones(5), 1),
+        lambda: fastdrop.gaussian_noise(np.ones(5), -1),
+        lambda: fastdrop.gaussian_noise_(np.ones(5), 1, noise_shape=(4,)),
+        lambda: fastdrop.alpha_dropout(np.ones(5), 0.5, out=np.ones(6)),
     ],
 )
 def test_a_call_without_a_seed_that_raises_takes_no_step(call):
@@ -532,6 +590,9 @@ def test_a_call_without_a_seed_that_raises_takes_no_step(call):
         lambda s: fastdrop.dropout_grad(s.x, s.mask, s.out),
         lambda s: fastdrop.draw_mask((3, 4), 0.5, 42),
         lambda s: fastdrop.Mask.pack(np.ones(5, bool), 0.5),
+        lambda s: fastdrop.alpha_dropout(s.x, 0.5, 42),
+        lambda s: fastdrop.gaussian_dropout(s.x, 0.5, 42),
+        lambda s: fastdrop.gaussian_noise_(s.x, 0.5, 42),
     ],
 )
 def test_options_are_keyword_only(call):
@@ -595,6 +656,11 @@ def test_the_error_of_an_argument(argument, error):
         (ValueError, lambda s: fastdrop.Mask.pack(s.x > 0, rate=2.0)),
         (ValueError, lambda s: fastdrop.Mask.pack(s.x > 0, scale=float("inf"))),
         (TypeError, lambda s: fastdrop.Mask()),
+        (TypeError, lambda s: fastdrop.Noise()),
+        (ValueError, lambda s: fastdrop.gaussian_dropout(s.x, 1)),
+        (TypeError, lambda s: fastdrop.gaussian_noise(s.x, "1")),
+        (ValueError, lambda s: fastdrop.gaussian_noise(s.x, -1)),
+        (ValueError, lambda s: s.noise.apply(s.buffer)),
     ],
 )
 def test_the_error_of_a_call(error, call):

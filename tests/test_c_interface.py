@@ -43,7 +43,8 @@ DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.f
     NO_MEMORY,
     BAD_BIAS,
     NO_BITS,
-) = range(10)
+    BAD_STDDEV,
+) = range(11)
 
 
 def compiled(language, source, folder):
@@ -111,6 +112,11 @@ class Interface:
             numbers(other.get("residual_strides", strides)),
             address(bits),
         )
+
+    def noise(self, to, from_, stddev, additive, **other):
+        """The status of noise, as for `call`."""
+        fields = self.fields(to, from_, rate=math.nan, **other)
+        return self.library.noise(self.api, ctypes.c_double(stddev), additive, *fields)
 
     def fields(self, to, from_, *, seed=7, step=0, rate=0.5, **other):
         """The arguments for the fields of a dropout and two arrays."""
@@ -542,6 +548,55 @@ def test_fused_without_elements(interface, shape, noise_shape):
         for stored in (None, bits):
             assert interface.add(x, x, x, x, stored, bias_size=bias_size, **options) == OK
     np.testing.assert_array_equal(bits, [*want, 0xA5])
+
+
+# Noise.
+
+
+@in_each_language
+@pairs_of("dtype noise_shape additive", DTYPES, NOISE_SHAPES, [0, 1])
+def test_noise_of_every_layout(interface, isa, dtype, noise_shape, additive):
+    x = given(dtype)
+    shape = x.shape if noise_shape is None else noise_shape
+    drawn = reference.normals(SEED, STEP, math.prod(shape)).reshape(shape)
+    want = reference.noised(x, np.broadcast_to(drawn, x.shape), 0.7, additive)
+    options = {"seed": SEED, "step": STEP, "noise_shape": noise_shape}
+    for to_layout, from_layout in itertools.product(LAYOUTS, LAYOUTS):
+        from_, to = from_layout(x), to_layout(np.ones_like(x))
+        assert interface.noise(to, from_, 0.7, additive, **options) == OK
+        reference.assert_same_bits(to, want)
+        reference.assert_same_bits(from_, x, nan_payloads=True)
+        assert interface.noise(from_, from_, 0.7, additive, **options) == OK
+        reference.assert_same_bits(from_, want)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (1,) * 64, (2, *(1,) * 62, 3)], ids=len)
+def test_noise_dimensions(interface, shape):
+    x = given(np.dtype(np.float32), shape)
+    want = reference.noised(x, reference.normals(SEED, STEP, x.size).reshape(shape), 2, True)
+    for strides in [{}, {"to_strides": None, "from_strides": None}]:
+        y = np.ones_like(x)
+        assert interface.noise(y, x, 2, True, seed=SEED, step=STEP, **strides) == OK
+        reference.assert_same_bits(y, want)
+
+
+@pytest.mark.parametrize(
+    ("status", "wrong"),
+    [
+        (BAD_KIND, {"kind": 4}),
+        (BAD_SHAPE, {"ndim": 65}),
+        (BAD_SHAPE, {"shape": (6, -5, 34)}),
+        (BAD_NOISE_SHAPE, {"noise_shape": (6, 2, 34)}),
+        (BAD_STDDEV, {"stddev": -1.0}),
+        (BAD_STDDEV, {"stddev": math.inf}),
+        (BAD_STDDEV, {"stddev": math.nan}),
+    ],
+)
+def test_an_error_of_noise_changes_nothing(interface, status, wrong):
+    x, y = given(np.dtype(np.float32)), np.ones(SHAPE, np.float32)
+    options = {"stddev": 1.0, "additive": False, **wrong}
+    assert interface.noise(y, x, **options) == status
+    assert (y == 1).all()
 
 
 @pytest.mark.parametrize("noise_shape", [None, (1000, 1)], ids=str)

@@ -60,7 +60,9 @@ def test_docstring(name):
     assert doctest.DocTestRunner().run(example).failed == 0
 
 
-@pytest.mark.parametrize("value", [fastdrop.Mask, fastdrop.Stream, fastdrop.num_threads])
+@pytest.mark.parametrize(
+    "value", [fastdrop.Mask, fastdrop.Noise, fastdrop.Stream, fastdrop.num_threads]
+)
 def test_every_public_attribute_has_a_docstring(value):
     for name in vars(value):
         assert name.startswith("_") or getattr(value, name).__doc__, name

@@ -20,7 +20,7 @@ import fastdrop
 DATA = pathlib.Path(__file__).parent / "data"
 sys.path.append(str(DATA))
 
-from make_results import COLUMNS, RESULTS, cases, digest, inputs  # noqa: E402
+from make_results import COLUMNS, RESULTS, cases, digest, gaussian_rate, inputs  # noqa: E402
 
 inputs = functools.cache(inputs)
 
@@ -85,13 +85,31 @@ def computed(row, stream_at, *, in_place, store_mask):
         fused, bias, residual, rate, seed=stream(), store_mask=store_mask, **options, **out
     )
     assert mask == fused_mask
+    others = more_results(x, rate, stream, noise_shape, in_place=in_place)
     drawn = np.packbits(mask.unpack(), bitorder="little")
     if store_mask:
         drawn = mask.bits
     elif mask.noise_shape != mask.shape:
         drawn = None
-    made = [None if drawn is None else digest(drawn), *map(digest, (y, gradient, relu, fused))]
+    made = [None if drawn is None else digest(drawn)]
+    made += map(digest, (y, gradient, relu, fused, *others))
     return dict(zip(RESULTS, made, strict=True))
+
+
+def more_results(x, rate, stream, noise_shape, *, in_place):
+    """The results of alpha dropout, Gaussian dropout and Gaussian noise."""
+    calls = [
+        (fastdrop.alpha_dropout, fastdrop.alpha_dropout_, rate),
+        (fastdrop.gaussian_dropout, fastdrop.gaussian_dropout_, gaussian_rate(rate)),
+        (fastdrop.gaussian_noise, fastdrop.gaussian_noise_, rate),
+    ]
+    for new, changing, amount in calls:
+        if in_place:
+            y = x.copy()
+            changing(y, amount, seed=stream(), noise_shape=noise_shape)
+        else:
+            y, _ = new(x, amount, seed=stream(), noise_shape=noise_shape)
+        yield y
 
 
 @pairs_of("threads store_mask in_place", [1, 2, 3], [True, False], [False, True])

@@ -34,6 +34,9 @@ RATES = [0, 1, 0.0, -0.0, 0.5, 1.0, 2**-49, 1 - 2**-53, np.float16(0.25), np.int
 RATES += [np.array(0.5), np.array(0.25, np.float16), np.array(1, np.int8)]
 WRONG_RATES = [-1, 2, 1 + 2**-52, -5e-324, NAN, INF, 10**400, True, None, "0.5", b"1", 0.5j]
 WRONG_RATES += [[0.5], np.array([0.5]), np.array(1.5), np.array(False), np.float64(1.5), object, {}]
+STDDEVS = [0, -0.0, 1, 0.5, 1e300, 5e-324, np.float16(0.25), np.int8(3), np.array(0.5)]
+WRONG_STDDEVS = [-1, -5e-324, NAN, INF, 10**400, True, None, "0.5", b"1", 0.5j, [0.5]]
+WRONG_STDDEVS += [np.array([0.5]), np.array(False), np.float64(-1.5), object, {}]
 SCALES = [None, 1, 0.0, -2.5, 1e300, 5e-324, np.float32(3), np.int64(7)]
 WRONG_SCALES = [NAN, INF, -INF, 10**400, True, "2", b"2", 2j, [1.0], np.ones(1), object]
 WRONG_SEEDS = [-1, 2**128, 10**5000, 1.0, NAN, "1", b"1", True, [1], np.ones(1, int), object]
@@ -144,12 +147,21 @@ class Scene:
         fewer = st.tuples(*(st.sampled_from([1, n]) for n in last))
         return self.choose("noise_shape", st.none() | entries | fewer, wrong)
 
-    def drawing(self, shape, store_mask=True):
-        """The arguments of all functions that draw."""
-        arguments = {
-            "rate": self.choose("rate", st.sampled_from(RATES) | st.floats(0, 1), WRONG_RATES),
+    def rate(self):
+        return self.choose("rate", st.sampled_from(RATES) | st.floats(0, 1), WRONG_RATES)
+
+    def placing(self, shape):
+        """The arguments of all functions that draw, whatever they draw."""
+        return {
             "seed": self.choose("seed", st.just(self.stream), WRONG_SEEDS),
             "noise_shape": self.noise_shape(shape),
+        }
+
+    def drawing(self, shape, store_mask=True):
+        """The arguments of all functions that draw a mask with a scale."""
+        arguments = {
+            "rate": self.rate(),
+            **self.placing(shape),
             "scale": self.choose("scale", st.sampled_from(SCALES), WRONG_SCALES),
         }
         if store_mask:
@@ -177,11 +189,21 @@ class Scene:
         rate = float(arguments["rate"])
         noise = reference.resolve_noise_shape(shape, arguments["noise_shape"])
         kept = reference.keep_mask(self.seed, self.step, rate, math.prod(noise)).reshape(noise)
-        scale = arguments["scale"]
+        scale = arguments.get("scale")
         scale = reference.default_scale(rate) if scale is None else float(scale)
+        self.assert_one_step()
+        return np.broadcast_to(kept, shape), scale
+
+    def numbers(self, shape, arguments):
+        """The reference's normal numbers; checks that the stream has taken one step."""
+        noise = reference.resolve_noise_shape(shape, arguments["noise_shape"])
+        numbers = reference.normals(self.seed, self.step, math.prod(noise)).reshape(noise)
+        self.assert_one_step()
+        return np.broadcast_to(numbers, shape)
+
+    def assert_one_step(self):
         assert self.stream.step == self.step + 1
         self.before = self.stream.state
-        return np.broadcast_to(kept, shape), scale
 
     def call(self, function, *arguments, **options):
         """The result, or None if an invalid argument was refused correctly."""
@@ -378,6 +400,86 @@ def fuzz_bias_dropout_add_grad(scene):
         scene.assert_only_changed(dx)
 
 
+def called(scene, function, amount, numbers=values):
+    """x before a call, the result, what else it returned, and the arguments of the draw.
+
+    None if an invalid argument was refused. A name that ends with an underscore works in place.
+    """
+    shape = scene.shape()
+    x = scene.array("x", shape, scene.dtype("x"), numbers)
+    content = x.copy()
+    placing = scene.placing(shape)
+    if function.__name__.endswith("_"):
+        x = scene.changeable("x", x)
+        drawn = scene.call(function, x, amount, **placing)
+        result = None if drawn is None else (x, drawn)
+    else:
+        out = scene.out(x)
+        result = scene.call(function, x, amount, out=out, **placing)
+        assert result is None or out is None or result[0] is out
+    if result is None:
+        return None
+    scene.assert_only_changed(result[0])
+    return content, *result, placing
+
+
+def fuzz_alpha(scene, function):
+    rate = scene.rate()
+    # The CPU chooses the bits of a NaN if both operands are NaN.
+    result = called(scene, function, rate, finite)
+    if result is not None:
+        content, y, mask, placing = result
+        kept, _ = scene.kept(content.shape, {"rate": rate, **placing})
+        assert_same_bits(y, reference.alpha_dropout(content, kept, float(rate)))
+        assert mask.scale == reference.alpha_scale(float(rate))
+        check_mask(mask, kept)
+
+
+def fuzz_gaussian(scene, function, additive):
+    if additive:
+        amount = scene.choose("stddev", st.sampled_from(STDDEVS) | st.floats(0, 9), WRONG_STDDEVS)
+    else:
+        amount = scene.rate()
+        if "rate" not in scene.wrong and amount == 1:
+            scene.wrong["rate"] = amount
+    result = called(scene, function, amount)
+    if result is not None:
+        content, y, noise, placing = result
+        stddev = float(amount) if additive else reference.gaussian_stddev(float(amount))
+        numbers = scene.numbers(content.shape, placing)
+        assert_same_bits(y, reference.noised(content, numbers, stddev, additive))
+        assert (noise.stddev, noise.additive, noise.shape) == (stddev, additive, content.shape)
+        assert (noise.seed, noise.step) == (scene.seed, scene.step)
+        assert pickle.loads(pickle.dumps(noise)) == noise
+
+
+def fuzz_noise_use(scene, in_place):
+    shape = scene.shape()
+    x = scene.array("x", shape, scene.dtype("x"))
+    content = x.copy()
+    drawn_for = shape
+    if not scene.enough_wrong() and scene.data.draw(st.integers(0, 9)) == 0:
+        drawn_for = (*shape, 2)
+        scene.wrong["x"] = x
+    entries = scene.data.draw(st.tuples(*(st.sampled_from([1, None]) for _ in drawn_for)))
+    _, noise = fastdrop.gaussian_dropout(
+        np.broadcast_to(np.float32(1), drawn_for), 0.4, seed=9, noise_shape=entries
+    )
+    if in_place:
+        x = scene.changeable("x", x)
+        result = scene.call(noise.apply_, x)
+    else:
+        out = scene.out(x)
+        result = scene.call(noise.apply, x, out)
+    if result is not None:
+        numbers = reference.normals(9, 0, math.prod(noise.noise_shape)).reshape(noise.noise_shape)
+        stddev = reference.gaussian_stddev(0.4)
+        expected = reference.noised(content, np.broadcast_to(numbers, shape), stddev, False)
+        assert_same_bits(result, expected)
+        assert result is x if in_place else out is None or result is out
+        scene.assert_only_changed(result)
+
+
 def fuzz_stream(scene):
     seed = scene.choose("seed", st.integers(0, 2**128 - 1), WRONG_SEEDS)
     scene.call(fastdrop.Stream, seed)
@@ -453,6 +555,13 @@ FUZZED = {
     "relu_dropout_grad": [lambda s: fuzz_mask_use(s, fastdrop.relu_dropout_grad, "dy", False)],
     "bias_dropout_add": [fuzz_bias_dropout_add],
     "bias_dropout_add_grad": [fuzz_bias_dropout_add_grad],
+    "alpha_dropout": [lambda s: fuzz_alpha(s, fastdrop.alpha_dropout)],
+    "alpha_dropout_": [lambda s: fuzz_alpha(s, fastdrop.alpha_dropout_)],
+    "gaussian_dropout": [lambda s: fuzz_gaussian(s, fastdrop.gaussian_dropout, False)],
+    "gaussian_dropout_": [lambda s: fuzz_gaussian(s, fastdrop.gaussian_dropout_, False)],
+    "gaussian_noise": [lambda s: fuzz_gaussian(s, fastdrop.gaussian_noise, True)],
+    "gaussian_noise_": [lambda s: fuzz_gaussian(s, fastdrop.gaussian_noise_, True)],
+    "Noise": [lambda s: fuzz_noise_use(s, False), lambda s: fuzz_noise_use(s, True)],
     "Stream": [fuzz_stream],
     "set_num_threads": [fuzz_threads],
     "num_threads": [fuzz_threads],
@@ -496,12 +605,19 @@ GARBAGE_TAKERS = {
     "dropout_grad": lambda a, b, c, d: fastdrop.dropout_grad(a, b, out=c),
     "pack": lambda a, b, c, d: fastdrop.Mask.pack(a, rate=b, scale=c),
     "bias_dropout_add": lambda a, b, c, d: fastdrop.bias_dropout_add(a, b, c, d),
+    "gaussian_dropout": lambda a, b, c, d: fastdrop.gaussian_dropout(a, b, seed=c, noise_shape=d),
+    "gaussian_noise_": lambda a, b, c, d: fastdrop.gaussian_noise_(a, b, seed=c, noise_shape=d),
+    "alpha_dropout": lambda a, b, c, d: fastdrop.alpha_dropout(a, b, seed=c, out=d),
     "Stream": lambda a, b, c, d: fastdrop.Stream(a),
     "state": lambda a, b, c, d: setattr(fastdrop.Stream(1), "state", {"seed": a, "step": b}),
     "set_num_threads": lambda a, b, c, d: fastdrop.num_threads(a),
     "unpickling a mask": lambda a, b, c, d: _pickle._mask(
         {"shape": a, "noise_shape": b, "rate": c, "scale": d, "seed": a, "step": b, "offset": c}
         | {"bits": d, "stream": 2}
+    ),
+    "unpickling noise": lambda a, b, c, d: _pickle._noise(
+        {"shape": a, "noise_shape": b, "stddev": c, "additive": d, "seed": a, "step": b}
+        | {"stream": 2}
     ),
     "unpickling a stream": lambda a, b, c, d: _pickle._stream({"seed": a, "step": b, "stream": c}),
 }

@@ -157,6 +157,27 @@ def test_bias_and_residual(isa, dtype, place):
 
 
 @each_dtype
+@pytest.mark.parametrize("place", PLACES)
+@survives
+def test_noise(isa, dtype, place):
+    memories = [Guarded(LARGEST * dtype.itemsize) for _ in range(2)]
+    content = finite(dtype, (LARGEST,), 1)
+    numbers = reference.normals(SEED, 0, LARGEST)
+    expected = reference.noised(content, numbers, 0.5, additive=True)
+    for size in SIZES:
+        x, y = memories[0].copy(place, content[:size]), memories[1].array("end", size, dtype)
+        at(size)
+        noise = fastdrop.gaussian_noise(x, 0.5, seed=SEED, out=y)[1]
+        check(y, expected[:size])
+        noise.apply_(x)
+        check(x, expected[:size])
+        # One number for all elements, and elements that are gathered.
+        x[...] = content[:size]
+        fastdrop.gaussian_noise_(x[::-1], 0.5, seed=SEED, noise_shape=(1,))
+        check(x, reference.noised(content[:size], numbers[:1], 0.5, additive=True))
+
+
+@each_dtype
 @survives
 def test_rows_of_a_bias(isa, dtype):
     """Bias and sums start again in each row."""

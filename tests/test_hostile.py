@@ -209,6 +209,9 @@ def test_the_callers_modes_do_not_matter_and_are_restored(isa, dtype, modes):
         lambda: fastdrop.relu_dropout(x, 0.3, seed=1)[:1],
         lambda: fastdrop.bias_dropout_add(x, x[0], x, 0.3, seed=1)[:1],
         lambda: fastdrop.bias_dropout_add_grad(x, mask)[:2],
+        lambda: fastdrop.alpha_dropout(x, 0.3, seed=1)[:1],
+        lambda: fastdrop.gaussian_dropout(x, 0.3, seed=1)[:1],
+        lambda: fastdrop.gaussian_noise(x.T, 0.1, seed=1, noise_shape=(64, 1))[:1],
     ]
     expected = [array.tobytes() for call in calls for array in call()]
     assert expected[0] == reference.dropout(x, kept, mask.scale).tobytes()

@@ -61,6 +61,19 @@ CALLS = {
     "bias_dropout_add: bits in another order": (
         "fastdrop.bias_dropout_add(x.T, None, None, 0.5, seed=stream, out=out.T)"
     ),
+    "alpha_dropout: the result": "fastdrop.alpha_dropout(x, 0.5, seed=stream)",
+    "alpha_dropout: the mask": "fastdrop.alpha_dropout(x, 0.5, seed=stream, out=out)",
+    "alpha_dropout_: the mask": "fastdrop.alpha_dropout_(x, 0.5, seed=stream)",
+    "gaussian_dropout: the result": "fastdrop.gaussian_dropout(x, 0.5, seed=stream)",
+    "gaussian_dropout: the numbers": (
+        "fastdrop.gaussian_dropout(thick, 0.5, seed=stream, out=thick, noise_shape=(None, 1, None))"
+    ),
+    "gaussian_noise_: the numbers": (
+        "fastdrop.gaussian_noise_(thick, 0.5, seed=stream, noise_shape=(None, 1, None))"
+    ),
+    "Noise.apply: the result": "noise.apply(x)",
+    "Noise.apply_: the numbers": "shared_noise.apply_(thick)",
+    "Noise.draw: the numbers": "noise.draw()",
     "bias_dropout_add_grad: the result": "fastdrop.bias_dropout_add_grad(x, stored)",
     "bias_dropout_add_grad: the sums": "fastdrop.bias_dropout_add_grad(x.T, kept_t, out=out.T)",
     "bias_dropout_add_grad: the bits": "fastdrop.bias_dropout_add_grad(x, replayed, out=out)",
@@ -72,7 +85,7 @@ CALLS = {
 PROGRAM = """
 import json, pickle, resource, sys
 import numpy as np
-import fastdrop
+import fastdrop, fastdrop._pickle
 
 calls = json.load(sys.stdin)
 fastdrop.set_num_threads(1)  # the stacks of threads count too
@@ -87,6 +100,10 @@ shifted = fastdrop.draw_mask(shape, 0.5, seed=2, offset=3, store_mask=False)
 kept_t = fastdrop.draw_mask(shape, 0.5, seed=1)
 shared = fastdrop.draw_mask(shape, 0.5, seed=2, noise_shape=(1, None))
 pickled = pickle.dumps(stored)
+noise = fastdrop._pickle._noise(dict(shape=shape, noise_shape=None, stddev=0.5, additive=False,
+                                     seed=1, step=0, stream=2))
+shared_noise = fastdrop._pickle._noise(dict(shape=thick.shape, noise_shape=(None, 1, None),
+                                            stddev=0.5, additive=True, seed=1, step=0, stream=2))
 ones = int(np.ones(4, np.float16).view(np.uint64)[0])
 
 

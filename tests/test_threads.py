@@ -145,6 +145,9 @@ LONG_CALLS = {
     "relu_dropout": lambda: fastdrop.relu_dropout(LONG, 0.3, seed=1, scale=1.0, out=LONG),
     "bias_dropout_add": lambda: fastdrop.bias_dropout_add(LONG, None, LONG, 0.3, out=LONG),
     "count": lambda: fastdrop.draw_mask(2**27, 0.3, seed=1, store_mask=False).count(),
+    "alpha_dropout_": lambda: fastdrop.alpha_dropout_(LONG, 0.3, seed=1),
+    "gaussian_dropout_": lambda: fastdrop.gaussian_dropout_(LONG[: 2**11], 0.3, seed=1),
+    "gaussian_noise, Fortran": lambda: fastdrop.gaussian_noise(LONG[: 2**11].T, 0.0, seed=1),
 }
 
 
@@ -361,6 +364,9 @@ calls = {
     "relu_dropout": lambda: fastdrop.relu_dropout(x, 0.5, out=out, **args)[0],
     "bias_dropout_add": lambda: fastdrop.bias_dropout_add(x, None, out, 0.5, **args)[0],
     "bias_dropout_add_grad": lambda: fastdrop.bias_dropout_add_grad(x, replayed, out=out)[0],
+    "alpha_dropout": lambda: fastdrop.alpha_dropout(x, 0.5, out=out, **args)[0],
+    "gaussian_dropout": lambda: fastdrop.gaussian_dropout(x, 0.5, out=out, **args)[0],
+    "gaussian_noise_": lambda: (fastdrop.gaussian_noise_(x, 0.5, seed=1), x)[1],
 }
 
 def called(call):
@@ -634,6 +640,8 @@ calls = {{
     "dropout_grad": lambda out: fastdrop.dropout_grad(x, replayed, out=out),
     "bias_dropout_add_grad": lambda out: fastdrop.bias_dropout_add_grad(x, mask, out=out),
     "draw_mask": lambda out: fastdrop.draw_mask(x.shape, 0.5, seed=stream),
+    "alpha_dropout_": lambda out: fastdrop.alpha_dropout_(out, 0.5, seed=stream),
+    "gaussian_dropout": lambda out: fastdrop.gaussian_dropout(x, 0.5, seed=stream, out=out),
     "spawn": lambda out: stream.spawn(3000),
 }}
 call, inside = calls[{call!r}], 0

@@ -461,6 +461,9 @@ cdef void use_typed(const stream_key *key, uint64_t first, operands on,
         size -= count
 
 
+include "noise.pxi"
+
+
 # ---- The table ----
 
 cdef void use(const stream_key *key, uint64_t first, const operands *given) noexcept nogil:
@@ -489,4 +492,5 @@ cdef kernel_table kernels
 kernels.name = ISA_NAME
 kernels.draw = draw
 kernels.use = use
+kernels.noise = noise
 table = PyCapsule_New(&kernels, TABLE_CAPSULE, NULL)

@@ -68,6 +68,17 @@ typedef struct {
     float scale_f32; /* the scale, rounded; kernels set it */
 } operands;
 
+/* The arguments of the kernel for noise. `to` may equal `from`; no other two arrays overlap. */
+typedef struct {
+    int kind;
+    int additive;  /* from + stddev * number, else from * (1 + stddev * number) */
+    uint64_t size; /* in elements */
+    void *to;
+    const void *from;
+    double stddev;
+    const float *numbers; /* a standard normal number for each element; NULL to draw them */
+} noise_operands;
+
 typedef struct {
     const char *name;
 
@@ -78,6 +89,10 @@ typedef struct {
        on, a multiple of BLOCK; then `bit` is 0, and `bits` is NULL if the mask is not stored (RELU
        always stores it). */
     void (*use)(const stream_key *key, uint64_t first, const operands *on);
+
+    /* Applies noise to the elements. Without `numbers` it draws those of the elements from `first`
+       on, a multiple of BLOCK. */
+    void (*noise)(const stream_key *key, uint64_t first, const noise_operands *on);
 } kernel_table;
 
 /* Elements that one plane of random bits decides, and elements that share one seeding of the
@@ -96,6 +111,9 @@ typedef struct {
 #define GOLDEN UINT64_C(0x9E3779B97F4A7C15)
 #define MIX_FIRST UINT64_C(0xBF58476D1CE4E5B9)
 #define MIX_SECOND UINT64_C(0x94D049BB133111EB)
+
+/* "noise" in ASCII. It gives noise other key words than a mask has at the same stream position. */
+#define NOISE_DOMAIN UINT64_C(0x6E6F697365)
 
 /* The counters of the lanes of a block. */
 static const uint64_t LANE_MULTIPLES[8] = {

@@ -44,11 +44,21 @@ cdef extern from "table.h" nogil:
         int streaming
         float scale_f32
 
+    ctypedef struct noise_operands:
+        int kind
+        int additive
+        uint64_t size
+        void *to
+        const void *from_ "from"
+        double stddev
+        const float *numbers
+
     const uint64_t ALL_KEPT
     const uint64_t GOLDEN
     const uint64_t *LANE_MULTIPLES
     const uint64_t MIX_FIRST
     const uint64_t MIX_SECOND
+    const uint64_t NOISE_DOMAIN
     const char *TABLE_CAPSULE
 
     ctypedef struct kernel_table:
@@ -56,6 +66,8 @@ cdef extern from "table.h" nogil:
         void (*draw)(const stream_key *key, uint64_t first, uint64_t size,
                      uint8_t *bits) noexcept nogil
         void (*use)(const stream_key *key, uint64_t first, const operands *on) noexcept nogil
+        void (*noise)(const stream_key *key, uint64_t first,
+                      const noise_operands *on) noexcept nogil
 
 
 cdef inline uint64_t mix64(uint64_t z) noexcept nogil:

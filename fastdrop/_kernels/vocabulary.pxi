@@ -80,6 +80,28 @@ cdef extern from *:
     void keep_scale_sum_f64(double *to, const double *from_, double *sums, keep32 keep,
                             double scale) noexcept nogil
 
+    # Computes 32 standard normal numbers from random words.
+    void normals(float *to, u64x8 distances, u64x8 directions) noexcept nogil
+
+    # Write from * (1 + stddev * number), or from + stddev * number, for 32 elements. Each operation
+    # is rounded; half precision is computed in float32 and rounded to nearest even.
+    void noise_times_f16(f16 *to, const f16 *from_, const float *numbers,
+                         float stddev) noexcept nogil
+    void noise_times_bf16(bf16 *to, const bf16 *from_, const float *numbers,
+                          float stddev) noexcept nogil
+    void noise_times_f32(float *to, const float *from_, const float *numbers,
+                         float stddev) noexcept nogil
+    void noise_times_f64(double *to, const double *from_, const float *numbers,
+                         double stddev) noexcept nogil
+    void noise_plus_f16(f16 *to, const f16 *from_, const float *numbers,
+                        float stddev) noexcept nogil
+    void noise_plus_bf16(bf16 *to, const bf16 *from_, const float *numbers,
+                         float stddev) noexcept nogil
+    void noise_plus_f32(float *to, const float *from_, const float *numbers,
+                        float stddev) noexcept nogil
+    void noise_plus_f64(double *to, const double *from_, const float *numbers,
+                        double stddev) noexcept nogil
+
     # Copies whole cache lines (64 bytes) to an aligned address, with non-temporal stores if the
     # instruction set has them. stream_end() comes after the last line.
     void stream_lines(void *to, const void *from_, uint64_t size) noexcept nogil

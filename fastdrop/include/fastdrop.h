@@ -15,7 +15,8 @@
    The functions allocate memory for the duration of a call, and only for
    - a mask that is not stored and whose bits are not in the order of the elements;
    - a bit for each element, in relu_forward, if the bits are not in the order of the elements;
-   - a copy of the bias, in bias_forward: its numbers as float, or double for FASTDROP_FLOAT64.
+   - a copy of the bias, in bias_forward: its numbers as float, or double for FASTDROP_FLOAT64;
+   - in noise, the numbers of a noise shape that shares them, as float.
    The bits are in the order of the elements if all arrays are C-contiguous and aligned to their
    elements, and the mask has a bit for each element.
 
@@ -56,9 +57,10 @@ enum fastdrop_status {
     FASTDROP_BAD_RATE,        /* outside of [0, 1], or NaN */
     FASTDROP_BAD_SCALE,       /* infinite or NaN */
     FASTDROP_BAD_COUNT,       /* fewer than one thread */
-    FASTDROP_NO_MEMORY,       /* no memory for a mask that is not stored, or a bias */
+    FASTDROP_NO_MEMORY,       /* no memory for a mask that is not stored, a bias or numbers */
     FASTDROP_BAD_BIAS,        /* neither one element nor the size of the last dimension */
-    FASTDROP_NO_BITS          /* relu_forward without `bits` */
+    FASTDROP_NO_BITS,         /* relu_forward without `bits` */
+    FASTDROP_BAD_STDDEV       /* negative, infinite or NaN */
 };
 
 /* A position of the random stream: the seed, high * 2^64 + low, and the step. */
@@ -130,6 +132,14 @@ typedef struct {
                         const void *x, const int64_t *x_strides, const void *bias,
                         int64_t bias_size, const void *residual, const int64_t *residual_strides,
                         uint8_t *bits);
+
+    /* Writes x * (1 + stddev * number) to y, or x + stddev * number if `additive` is not 0, with a
+       standard normal number for each element of the noise shape. The numbers are drawn from the
+       seed; the rate and the scale of `dropout` are ignored. y equals x, with the same strides, or
+       does not overlap it. The gradient for x is the same call on dy; if the noise is additive, it
+       is dy. Gaussian dropout has the stddev sqrt(rate / (1 - rate)). */
+    int (*noise)(const fastdrop_dropout *dropout, double stddev, int additive, void *y,
+                 const int64_t *y_strides, const void *x, const int64_t *x_strides);
 } fastdrop_api;
 
 /* Returns whether the library has all functions of this header. */

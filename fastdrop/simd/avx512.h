@@ -252,4 +252,10 @@ static inline void stream_lines(void *to, const void *from, uint64_t size) {
 }
 static inline void stream_end(void) { _mm_sfence(); }
 
+/* ---- normal numbers ---- */
+#define FLOATS 16
+typedef __m512 floats;
+static inline floats floats_sqrt(floats x) { return _mm512_sqrt_ps(x); }
+#include "normal.h"
+
 #endif

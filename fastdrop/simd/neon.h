@@ -257,4 +257,10 @@ static inline void stream_lines(void *to, const void *from, uint64_t size) {
 }
 static inline void stream_end(void) {}
 
+/* ---- normal numbers ---- */
+#define FLOATS 4
+typedef float32x4_t floats;
+static inline floats floats_sqrt(floats x) { return vsqrtq_f32(x); }
+#include "normal.h"
+
 #endif

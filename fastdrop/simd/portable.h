@@ -7,6 +7,7 @@
 #ifndef FASTDROP_PORTABLE_H
 #define FASTDROP_PORTABLE_H
 
+#include <math.h>
 #include "elements.h"
 #include "float_state.h"
 
@@ -247,5 +248,30 @@ static inline void stream_lines(void *to, const void *from, uint64_t size) {
     memcpy(to, from, size);
 }
 static inline void stream_end(void) {}
+
+/* ---- normal numbers ---- */
+#define FLOATS 4
+typedef f32x4 floats;
+static inline floats floats_sqrt(floats x) {
+    return (f32x4){sqrtf(x[0]), sqrtf(x[1]), sqrtf(x[2]), sqrtf(x[3])};
+}
+static inline f32x4 wide_f32(const float *from) {
+    f32x4 x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+static inline void narrow_f32(float *to, f32x4 wide) { memcpy(to, &wide, sizeof wide); }
+#define WIDE_NARROW(type) \
+    static inline f32x4 wide_##type(const type *from) { \
+        return (f32x4){type##_to_float(from[0]), type##_to_float(from[1]), \
+                       type##_to_float(from[2]), type##_to_float(from[3])}; \
+    } \
+    static inline void narrow_##type(type *to, f32x4 wide) { \
+        for (int i = 0; i < 4; i++) \
+            to[i] = type##_of_float(wide[i]); \
+    }
+WIDE_NARROW(f16)
+WIDE_NARROW(bf16)
+#include "normal.h"
 
 #endif

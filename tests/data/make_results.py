@@ -3,7 +3,8 @@
     python tests/data/make_results.py > tests/data/results.csv
 
 A row has all arguments of an operation, and the SHA-256 of the mask's bits and of each operation's
-result, with all NaNs replaced by one. The inputs are from frozen_inputs.py, with salts 0 (x), 1
+result, with all NaNs replaced by one. Gaussian dropout has half of the rate, and the rate is the
+standard deviation of Gaussian noise. The inputs are from frozen_inputs.py, with salts 0 (x), 1
 (dy), 2 (residual) and 3 (bias).
 
 The file changes only if the stream's version or the contract changes.
@@ -56,6 +57,7 @@ QUIET_NAN = {
 
 COLUMNS = ["seed", "step", "rate", "dtype", "shape", "noise_shape", "scale"]
 RESULTS = ["mask", "dropout", "gradient", "relu", "bias_residual"]
+RESULTS += ["alpha", "gaussian_dropout", "gaussian_noise"]
 
 
 def cases():
@@ -75,6 +77,11 @@ def cases():
                     SCALES[i // 4 % 6],
                 )
                 i += 1
+
+
+def gaussian_rate(rate):
+    """The rate of Gaussian dropout in a row, which is below 1."""
+    return rate / 2
 
 
 def digest(array):
@@ -99,12 +106,17 @@ def results(seed, step, rate, dtype, shape, noise_shape, scale):
     noise = reference.resolve_noise_shape(shape, noise_shape)
     kept = reference.keep_mask(seed, step, rate, math.prod(noise)).reshape(noise)
     everywhere = np.broadcast_to(kept, shape)
+    numbers = reference.normals(seed, step, math.prod(noise)).reshape(noise)
+    stddev = reference.gaussian_stddev(gaussian_rate(rate))
     return {
         "mask": reference.pack_bits(kept),
         "dropout": reference.dropout(x, kept, scale),
         "gradient": reference.dropout(dy, kept, scale),
         "relu": reference.dropout(x, everywhere & reference.positive(x), scale),
         "bias_residual": reference.bias_dropout_add(x, bias, residual, everywhere, scale),
+        "alpha": reference.alpha_dropout(x, everywhere, rate),
+        "gaussian_dropout": reference.noised(x, numbers, stddev, additive=False),
+        "gaussian_noise": reference.noised(x, numbers, rate, additive=True),
     }
 
 

@@ -12,7 +12,8 @@
 
 enum {
     DRAW,
-    USE
+    USE,
+    NOISE
 };
 enum {
     APART,
@@ -124,6 +125,15 @@ int main(void) {
             .sums = pointer(sums),
             .streaming = (int)c.streaming,
         };
+        const noise_operands noise = {
+            .kind = (int)c.kind,
+            .additive = (int)c.use,
+            .size = c.size,
+            .to = on.to,
+            .from = from.at,
+            .stddev = c.scale,
+            .numbers = (const float *)pointer(bias),
+        };
         float_modes before = modes(), wanted = c.odd_float_modes ? ODD_FLOAT_MODES : before;
         int64_t kept_modes;
         close_guards(from), close_guards(to), close_guards(bits);
@@ -131,8 +141,10 @@ int main(void) {
         set_modes(wanted);
         if (c.entry == DRAW)
             KERNEL(draw)(key, c.first, c.size, bits.at);
-        else
+        else if (c.entry == USE)
             KERNEL(use)(key, c.first, &on);
+        else
+            KERNEL(noise)(key, c.first, &noise);
         kept_modes = modes() == wanted;
         set_modes(before);
         fwrite(&kept_modes, sizeof kept_modes, 1, stdout);

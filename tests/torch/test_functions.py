@@ -164,6 +164,14 @@ def test_alpha_dropout(dtype, p, inplace):
     assert torch.allclose(y.double(), right, atol=8 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("p", [0, 0.3, 1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_alpha_dropout_has_the_bits_of_fastdrop(dtype, p):
+    x = numbers((40, 51), dtype)
+    y, _ = fastdrop.alpha_dropout(x.numpy(), p, seed=SEED)
+    assert (bits(ours.alpha_dropout(x, p, True, seed=SEED)) == bits(torch.from_numpy(y))).all()
+
+
 def test_alpha_dropout_keeps_mean_and_variance():
     x = torch.nn.functional.selu(torch.randn(2**21))
     y = ours.alpha_dropout(x, 0.3, True)
