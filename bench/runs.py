@@ -13,6 +13,7 @@ Figures = dict[str, list[float]]
 REFERENCES = (
     *("numpy.multiply", "NumPy's operations", "keras.layers.Dropout"),
     *("torch dropout", "torch.nn.Dropout"),
+    *("Flax's dropout", "flax.nnx.Dropout"),
 )
 
 
