@@ -11,18 +11,16 @@ _backend = _requirements.check()
 
 # After the check, which explains why one of these imports would fail.
 from fastdrop import __version__  # noqa: E402
+from fastdrop_keras.backend import show_config  # noqa: E402
 from fastdrop_keras.conversion import ConversionReport, LayerReport, convert, to_keras  # noqa: E402
 from fastdrop_keras.layers import (  # noqa: E402
     Dropout,
     SpatialDropout1D,
     SpatialDropout2D,
     SpatialDropout3D,
-    disable,
-    enable,
-    enabled,
-    show_config,
 )
 from fastdrop_keras.schedule import RateSchedule, cosine_ramp, linear_ramp  # noqa: E402
+from fastdrop_keras.switch import disable, enable, enabled  # noqa: E402
 
 if _backend == "tensorflow":
     from fastdrop_keras.bridge import get_bridge, set_bridge

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 
 import keras
 
+import fastdrop
 from fastdrop_keras.inputs import NoiseShape
 
 # The module for each of Keras's backends.
@@ -83,3 +84,21 @@ class Backend(Protocol):
 
 
 BACKEND = cast(Backend, importlib.import_module(BACKENDS[keras.config.backend()]))
+
+
+def show_config() -> None:
+    """Prints the installation's versions and settings, for bug reports.
+
+    Prints the output of `fastdrop.show_config`, and the backend. For TensorFlow it also prints the
+    bridge, and why the native bridge is not loaded.
+
+    Example:
+
+    >>> import fastdrop_keras
+    >>> fastdrop_keras.show_config()  # doctest: +ELLIPSIS
+    fastdrop ...
+      bridge to TensorFlow ...
+    """
+    fastdrop.show_config()
+    for line in BACKEND.config_lines():
+        print(f"  {line}")

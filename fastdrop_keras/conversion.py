@@ -12,10 +12,10 @@ from typing import Any
 
 import keras
 
-from fastdrop_keras import layer_code, layer_state, layers
+from fastdrop_keras import layer_code, layer_state, models, switch
 from fastdrop_keras.backend import BACKEND
 
-_TO_OURS = layers.CLASSES
+_TO_OURS = switch.CLASSES
 _TO_KERAS: dict[type, type] = {ours: theirs for theirs, ours in _TO_OURS.items()}
 _OTHERS = (keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise)
 # Keras's layers that make dropout layers when they are built.
@@ -207,14 +207,14 @@ def to_keras(
 def _converted(
     model: Any, classes: dict[type, type], in_place: bool | None, verbose: bool, return_report: bool
 ) -> Any:
-    layers.check_model(model, "convert" if classes is _TO_OURS else "to_keras")
+    models.check_model(model, "convert" if classes is _TO_OURS else "to_keras")
     if in_place is not None and not in_place and not _can_be_copied(model):
         raise ValueError(
             f"A subclassed model can only be changed in place. Received: in_place={in_place} for "
             f"{model.name!r} of type {type(model).__name__}"
         )
-    result, notes, sharing = model, [], layers.models_with_layers_of(model)
-    with BACKEND.scope_of(model), layers.enabled(False):
+    result, notes, sharing = model, [], models.models_with_layers_of(model)
+    with BACKEND.scope_of(model), switch.enabled(False):
         if not in_place and _can_be_copied(model):
             try:
                 result = _copied(model)
@@ -247,7 +247,7 @@ def _converted(
 def _change(model: keras.Model, classes: dict[type, type]) -> list[LayerReport]:
     """Change each layer of a class in `classes` to the other class, and report on it."""
     reports, changes = [], []
-    for path, line in layers.layers_with_paths(model):
+    for path, line in models.layers_with_paths(model):
         layer, note = line[-1], _creator_note(line)
         after = classes.get(_dropout_class(layer))
         if after is None:
@@ -389,7 +389,7 @@ def _missed_by_keras(model: keras.Layer) -> Iterator[tuple[str, str, Any]]:
     wanted = (keras.Layer, types.MethodType, *BACKEND.TRACED_FUNCTIONS)
     # The objects too, since Python reuses the id of a deleted object.
     visited = {id(layer): layer for layer in model._flatten_layers()}
-    for path, line in layers.layers_with_paths(model):
+    for path, line in models.layers_with_paths(model):
         # Public names first: Keras's private lists hold layers again.
         attributes = _attributes(line[-1])
         names = attributes.keys() - _OF_TENSORFLOW

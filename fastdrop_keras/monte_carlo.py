@@ -13,16 +13,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fastdrop_keras.arguments import checked_count, checked_seed
 from fastdrop_keras.bridge import get_bridge
 from fastdrop_keras.inputs import NoiseShape
-from fastdrop_keras.layers import (
-    BaseDropout,
-    checked_count,
-    checked_seed,
-    dropout_layers,
-    layers_with_paths,
-    sampler,
-)
+from fastdrop_keras.models import dropout_layers, layers_with_paths
+from fastdrop_keras.random_layer import RandomLayer, sampler
 
 # The distance of the first steps of two batches: a pass can call a layer so often.
 _STEPS_OF_A_BATCH = 2**32
@@ -162,7 +157,7 @@ class _Passes:
     """
 
     def __init__(
-        self, model: keras.Model, layers: list[BaseDropout], shared: bool, made_for: list[Any]
+        self, model: keras.Model, layers: list[RandomLayer], shared: bool, made_for: list[Any]
     ) -> None:
         self._made_for = made_for
         # The variables and attributes are for one pass at a time.
@@ -207,7 +202,11 @@ class _Passes:
             sampler.reset(token)
 
     def draw(
-        self, layer: BaseDropout, inputs: tf.Tensor, mask_shape: NoiseShape | None
+        self,
+        layer: RandomLayer,
+        inputs: tf.Tensor,
+        mask_shape: NoiseShape | None,
+        of_samples: bool,
     ) -> tuple[tf.Tensor, NoiseShape | None]:
         """Return the next seed for `layer`, and the mask's shape; called by the layer."""
         if id(layer) not in self._positions:
@@ -220,7 +219,7 @@ class _Passes:
         position = self._positions[id(layer)]
         seed = position.read_value()
         position.assign(seed + tf.constant([0, 1, 0], tf.int64))
-        if not self._shared_masks:
+        if not (self._shared_masks and of_samples):
             return seed, mask_shape
         rank = inputs.shape.rank
         if rank is None:
@@ -232,7 +231,7 @@ class _Passes:
         # A mask of fewer dimensions is shared along the first axis already.
         return seed, (1, *mask_shape[1:]) if len(mask_shape) == rank and rank else mask_shape
 
-    def _refuse_other_functions(self, layer: BaseDropout) -> None:
+    def _refuse_other_functions(self, layer: RandomLayer) -> None:
         """Raise an error in the model's own `tf.function`: its trace would always drop."""
         graph = tf.compat.v1.get_default_graph()
         # The graphs of branches and loops have subclasses of `FuncGraph`.

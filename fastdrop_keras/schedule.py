@@ -8,15 +8,10 @@ from typing import Any
 
 import keras
 
+from fastdrop_keras.arguments import checked_count, checked_rate, wrong_type, wrong_value
 from fastdrop_keras.backend import BACKEND
-from fastdrop_keras.layers import (
-    BaseDropout,
-    checked_count,
-    checked_rate,
-    dropout_layers,
-    wrong_type,
-    wrong_value,
-)
+from fastdrop_keras.models import dropout_layers
+from fastdrop_keras.random_layer import RandomLayer
 
 
 class RateSchedule(keras.callbacks.Callback):
@@ -61,7 +56,7 @@ class RateSchedule(keras.callbacks.Callback):
     def __init__(
         self,
         schedule: Callable[[int], float],
-        layers: str | BaseDropout | Iterable[str | BaseDropout] | None = None,
+        layers: str | RandomLayer | Iterable[str | RandomLayer] | None = None,
         unit: str = "epoch",
         log_as: str = "dropout_rate",
     ) -> None:
@@ -76,7 +71,7 @@ class RateSchedule(keras.callbacks.Callback):
         self.unit = unit
         self.log_as = log_as
         self._choice = layers
-        self._layers: list[BaseDropout] = []
+        self._layers: list[RandomLayer] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Find the layers; called by Keras."""
@@ -117,14 +112,14 @@ class RateSchedule(keras.callbacks.Callback):
             layer.rate = rate
 
 
-def _chosen(layers: list[BaseDropout], choice: Any) -> list[BaseDropout]:
+def _chosen(layers: list[RandomLayer], choice: Any) -> list[RandomLayer]:
     """Return the layers in `choice`, which is a layer, a name or several of both.
 
     Raises:
         ValueError: If `choice` is empty, or if it has a layer or name that is not in `layers`.
     """
 
-    def matches(one: Any, layer: BaseDropout) -> bool:
+    def matches(one: Any, layer: RandomLayer) -> bool:
         return one is layer or (isinstance(one, str) and one == layer.name)
 
     several = isinstance(choice, Iterable) and not isinstance(choice, str)

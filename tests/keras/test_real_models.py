@@ -172,14 +172,14 @@ MODELS = [
 
 
 def dropouts(model):
-    kinds = (*fastdrop_keras.layers.CLASSES, *fastdrop_keras.layers.CLASSES.values())
+    kinds = (*fastdrop_keras.switch.CLASSES, *fastdrop_keras.switch.CLASSES.values())
     return [layer for layer in model._flatten_layers() if type(layer) in kinds]
 
 
 def assert_all_converted(model, count):
     assert len(dropouts(model)) == count
     for layer in dropouts(model):
-        assert isinstance(layer, fastdrop_keras.layers.BaseDropout)
+        assert isinstance(layer, fastdrop_keras.random_layer.RandomLayer)
 
 
 @pytest.mark.parametrize(("make", "count", "normalizes_batches"), MODELS)

@@ -1,0 +1,97 @@
+"""Checks the arguments of this package's layers and functions."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from fastdrop_keras.backend import BACKEND
+from fastdrop_keras.inputs import NoiseShape
+
+
+def checked_rate(rate: Any, argument: str = "rate") -> float:
+    """Return `rate`, the value of `argument`, as a Python float."""
+    expected = "a float value between 0 and 1"
+    if np.ndim(rate) == 0 and (hasattr(rate, "numpy") or BACKEND.is_tensor(rate)):
+        # An eager tensor or variable, for example from a Keras schedule.
+        rate = rate.value if isinstance(rate, keras.Variable) else rate
+        of_tensorflow = hasattr(rate, "numpy") and not hasattr(rate, "detach")
+        rate = rate.numpy() if of_tensorflow else rate.item()
+    if isinstance(rate, np.ndarray) and rate.ndim == 0:
+        rate = rate[()]
+    if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)):
+        raise wrong_type(argument, expected, rate)
+    # Before the conversion, since a large integer has no float. After it, since a subclass may
+    # compare as another number. NaN fails both times.
+    number = float(rate) if 0 <= rate <= 1 else math.nan
+    if not 0 <= number <= 1:
+        raise wrong_value(argument, expected, rate)
+    return number
+
+
+def checked_seed(seed: Any) -> int | None:
+    """Return `seed` as a Python integer that fits Keras's seed generators."""
+    if seed is None:
+        return None
+    if not _is_integer(seed):
+        raise wrong_type("seed", "an integer or None", seed)
+    number = operator.index(seed)
+    if not 0 <= number < 2**63:
+        raise wrong_value("seed", "an integer from 0 to 2**63 - 1 or None", number)
+    return number
+
+
+def checked_count(value: Any, argument: str) -> int:
+    """Return `value`, the value of `argument`, as a positive Python integer."""
+    if not _is_integer(value):
+        raise wrong_type(argument, "a positive integer", value)
+    if value < 1:
+        raise wrong_value(argument, "a positive integer", value)
+    return int(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def checked_noise_shape(noise_shape: Any) -> NoiseShape | None:
+    """Return `noise_shape` as a tuple of positive integers and `None`s."""
+    if noise_shape is None:
+        return None
+    if isinstance(noise_shape, str) or not isinstance(noise_shape, Iterable):
+        raise wrong_value("noise_shape", "a tuple or list of integers", repr(noise_shape))
+    noise_shape = tuple(noise_shape)
+    for index, entry in enumerate(noise_shape):
+        integer = _is_integer(entry)
+        if entry is not None and not (integer and entry > 0):
+            kind = "dimensions to be positive integers" if integer else "elements to be integers"
+            found = f"{noise_shape}, with {entry!r} at index {index}"
+            raise wrong_value("noise_shape", f"all {kind} or None", found)
+    return tuple(None if entry is None else operator.index(entry) for entry in noise_shape)
+
+
+def wrong_type(argument: str, expected: str, value: Any) -> TypeError:
+    """Return the error for a value of the wrong type."""
+    return TypeError(_message(argument, expected, f"{value!r} (of type {type(value).__name__})"))
+
+
+def wrong_value(argument: str, expected: str, value: Any) -> ValueError:
+    """Return the error for an invalid value."""
+    try:
+        return ValueError(_message(argument, expected, str(value)))
+    except ValueError:
+        # Python refuses to print integers of more than about 4,000 digits.
+        return ValueError(_message(argument, expected, f"an integer of {value.bit_length()} bits"))
+
+
+def _message(argument: str, expected: str, received: str) -> str:
+    return (
+        f"Invalid value received for argument `{argument}`. Expected {expected}. "
+        f"Received: {argument}={received}"
+    )
