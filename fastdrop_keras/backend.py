@@ -55,6 +55,25 @@ class Backend(Protocol):
     def dropout_again(self, x: Any, saved: Any, noise_shape: NoiseShape | None) -> Any:
         """Drop the elements of `x` that an earlier call of `dropout` dropped."""
 
+    def draw(
+        self,
+        kind: str,
+        x: Any,
+        seed: Any,
+        parameter: Any,
+        noise_shape: NoiseShape | None = None,
+    ) -> Any:
+        """Return the result of a random operation on `x`, differentiable to all orders.
+
+        It is a pure function of its arguments, and saves nothing: the gradient draws again. With
+        `n`, the stream's standard normal numbers, and `parameter`, what a `Rate` reads, it is
+
+        - "gaussian_dropout": `x * (1 + s * n)`, `s = sqrt(rate / (1 - rate))`, at a rate below 1;
+        - "gaussian_noise": `x + stddev * n`, at a finite standard deviation of 0 or more;
+        - "alpha_dropout": `fastdrop.alpha_dropout` at a rate;
+        - "alpha_dropout_gradient": its derivative, `dropout` with alpha dropout's scale.
+        """
+
     def runs_around(self, layer: Any, training: bool) -> tuple[Any, list[Any]]:
         """Return the `blocks.Run` that this call of `layer` reads, and those that it writes."""
 

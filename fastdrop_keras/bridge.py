@@ -151,6 +151,21 @@ def dropout_again(
     return bridge.backward(x, tensor, _fitted(noise_shape, x))
 
 
+def draw(
+    kind: str,
+    x: tf.Tensor | tf.Variable,
+    seed: tf.Tensor,
+    parameter: tf.Tensor,
+    noise_shape: NoiseShape | None = None,
+) -> tf.Tensor:
+    """Apply a random operation to `x`: see `backend.Backend.draw`.
+
+    Arguments and errors are as for `dropout`, with the float64 scalar `parameter` for the rate.
+    """
+    x = _checked(x)
+    return numpy_bridge.draw(kind, x, seed, parameter, _fitted(noise_shape, x))
+
+
 def _checked(x: tf.Tensor | tf.Variable) -> tf.Tensor:
     """Return `x` as a dense tensor of a dtype that the kernels support."""
     dense = not isinstance(x, (tf.SparseTensor, tf.RaggedTensor))
