@@ -173,10 +173,11 @@ def library_extension(name, source):
     return Extension(
         name,
         [source],
-        include_dirs=["fastdrop/include"],
+        include_dirs=["fastdrop/include", "fastdrop/simd"],
         extra_compile_args=[
             "-O2",
             "-std=c11",
+            "-ffp-contract=off",
             "-fvisibility=hidden",
             *BUILD.compile_args,
         ],

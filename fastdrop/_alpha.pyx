@@ -6,7 +6,9 @@ from libc.math cimport sqrt
 
 cimport numpy as np
 
-from fastdrop._apply cimport Work, bias_bytes, set_up, set_up_add, set_up_bias, use_on_arrays
+from fastdrop._apply cimport (
+    EQUAL_RESIDUALS, Work, bias_bytes, set_up, set_up_add, set_up_bias, use_on_arrays,
+)
 from fastdrop._arguments cimport inplace_of, input_of, kind_of, output_of, own_view
 from fastdrop._kernels.table cimport ADD, SCALE, stream_key
 from fastdrop._mask cimport Mask, Request, request_of
@@ -21,9 +23,6 @@ cdef extern from "simd/float_state.h" nogil:
         pass
     float_state float_state_enter()
     void float_state_leave(float_state saved)
-
-cdef enum:
-    EQUAL_RESIDUALS = 32            # that a kernel reads
 
 cdef double ALPHA = 1.7580993408473766  # SELU's scale times its alpha; its least result is -ALPHA
 

@@ -3,13 +3,13 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from numpy cimport npy_intp
 
 from fastdrop._arguments cimport default_scale
 from fastdrop._apply cimport (
-    Work, bias_bytes, scaling_kind, set_up_add, set_up_bias, use_on, use_relu_on,
+    EQUAL_RESIDUALS, Work, bias_bytes, scaling_kind, set_up_add, set_up_bias, use_on, use_relu_on,
 )
 from fastdrop._draw cimport derive_key, draw_bits
 from fastdrop._kernels.table cimport ADD, RELU, SCALE, kind_size, stream_key
@@ -264,14 +264,25 @@ cdef int relu_forward(const fastdrop_dropout *dropout, void *y, const int64_t *y
     return FASTDROP_OK
 
 
+cdef bint repeats(const int64_t *strides, int ndim) noexcept nogil:
+    """Whether all elements of an array are the same one."""
+    cdef int i
+    for i in range(ndim):
+        if strides == NULL or strides[i] != 0:
+            return False
+    return True
+
+
 cdef int bias_forward(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
                       const void *x, const int64_t *x_strides, const void *bias,
                       int64_t bias_size, const void *residual, const int64_t *residual_strides,
                       uint8_t *bits) noexcept nogil:
     cdef Arrays arrays
     cdef Work *work = &arrays.work
+    cdef uint64_t equal[EQUAL_RESIDUALS]
     cdef char *copy = NULL
     cdef int64_t columns = 1
+    cdef int i
     cdef int status = describe_forward(&arrays, dropout, ADD, y, y_strides, x, x_strides, bits)
     if status != FASTDROP_OK:
         return status
@@ -280,7 +291,11 @@ cdef int bias_forward(const fastdrop_dropout *dropout, void *y, const int64_t *y
     if bias != NULL and bias_size != 1 and bias_size != columns:
         return FASTDROP_BAD_BIAS
     set_up_add(work)
-    if residual != NULL and work.size:
+    if residual != NULL and work.size and repeats(residual_strides, dropout.ndim):
+        for i in range(EQUAL_RESIDUALS):
+            memcpy(<char *>equal + i * work.itemsize, residual, work.itemsize)
+        work.on.residual = &equal[0]
+    elif residual != NULL and work.size:
         work.on.residual, work.on.advance = residual, True
         work.strides[RESIDUAL] = arrays.residual_strides
         lay_out(&arrays, arrays.residual_strides, residual_strides, residual)

@@ -6,6 +6,9 @@ from numpy cimport ndarray, npy_intp
 from fastdrop._kernels.table cimport operands, stream_key
 from fastdrop._plan cimport ARRAYS, MAX_DIMS
 
+cdef enum:
+    EQUAL_RESIDUALS = 32            # that a kernel reads of a residual that does not advance
+
 cdef struct Work:
     # One operation: its arrays, which have one shape, its mask, and the use of the mask.
     operands on                     # points to the first elements and the first bit

@@ -1,25 +1,29 @@
-/* Defines dropout as a handler of XLA's typed foreign function interface, for programs that XLA
-   compiles for the CPU.
+/* Defines dropout and other random operations as a handler of XLA's typed foreign function interface,
+   for programs that XLA compiles for the CPU.
 
-       y = fastdrop_dropout(x, words, noise_shape[, block])    {stream}
+       y = fastdrop_dropout(x, words, noise_shape[, block])    {stream[, kind]}
 
    x, y         buffers of one shape and dtype
    words        int64: the seed's low word, the step, the high word if there are four, and the bits
-                of the rate as float64. If it has more dimensions, they are the first dimensions of
-                x: each part of x has its own words
+                of the rate as float64, or of the stddev of GAUSSIAN_NOISE. If it has more
+                dimensions, they are the first dimensions of x: each part of x has its own words
    noise_shape  int64: for each other dimension of x 1, its size, or -1 for that
    block        int64, two rows, if x is a block of a larger array: for each other dimension the size
                 of the larger array, and the index at which x begins. The mask is that of the larger
                 array
    stream       int64: the version of the random stream that the program was made with
+   kind         int64: an enum xla_kind; without it DROPOUT. Only DROPOUT and ALPHA_DROPOUT_GRADIENT
+                have blocks
 
-   The mask is drawn anew in each call, so the gradient for x is the same function of dy.
+   The mask or the noise is drawn anew in each call, so the gradient of DROPOUT and GAUSSIAN_DROPOUT
+   for x is the same function of dy.
 
    The file declares the structs of the interface itself, and so builds without XLA's headers. The
    fields in use are the same in all versions 0.x of the interface. Python passes in fastdrop's
    public C interface, which computes the dropout, and XLA's functions. */
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -29,7 +33,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "elements.h"
 #include "fastdrop.h"
+#include "float_state.h"
 
 #define EXPORTED __attribute__((visibility("default")))
 
@@ -171,6 +177,16 @@ EXPORTED int fastdrop_use(const fastdrop_api *api) {
 
 /* ---- The handler ---- */
 
+/* What the handler computes. Programs have these numbers. */
+enum xla_kind {
+    DROPOUT,
+    GAUSSIAN_DROPOUT,
+    GAUSSIAN_NOISE,
+    ALPHA_DROPOUT,
+    ALPHA_DROPOUT_GRADIENT,
+    KINDS
+};
+
 static xla_error *failure(const xla_call *call, int code, const char *format, ...) {
     char message[512];
     va_list arguments;
@@ -183,7 +199,7 @@ static xla_error *failure(const xla_call *call, int code, const char *format, ..
 
 #define invalid(call, ...) failure(call, INVALID_ARGUMENT, __VA_ARGS__)
 
-static int kind_of(int dtype) {
+static int element_kind_of(int dtype) {
     return dtype == F16    ? FASTDROP_FLOAT16
            : dtype == BF16 ? FASTDROP_BFLOAT16
            : dtype == F32  ? FASTDROP_FLOAT32
@@ -216,6 +232,17 @@ static xla_error *check_stream(const xla_call *call, const fastdrop_api *api) {
     return NULL;
 }
 
+static xla_error *read_kind(const xla_call *call, bool has_block, int *kind) {
+    const xla_scalar *given = attribute(call, "kind", SCALAR);
+    const int64_t number = given && given->dtype == S64 ? *(const int64_t *)given->value : DROPOUT;
+    if (number < 0 || number >= KINDS)
+        return invalid(call, "This fastdrop has no random operation of kind %" PRId64, number);
+    if (has_block && number != DROPOUT && number != ALPHA_DROPOUT_GRADIENT)
+        return invalid(call, "The random operation of kind %" PRId64 " has no blocks", number);
+    *kind = (int)number;
+    return NULL;
+}
+
 /* The words of all parts. */
 typedef struct {
     const int64_t *words;
@@ -239,17 +266,24 @@ static xla_error *read_parts(const xla_call *call, const xla_buffer *x, const xl
     return NULL;
 }
 
-static xla_error *read_words(const xla_call *call, const xla_parts *parts, size_t part,
-                             fastdrop_dropout *dropout) {
+static xla_error *read_words(const xla_call *call, int kind, const xla_parts *parts, size_t part,
+                             fastdrop_dropout *dropout, double *parameter) {
     const int64_t *words = parts->words + part * parts->each;
     int64_t word[4];
     memcpy(word, words, parts->each * sizeof *word);
     dropout->seed.low = (uint64_t)word[0];
     dropout->seed.step = (uint64_t)word[1];
     dropout->seed.high = parts->each == 4 ? (uint64_t)word[2] : 0;
-    memcpy(&dropout->rate, &word[parts->each - 1], sizeof dropout->rate);
-    if (!(dropout->rate >= 0 && dropout->rate <= 1))
-        return invalid(call, "`rate` must be from 0 to 1. Received: %g", dropout->rate);
+    memcpy(parameter, &word[parts->each - 1], sizeof *parameter);
+    if (kind == GAUSSIAN_NOISE && !(*parameter >= 0 && isfinite(*parameter)))
+        return invalid(call, "`stddev` must be finite and at least 0. Received: %g", *parameter);
+    if (kind == GAUSSIAN_DROPOUT && !(*parameter >= 0 && *parameter < 1))
+        return invalid(call,
+                       "`rate` must be at least 0, and below 1 for Gaussian dropout. "
+                       "Received: %g",
+                       *parameter);
+    if (kind != GAUSSIAN_NOISE && !(*parameter >= 0 && *parameter <= 1))
+        return invalid(call, "`rate` must be from 0 to 1. Received: %g", *parameter);
     return NULL;
 }
 
@@ -379,7 +413,77 @@ static int drop_block(const fastdrop_api *api, const fastdrop_dropout *dropout,
     return status;
 }
 
-static xla_error *drop(const xla_call *call) {
+/* ---- Other random operations ---- */
+
+#define ALPHA 1.7580993408473766 /* SELU's scale times its alpha */
+
+/* The factor of the kept elements in alpha dropout. */
+static double alpha_scale(double rate) {
+    return rate < 1 ? 1 / sqrt((ALPHA * ALPHA * rate + 1) * (1 - rate)) : 0;
+}
+
+/* Rounds to float16 once: by way of a float that is rounded to odd. */
+static f16 f16_of_double(double value) {
+    float nearest = (float)value;
+    if (nearest != value) {
+        const uint32_t bits = bits_of_float(nearest);
+        nearest = float_of_bits((fabs(nearest) > fabs(value) ? bits - 1 : bits) | 1);
+    }
+    return f16_of_float(nearest);
+}
+
+/* Writes a number as an element, rounded as NumPy rounds it. */
+static void write_element(int kind, double number, void *element) {
+    const float narrow = (float)number;
+    const f16 half = f16_of_double(number);
+    const bf16 brain = bf16_of_float(narrow);
+    switch (kind) {
+    case FASTDROP_FLOAT16:
+        memcpy(element, &half, sizeof half);
+        break;
+    case FASTDROP_BFLOAT16:
+        memcpy(element, &brain, sizeof brain);
+        break;
+    case FASTDROP_FLOAT32:
+        memcpy(element, &narrow, sizeof narrow);
+        break;
+    default:
+        memcpy(element, &number, sizeof number);
+    }
+}
+
+/* As fastdrop.alpha_dropout: see docs/stream.md. */
+static int alpha_drop(const fastdrop_api *api, fastdrop_dropout *dropout, void *y, const void *x) {
+    static const int64_t repeated[FASTDROP_MAX_DIMS];
+    const double rate = dropout->rate;
+    double alpha, shift;
+    if (rate == 0 || rate == 1)
+        return api->forward(dropout, y, NULL, x, NULL, NULL);
+    dropout->scale = alpha_scale(rate);
+    write_element(dropout->kind, ALPHA, &alpha);
+    write_element(dropout->kind, -ALPHA * dropout->scale * (1 - rate), &shift);
+    return api->bias_forward(dropout, y, NULL, x, NULL, &alpha, 1, &shift, repeated, NULL);
+}
+
+/* Computes the random operation of a part. Returns a status of fastdrop.h. */
+static int compute(const fastdrop_api *api, int kind, fastdrop_dropout dropout, double parameter,
+                   const xla_block *block, void *y, const void *x) {
+    dropout.rate = parameter;
+    switch (kind) {
+    case GAUSSIAN_DROPOUT:
+        return api->noise(&dropout, sqrt(parameter / (1 - parameter)), 0, y, NULL, x, NULL);
+    case GAUSSIAN_NOISE:
+        return api->noise(&dropout, parameter, 1, y, NULL, x, NULL);
+    case ALPHA_DROPOUT:
+        return alpha_drop(api, &dropout, y, x);
+    case ALPHA_DROPOUT_GRADIENT:
+        dropout.scale = alpha_scale(parameter);
+    }
+    return block ? drop_block(api, &dropout, block, y, x)
+                 : api->forward(&dropout, y, NULL, x, NULL, NULL);
+}
+
+static xla_error *draw(const xla_call *call) {
     const fastdrop_api *api = atomic_load(&fastdrop);
     int64_t noise_shape[FASTDROP_MAX_DIMS];
     xla_parts parts = {0};
@@ -392,36 +496,40 @@ static xla_error *drop(const xla_call *call) {
         return invalid(call, "Dropout has three or four arguments and one result");
     const xla_buffer *x = call->arguments.values[0], *words = call->arguments.values[1];
     const xla_buffer *y = call->results.values[0];
-    const int kind = kind_of(x->dtype);
-    if (kind < 0 || x->rank > FASTDROP_MAX_DIMS || !same_type(x, y))
+    const int elements = element_kind_of(x->dtype);
+    int kind = DROPOUT;
+    if (elements < 0 || x->rank > FASTDROP_MAX_DIMS || !same_type(x, y))
         return invalid(call,
                        "Dropout expects float16, bfloat16, float32 or float64 of at most %d "
                        "dimensions, and a result like its input",
                        FASTDROP_MAX_DIMS);
-    if ((error = check_stream(call, api)) || (error = read_parts(call, x, words, &parts)))
+    if ((error = check_stream(call, api)) || (error = read_kind(call, has_block, &kind))
+        || (error = read_parts(call, x, words, &parts)))
         return error;
     const int ndim = (int)x->rank - parts.dimensions;
     const int64_t *shape = x->dims + parts.dimensions;
-    const size_t bytes = bytes_of(kind, ndim, shape);
+    const size_t bytes = bytes_of(elements, ndim, shape);
     const xla_buffer *entries = call->arguments.values[2];
     if ((error = read_noise_shape(call, entries, ndim, shape, noise_shape)))
         return error;
     if (has_block
         && (error = read_block(call, call->arguments.values[3], entries, ndim, shape, &block)))
         return error;
-    /* fastdrop computes the scale from the rate: this thread may have another rounding mode. */
-    fastdrop_dropout dropout = {.kind = kind,
+    fastdrop_dropout dropout = {.kind = elements,
                                 .ndim = ndim,
                                 .shape = shape,
                                 .noise_shape = noise_shape,
                                 .scale = FASTDROP_INVERTED};
     for (size_t part = 0; part < parts.count; part++) {
-        if ((error = read_words(call, &parts, part, &dropout)))
+        double parameter;
+        if ((error = read_words(call, kind, &parts, part, &dropout, &parameter)))
             return error;
-        void *to = (char *)y->data + part * bytes;
-        const void *from = (const char *)x->data + part * bytes;
-        const int done = has_block ? drop_block(api, &dropout, &block, to, from)
-                                   : api->forward(&dropout, to, NULL, from, NULL, NULL);
+        /* This thread may have another rounding mode. */
+        const float_state saved = float_state_enter();
+        const int done =
+            compute(api, kind, dropout, parameter, has_block ? &block : NULL,
+                    (char *)y->data + part * bytes, (const char *)x->data + part * bytes);
+        float_state_leave(saved);
         if (done == FASTDROP_NO_MEMORY)
             return failure(call, RESOURCE_EXHAUSTED, "There is no memory for a dropout's mask");
         if (done != FASTDROP_OK)
@@ -453,7 +561,7 @@ static bool tell_version(const xla_call *call) {
 EXPORTED xla_error *fastdrop_dropout_handler(xla_call *call) {
     if (tell_version(call) || call->stage != EXECUTE)
         return NULL;
-    return drop(call);
+    return draw(call);
 }
 
 /* Registers the handler with XLA's functions in this process. Returns NULL, or a text that says why
