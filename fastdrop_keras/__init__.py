@@ -11,6 +11,7 @@ _backend = _requirements.check()
 
 # After the check, which explains why one of these imports would fail.
 from fastdrop import __version__  # noqa: E402
+from fastdrop_keras.averaging import exact_average, weight_scaling  # noqa: E402
 from fastdrop_keras.backend import show_config  # noqa: E402
 from fastdrop_keras.conversion import ConversionReport, LayerReport, convert, to_keras  # noqa: E402
 from fastdrop_keras.layers import (  # noqa: E402
@@ -42,10 +43,12 @@ __all__ = [
     "disable",
     "enable",
     "enabled",
+    "exact_average",
     "get_bridge",
     "linear_ramp",
     "mc_predict",
     "set_bridge",
     "show_config",
     "to_keras",
+    "weight_scaling",
 ]

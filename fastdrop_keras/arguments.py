@@ -60,6 +60,17 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def checked_length(arrays: list[Any], needed_by: str) -> int:
+    """Return the length of the inputs `arrays` of the public function `needed_by`."""
+    shapes = [tuple(array.shape) for array in arrays]
+    if not all(shapes) or len({shape[0] for shape in shapes}) != 1 or shapes[0][0] == 0:
+        raise ValueError(
+            f"`{needed_by}` expects an array or arrays of one length, at least 1, for argument "
+            f"`x`. Received arrays of shapes {shapes}"
+        )
+    return int(shapes[0][0])
+
+
 def checked_noise_shape(noise_shape: Any) -> NoiseShape | None:
     """Return `noise_shape` as a tuple of positive integers and `None`s."""
     if noise_shape is None:

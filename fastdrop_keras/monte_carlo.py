@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fastdrop_keras.arguments import checked_count, checked_seed
+from fastdrop_keras.arguments import checked_count, checked_length, checked_seed
 from fastdrop_keras.bridge import get_bridge
 from fastdrop_keras.inputs import NoiseShape
 from fastdrop_keras.models import dropout_layers, layers_with_paths
@@ -201,14 +201,25 @@ class _Passes:
         finally:
             sampler.reset(token)
 
-    def draw(
+    def apply(
+        self,
+        layer: RandomLayer,
+        inputs: tf.Tensor,
+        mask_shape: NoiseShape | None,
+        of_samples: bool,
+    ) -> tf.Tensor:
+        """Return the result of the layer's random operation; called by the layer."""
+        seed, mask_shape = self._draw(layer, inputs, mask_shape, of_samples)
+        return layer._operation(inputs, seed, mask_shape)[0]
+
+    def _draw(
         self,
         layer: RandomLayer,
         inputs: tf.Tensor,
         mask_shape: NoiseShape | None,
         of_samples: bool,
     ) -> tuple[tf.Tensor, NoiseShape | None]:
-        """Return the next seed for `layer`, and the mask's shape; called by the layer."""
+        """Return the next seed for `layer`, and the mask's shape."""
         if id(layer) not in self._positions:
             raise ValueError(
                 f"Keras does not find the layer {layer.name!r} in the model. Make it an attribute "
@@ -320,13 +331,7 @@ def _batches_of_arrays(x: Any, batch_size: int) -> tuple[Iterator[Any], int]:
             "`mc_predict` expects dense arrays for argument `x`. "
             f"Received: {[type(array).__name__ for array in arrays]}"
         )
-    shapes = [tuple(array.shape) for array in arrays]
-    if not all(shapes) or len({shape[0] for shape in shapes}) != 1 or shapes[0][0] == 0:
-        raise ValueError(
-            "`mc_predict` expects an array or arrays of one length, at least 1, for argument `x`. "
-            f"Received arrays of shapes {shapes}"
-        )
-    starts = range(0, shapes[0][0], batch_size)
+    starts = range(0, checked_length(arrays, "mc_predict"), batch_size)
     slices = (
         keras.tree.map_structure(lambda a, s=start: a[s : s + batch_size], x) for start in starts
     )

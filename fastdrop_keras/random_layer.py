@@ -13,7 +13,8 @@ from fastdrop_keras.backend import BACKEND
 from fastdrop_keras.blocks import Setting
 from fastdrop_keras.inputs import NoiseShape
 
-# In this thread, `mc_predict` sets the object that gives each layer its seed, also in inference.
+# In this thread, `mc_predict` and `exact_average` set the object that draws in place of each layer,
+# also in inference.
 sampler = Setting("sampler", None)
 
 
@@ -112,8 +113,7 @@ class RandomLayer(keras.layers.Layer):
         """
         drawing = sampler.get()
         if drawing is not None:
-            seed, mask_shape = drawing.draw(self, inputs, mask_shape, of_samples)
-            return self._operation(inputs, seed, mask_shape)[0]
+            return drawing.apply(self, inputs, mask_shape, of_samples)
         if BACKEND.is_tensor(training):
             return BACKEND.cond(
                 training,

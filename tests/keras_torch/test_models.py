@@ -297,6 +297,16 @@ def test_rate_schedule():
     assert layer.rate == 0.5
 
 
+def test_exact_average():
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    model = keras.Sequential(
+        [keras.Input((4,)), Dropout(0.25), keras.layers.Dense(2, "softmax", name="last")]
+    )
+    geometric, deviation = fastdrop_keras.exact_average(model, x, geometric=True)
+    np.testing.assert_allclose(geometric, fastdrop_keras.weight_scaling(model, x), rtol=1e-5)
+    assert (deviation > 0).all()
+
+
 # The environment.
 
 
