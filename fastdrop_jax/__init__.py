@@ -26,6 +26,21 @@ if jax.__version_info__ < (0, 9):
 
 # After the checks, which explain why one of these imports would fail.
 from fastdrop import __version__
-from fastdrop_jax.functional import bias_dropout_add, dropout, relu_dropout
+from fastdrop_jax.functional import (
+    alpha_dropout,
+    bias_dropout_add,
+    dropout,
+    gaussian_dropout,
+    gaussian_noise,
+    relu_dropout,
+)
 
-__all__ = ["__version__", "bias_dropout_add", "dropout", "relu_dropout"]
+__all__ = [
+    "__version__",
+    "alpha_dropout",
+    "bias_dropout_add",
+    "dropout",
+    "gaussian_dropout",
+    "gaussian_noise",
+    "relu_dropout",
+]

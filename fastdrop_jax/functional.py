@@ -1,4 +1,4 @@
-"""Defines `dropout` and two operations that contain it, as functions of arrays.
+"""Defines `dropout`, two operations that contain it, and other random operations on arrays.
 
 >>> import jax, jax.numpy as jnp, fastdrop_jax
 >>> fastdrop_jax.dropout(jax.random.key(42), jnp.ones(8), 0.5)
@@ -8,6 +8,7 @@ Array([0., 2., 0., 0., 0., 0., 2., 0.], dtype=float32)
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,14 @@ from jax import lax
 from fastdrop_jax import operation
 from fastdrop_jax.operation import NoiseShape
 
-__all__ = ["bias_dropout_add", "dropout", "relu_dropout"]
+__all__ = [
+    "alpha_dropout",
+    "bias_dropout_add",
+    "dropout",
+    "gaussian_dropout",
+    "gaussian_noise",
+    "relu_dropout",
+]
 
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -76,13 +84,7 @@ def dropout(
     >>> jax.grad(lambda x: fastdrop_jax.dropout(key, x, 0.5).sum())(jnp.ones(8))
     Array([0., 2., 0., 0., 0., 0., 2., 0.], dtype=float32)
     """
-    x, key, rate = _checked_input(x), _checked_key(key), _checked_rate(rate)
-    entries = _entries(x, noise_shape, broadcast_dims)
-    if not isinstance(rate, float):
-        return _dropout(key, x, rate, noise_shape=entries)
-    if rate == 0:
-        return x
-    return _dropout(key, x, np.array([rate]).view(np.uint32), noise_shape=entries)
+    return _drawn("dropout", key, x, _checked_rate(rate), noise_shape, broadcast_dims)
 
 
 def relu_dropout(
@@ -163,25 +165,169 @@ def bias_dropout_add(
     return y if residual is None else residual + y
 
 
-# Compiled for calls outside of `jax.jit`, for all rates.
-@functools.partial(jax.jit, static_argnames="noise_shape", inline=True)
-def _dropout(
-    key: jax.Array, x: jax.Array, rate: jax.Array | np.ndarray, noise_shape: NoiseShape
+def gaussian_dropout(
+    key: jax.Array,
+    x: jax.Array,
+    rate: float | jax.Array,
+    *,
+    noise_shape: Sequence[int | None] | None = None,
+    broadcast_dims: Sequence[int] = (),
 ) -> jax.Array:
-    return operation.drop(x, words_of(key, rate), noise_shape)
+    """Multiply elements of `x` by normal numbers of mean 1 and variance ``rate / (1 - rate)``.
+
+    The Gaussian form of dropout: no element is dropped, and the products have the mean and the
+    variance of the results of `dropout`. As there, the result is a pure function of the arguments,
+    and nothing is kept for derivatives, which draw the numbers again. With respect to `rate` they
+    are zero. An array that is distributed over devices is gathered.
+
+    On the CPU, `fastdrop.gaussian_dropout` gives the same bits with the key's words as the seed.
+
+    Args:
+        key, x, noise_shape, broadcast_dims: As for `dropout`; elements that would share decisions
+            share a number.
+        rate: The rate of the dropout that the variance is that of, at least 0 and below 1. A traced
+            rate is taken as for `dropout`.
+
+    Returns:
+        Array of the shape and dtype of `x`.
+
+    Raises:
+        TypeError, ValueError: As for `dropout`, also for rate 1, where the variance is infinite.
+
+    Reference:
+
+    - [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html), section 10
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, fastdrop_jax
+    >>> fastdrop_jax.gaussian_dropout(jax.random.key(42), jnp.ones(4), 0.5)
+    Array([ 0.2087375 , -0.42876494,  1.6558168 ,  1.3577797 ], dtype=float32)
+    """
+    rate = _checked_number(rate, "rate")
+    if isinstance(rate, float) and not 0 <= rate < 1:
+        raise ValueError(f"`rate` must be in [0, 1) for Gaussian dropout, got {rate!r}")
+    return _drawn("gaussian_dropout", key, x, rate, noise_shape, broadcast_dims)
 
 
-def words_of(key: jax.Array, rate: jax.Array | np.ndarray) -> jax.Array:
-    """Return the words of the operation for a key, and a rate as a scalar or its bits."""
+def gaussian_noise(
+    key: jax.Array,
+    x: jax.Array,
+    stddev: float | jax.Array,
+    *,
+    noise_shape: Sequence[int | None] | None = None,
+    broadcast_dims: Sequence[int] = (),
+) -> jax.Array:
+    """Add normal numbers of mean 0 and standard deviation `stddev` to elements of `x`.
+
+    The result is a pure function of the arguments, as for `dropout`. The derivative with respect to
+    `x` is the identity, and with respect to `stddev` it is zero: multiply the noise of zeros to
+    learn a standard deviation. An array that is distributed over devices is gathered.
+
+    On the CPU, `fastdrop.gaussian_noise` gives the same bits with the key's words as the seed.
+
+    Args:
+        key, x, noise_shape, broadcast_dims: As for `gaussian_dropout`.
+        stddev: The standard deviation, finite and at least 0. A traced number is taken as the rate
+            of `dropout` is.
+
+    Returns:
+        Array of the shape and dtype of `x`.
+
+    Raises:
+        TypeError, ValueError: As for `dropout`, with `stddev` in place of the rate.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, fastdrop_jax
+    >>> fastdrop_jax.gaussian_noise(jax.random.key(42), jnp.zeros(4), 0.5)
+    Array([-0.39563125, -0.71438247,  0.3279084 ,  0.17888984], dtype=float32)
+    """
+    stddev = _checked_number(stddev, "stddev")
+    if isinstance(stddev, float) and not 0 <= stddev < math.inf:
+        raise ValueError(f"`stddev` must be finite and at least 0, got {stddev!r}")
+    return _drawn("gaussian_noise", key, x, stddev, noise_shape, broadcast_dims)
+
+
+def alpha_dropout(
+    key: jax.Array,
+    x: jax.Array,
+    rate: float | jax.Array,
+    *,
+    noise_shape: Sequence[int | None] | None = None,
+    broadcast_dims: Sequence[int] = (),
+) -> jax.Array:
+    """Drop elements of `x` so that the mean and the variance of SELU's results stay the same.
+
+    The dropout of self-normalizing networks. It drops the elements that `dropout` drops, and the
+    derivatives are as there. An array that is distributed over devices is gathered, its gradient
+    is not.
+
+    On the CPU, `fastdrop.alpha_dropout` gives the same bits with the key's words as the seed.
+
+    Args:
+        key, x, rate, noise_shape, broadcast_dims: As for `dropout`.
+
+    Returns:
+        Array of the shape and dtype of `x`.
+
+    Raises:
+        TypeError, ValueError: As for `dropout`.
+
+    Reference:
+
+    - [Klambauer et al., 2017](https://arxiv.org/abs/1706.02515)
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, fastdrop_jax
+    >>> fastdrop_jax.alpha_dropout(jax.random.key(42), jnp.ones(4), 0.5)
+    Array([-0.77919394,  1.6655989 , -0.77919394, -0.77919394], dtype=float32)
+    """
+    return _drawn("alpha_dropout", key, x, _checked_rate(rate), noise_shape, broadcast_dims)
+
+
+def _drawn(
+    kind: str,
+    key: jax.Array,
+    x: jax.Array,
+    parameter: float | jax.Array,
+    noise_shape: Sequence[int | None] | None,
+    broadcast_dims: Sequence[int],
+) -> jax.Array:
+    """Check the arguments that are left, and compute the random operation."""
+    x, key = _checked_input(x), _checked_key(key)
+    entries = _entries(x, noise_shape, broadcast_dims)
+    if not isinstance(parameter, float):
+        return _draw(key, x, parameter, noise_shape=entries, kind=kind)
+    if parameter == 0:
+        return x
+    return _draw(key, x, np.array([parameter]).view(np.uint32), noise_shape=entries, kind=kind)
+
+
+# Compiled for calls outside of `jax.jit`, for all rates.
+@functools.partial(jax.jit, static_argnames=("noise_shape", "kind"), inline=True)
+def _draw(
+    key: jax.Array,
+    x: jax.Array,
+    parameter: jax.Array | np.ndarray,
+    noise_shape: NoiseShape,
+    kind: str,
+) -> jax.Array:
+    return operation.draw(x, words_of(key, parameter), noise_shape, kind)
+
+
+def words_of(key: jax.Array, parameter: jax.Array | np.ndarray) -> jax.Array:
+    """Return the words of the operation for a key, and a number as a scalar or its bits."""
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
     if key.size not in (2, 4):
         raise ValueError(f"`key` must have 2 or 4 words, got {key.size}")
-    if jnp.issubdtype(rate.dtype, jnp.floating):
-        rate = _bits_of_float64(lax.stop_gradient(jnp.asarray(rate)))
+    if jnp.issubdtype(parameter.dtype, jnp.floating):
+        parameter = _bits_of_float64(lax.stop_gradient(jnp.asarray(parameter)))
     # Under `jax.vmap`, JAX cannot concatenate keys that an explicit mesh distributes.
     seed = jnp.pad(key[:2], (0, key.size + 2)) | jnp.pad(key[2:], (4, 2))
-    return seed | jnp.pad(rate, (key.size + 2, 0))
+    return seed | jnp.pad(parameter, (key.size + 2, 0))
 
 
 def _bits_of_float64(x: jax.Array) -> jax.Array:
@@ -219,18 +365,24 @@ def _checked_input(x: Any) -> jax.Array:
 
 
 def _checked_rate(rate: Any) -> float | jax.Array:
-    dtype = getattr(rate, "dtype", type(rate))
+    number = _checked_number(rate, "rate")
+    if isinstance(number, float) and not 0 <= number <= 1:
+        raise ValueError(f"`rate` must be in [0, 1], got {rate!r}")
+    return number
+
+
+def _checked_number(number: Any, name: str) -> float | jax.Array:
+    """Return a float, or a traced number, whose value the handler checks."""
+    dtype = getattr(number, "dtype", type(number))
     real = dtype in (float, int) or any(
         jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer)
     )
-    if not real or np.shape(rate) != ():
-        raise TypeError(f"`rate` must be a number, got {rate!r}")
-    if isinstance(rate, jax.core.Tracer):
-        return rate if rate.dtype in (jnp.float32, jnp.float64) else rate.astype(jnp.float32)
-    number = float(rate)
-    if not 0 <= number <= 1:
-        raise ValueError(f"`rate` must be in [0, 1], got {rate!r}")
-    return number
+    if not real or np.shape(number) != ():
+        raise TypeError(f"`{name}` must be a number, got {number!r}")
+    if isinstance(number, jax.core.Tracer):
+        wide = number.dtype in (jnp.float32, jnp.float64)
+        return number if wide else number.astype(jnp.float32)
+    return float(number)
 
 
 def _entries(

@@ -165,6 +165,17 @@ def dropout(
 
 def dropout_again(x: jax.Array, saved: Saved, noise_shape: NoiseShape | None) -> jax.Array:
     """Drop the elements that the seed selects."""
+    return draw("dropout", x, *saved, noise_shape)
+
+
+def draw(
+    kind: str,
+    x: jax.Array,
+    seed: jax.Array,
+    parameter: jax.Array,
+    noise_shape: NoiseShape | None = None,
+) -> jax.Array:
+    """Return the result of a random operation, with gradients of every order."""
     x = x.value if isinstance(x, keras.Variable) else x
     if not isinstance(x, jax.Array):
         raise inputs.wrong_input(x, None)
@@ -174,15 +185,17 @@ def dropout_again(x: jax.Array, saved: Saved, noise_shape: NoiseShape | None) ->
     sizes = [size if isinstance(size, int) else None for size in x.shape]
     entries = inputs.fitted(noise_shape, sizes) or (None,) * x.ndim
     entries = tuple(1 if entry == 1 else None for entry in entries)
-    y: jax.Array = _drop(x, *saved, noise_shape=entries)
+    y: jax.Array = _draw(x, seed, parameter, noise_shape=entries, kind=kind)
     return y
 
 
-@functools.partial(jax.jit, static_argnames="noise_shape")
-def _drop(x: jax.Array, seed: jax.Array, rate: jax.Array, noise_shape: Any) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("noise_shape", "kind"))
+def _draw(
+    x: jax.Array, seed: jax.Array, parameter: jax.Array, noise_shape: Any, kind: str
+) -> jax.Array:
     if seed.size == 2:
         seed = jnp.zeros(4, seed.dtype).at[::2].set(seed)
-    return operation.drop(x, jnp.concatenate([seed, rate]), noise_shape)
+    return operation.draw(x, jnp.concatenate([seed, parameter]), noise_shape, kind)
 
 
 def runs_around(layer: Any, training: bool) -> tuple[None, list[Any]]:

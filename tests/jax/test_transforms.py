@@ -208,17 +208,18 @@ def test_jax_drops_the_fraction_on_other_devices(impl):
     """The function that such a program calls, here on the CPU."""
     from fastdrop_jax import functional, operation
 
+    drop = functools.partial(operation._draw_by_jax, kind="dropout")
     x = jnp.ones((200, 500)).at[0].set(jnp.nan)
     keys = [jax.random.key(seed, impl=impl) for seed in (1, 2)]
     words = [functional.words_of(key, jnp.float32(0.25)) for key in keys]
-    y, z = (operation._drop_by_jax(x, one, noise_shape=(None, None)) for one in words)
+    y, z = (drop(x, one, noise_shape=(None, None)) for one in words)
     assert abs((y[1:] == 0).mean() - 0.25) < 0.01
     assert jnp.allclose(y[1:].max(), 1 / 0.75)
     assert (y != z).mean() > 0.3
     assert not jnp.isnan(y[0]).all()
-    shared = operation._drop_by_jax(x[1:], words[0], noise_shape=(1, None))
+    shared = drop(x[1:], words[0], noise_shape=(1, None))
     assert (shared == shared[0]).all()
-    both = operation._drop_by_jax(x[1:3], jnp.stack(words), noise_shape=(None,))
+    both = drop(x[1:3], jnp.stack(words), noise_shape=(None,))
     assert (both[0] != both[1]).any()
     zero = functional.words_of(keys[0], jnp.float32(1.0))
-    assert (operation._drop_by_jax(x, zero, noise_shape=(None, None)) == 0).all()
+    assert (drop(x, zero, noise_shape=(None, None)) == 0).all()
