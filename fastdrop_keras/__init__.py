@@ -21,6 +21,12 @@ from fastdrop_keras.layers import (  # noqa: E402
     SpatialDropout3D,
 )
 from fastdrop_keras.schedule import RateSchedule, cosine_ramp, linear_ramp  # noqa: E402
+from fastdrop_keras.structured import (  # noqa: E402
+    DropBlock2D,
+    DropConnectConv2D,
+    DropConnectDense,
+    StochasticDepth,
+)
 from fastdrop_keras.switch import disable, enable, enabled  # noqa: E402
 
 if _backend == "tensorflow":
@@ -31,12 +37,16 @@ else:
 
 __all__ = [
     "ConversionReport",
+    "DropBlock2D",
+    "DropConnectConv2D",
+    "DropConnectDense",
     "Dropout",
     "LayerReport",
     "RateSchedule",
     "SpatialDropout1D",
     "SpatialDropout2D",
     "SpatialDropout3D",
+    "StochasticDepth",
     "__version__",
     "convert",
     "cosine_ramp",

@@ -56,6 +56,14 @@ def checked_count(value: Any, argument: str) -> int:
     return int(value)
 
 
+def checked_data_format(data_format: Any) -> str:
+    """Return `data_format`, or Keras's setting for `None`."""
+    if data_format not in ("channels_first", "channels_last", None):
+        formats = "'channels_first', 'channels_last' or None"
+        raise wrong_value("data_format", formats, repr(data_format))
+    return str(data_format or keras.config.image_data_format())
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 

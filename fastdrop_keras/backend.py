@@ -34,6 +34,12 @@ class Backend(Protocol):
         It also has `variables`: those that Keras must pass to the functions that it compiles.
         """
 
+    def scaled(self, rate: Any, factor: Any) -> Any:
+        """Return what `Rate.read` would return for this rate times `factor`, in float64.
+
+        `factor` is a float, or a scalar float64 tensor where a size is known only at run time.
+        """
+
     def new_seed_generator(self, seed: int | None) -> keras.random.SeedGenerator:
         """Return a generator whose state holds 64 bits of the seed, and the step."""
 

@@ -5,18 +5,29 @@ from __future__ import annotations
 import dataclasses
 import gc
 import inspect
+import sys
 import tempfile
 import types
 from collections.abc import Iterator
 from typing import Any
 
 import keras
+from keras.src.applications import convnext
 
 from fastdrop_keras import layer_code, layer_state, models, switch
 from fastdrop_keras.backend import BACKEND
+from fastdrop_keras.structured import StochasticDepth
 
-_TO_OURS = switch.CLASSES
+_TO_OURS: dict[type, type] = {**switch.CLASSES, convnext.StochasticDepth: StochasticDepth}
 _TO_KERAS: dict[type, type] = {ours: theirs for theirs, ours in _TO_OURS.items()}
+# KerasHub's models have classes of their own for stochastic depth.
+_OF_KERAS_HUB = {
+    "keras_hub.src.models.mit.mit_layers": "DropPath",
+    "keras_hub.src.models.mobilenetv5.mobilenetv5_layers": "DropPath",
+    "keras_hub.src.models.swin_transformer.swin_transformer_layers": "DropPath",
+}
+# The names of the rate among the arguments and attributes of Keras's and KerasHub's layers.
+_RATES = ("rate", "drop_path_rate", "drop_prob")
 _OTHERS = (keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise)
 # Keras's layers that make dropout layers when they are built.
 _MAKERS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
@@ -123,6 +134,11 @@ def convert(
     rates, seeds, noise shapes, data formats, dtype policies, flags and the states of their seed
     generators, but draw other masks. The rest of the model does not change.
 
+    `StochasticDepth` replaces the layer of this name in Keras's ConvNeXt, and `DropPath` in
+    KerasHub's Swin Transformer, MiT and MobileNetV5, unless it has `scale_by_keep=False`. The
+    layers for this in KerasHub's DINOv2 and DINOv3 stay: they multiply samples by uniform numbers
+    above 0 and drop none.
+
     A sequential or functional model is copied with its weights and its compilation, and so are the
     models in it. Attributes that other code has set on a model or a layer are not copied, and the
     report lists them. The copy shares no state with the original, nor with other models that have
@@ -190,7 +206,9 @@ def to_keras(
     """Replaces the dropout layers of this package in a model by Keras's: the inverse of `convert`.
 
     Arguments, results and errors are as for `fastdrop_keras.convert`. Tracing a training step
-    fixes the rates of Keras's layers.
+    fixes the rates of Keras's layers. `StochasticDepth` becomes the layer of Keras's ConvNeXt
+    models, which has no seed. `DropBlock2D`, `DropConnectDense` and `DropConnectConv2D` stay, since
+    Keras has no such layers.
 
     Example:
 
@@ -208,6 +226,9 @@ def _converted(
     model: Any, classes: dict[type, type], in_place: bool | None, verbose: bool, return_report: bool
 ) -> Any:
     models.check_model(model, "convert" if classes is _TO_OURS else "to_keras")
+    for module, name in _OF_KERAS_HUB.items():
+        if hasattr(sys.modules.get(module), name):
+            _TO_OURS[getattr(sys.modules[module], name)] = StochasticDepth
     if in_place is not None and not in_place and not _can_be_copied(model):
         raise ValueError(
             f"A subclassed model can only be changed in place. Received: in_place={in_place} for "
@@ -286,25 +307,47 @@ def _base_and_addition(layer: keras.Layer) -> tuple[type | None, str]:
 
 def _own_attributes(layer: keras.Layer, base: type) -> set[str]:
     """Return the attributes of a layer that a new layer of the class `base` does not have."""
-    return set(vars(layer)) - set(vars(base(0.5, seed=0, name=layer.name)))
+    seed = {"seed": 0} if "seed" in inspect.signature(base).parameters else {}
+    return set(vars(layer)) - set(vars(base(0.5, **seed, name=layer.name)))
 
 
 def _replacement(layer: keras.Layer, new_class: type) -> keras.Layer:
     """Return a dropout layer of `new_class` with the arguments and the state of `layer`."""
+    if new_class is StochasticDepth and not getattr(layer, "scale_by_keep", True):
+        raise ValueError("it does not scale the samples that it keeps")
     names = inspect.signature(new_class).parameters.keys() - {"name", "dtype", "kwargs"}
-    arguments = {name: getattr(layer, name) for name in names}
-    has_seed = hasattr(layer, "seed_generator")
-    if has_seed and layer.rate == 0:
+    arguments = {name: _argument(layer, name) for name in names}
+    generator = _seed_generator(layer)
+    rates = {name: value for name, value in arguments.items() if name in _RATES}
+    if generator is not None:
         # Keras creates a seed generator only if the first rate is not 0.
-        arguments["rate"] = 0.5
+        arguments |= {name: rate or 0.5 for name, rate in rates.items()}
     new = new_class(**arguments, name=layer.name, dtype=layer.dtype_policy)
-    copied = ("rate", "trainable", "activity_regularizer", "supports_masking", "input_spec")
-    for name in copied:
-        setattr(new, name, getattr(layer, name))
-    if has_seed:
-        position = layer_state.position(layer.seed_generator)
-        layer_state.set_position(new.seed_generator, position)
+    copied = ("trainable", "activity_regularizer", "supports_masking", "input_spec")
+    for name, value in [*rates.items(), *((name, getattr(layer, name)) for name in copied)]:
+        setattr(new, name, value)
+    if generator is not None and _seed_generator(new) is not None:
+        position = layer_state.position(generator)
+        layer_state.set_position(_seed_generator(new), position)
     return new
+
+
+def _argument(layer: keras.Layer, name: str) -> Any:
+    """Return the value of an argument of a dropout class, from a layer of any of them."""
+    if name in _RATES:
+        name = next(one for one in _RATES if hasattr(layer, one))
+    elif name == "seed":
+        # `seed` may be the generator, or ConvNeXt's layer has none.
+        return getattr(layer, "_seed_val", getattr(layer, "seed", None))
+    return getattr(layer, name)
+
+
+def _seed_generator(layer: keras.Layer) -> keras.random.SeedGenerator | None:
+    """Return the seed generator of a dropout layer, which has it in any attribute."""
+    generators = (
+        one for one in vars(layer).values() if isinstance(one, keras.random.SeedGenerator)
+    )
+    return next(generators, None)
 
 
 def _become(layer: keras.Layer, replacement: keras.Layer, new_class: type) -> None:

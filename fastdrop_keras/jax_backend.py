@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from jax import lax
 from keras.src.backend import get_stateless_scope, in_stateless_scope
 from keras.src.backend.jax import core
 from keras.src.random.seed_generator import make_default_seed
@@ -101,6 +102,13 @@ class Rate:
         """Return the bits of the rate."""
         bits: jax.Array = self._bits.value
         return bits
+
+
+def scaled(rate: jax.Array, factor: float) -> jax.Array:
+    """Return the bits of the product."""
+    with jax.enable_x64(True):
+        product = lax.bitcast_convert_type(rate, jnp.float64) * factor
+        return lax.bitcast_convert_type(product, jnp.uint32)
 
 
 class SeedGenerator(keras.random.SeedGenerator):

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from fastdrop_keras.arguments import checked_noise_shape, wrong_value
+from fastdrop_keras.arguments import checked_data_format, checked_noise_shape
 from fastdrop_keras.inputs import NoiseShape
 from fastdrop_keras.random_layer import RandomLayer
 
@@ -157,10 +157,7 @@ class BaseSpatialDropout(BaseDropout):
         **kwargs: Any,
     ) -> None:
         BaseDropout.__init__(self, rate, seed, name, dtype, **kwargs)
-        if data_format not in ("channels_first", "channels_last", None):
-            formats = "'channels_first', 'channels_last' or None"
-            raise wrong_value("data_format", formats, repr(data_format))
-        self.data_format = data_format or keras.config.image_data_format()
+        self.data_format = checked_data_format(data_format)
 
     def _mask_shape(self) -> NoiseShape:
         ones = (1,) * (self._input_rank - 2)

@@ -38,15 +38,19 @@ class RandomLayer(keras.layers.Layer):
         keras.layers.Layer.__init__(self, name=name, dtype=dtype, **kwargs)
         if self._input_rank is not None:
             self.input_spec = keras.layers.InputSpec(ndim=self._input_rank)
+        self._add_rate_and_seed(rate, seed)
+        self.supports_masking = True
+        # Keras sets `built` only where a layer builds, and these layers have nothing to build.
+        self.built = type(self).build is keras.layers.Layer.build
+
+    def _add_rate_and_seed(self, rate: float, seed: int | None) -> None:
+        """Set what a constructor adds to that of Keras's layer, which it calls before."""
         self._rate = BACKEND.Rate(checked_rate(rate))
         self.seed = checked_seed(seed)
         # Also at rate 0, since the rate can be raised later.
         self.seed_generator = BACKEND.new_seed_generator(self.seed)
-        self.supports_masking = True
         # Where the framework's compiler cannot compile the layer, Keras runs the model without it.
         self.supports_jit = BACKEND.supports_jit()
-        # Keras sets `built` only where a layer builds, and these layers have nothing to build.
-        self.built = type(self).build is keras.layers.Layer.build
 
     @property
     def rate(self) -> float:

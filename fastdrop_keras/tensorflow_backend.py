@@ -34,6 +34,11 @@ tracked = tensorflow_state.Tracked
 is_tensor = tf.is_tensor
 
 
+def scaled(rate: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
+    """Return the product."""
+    return rate * factor
+
+
 def cond(
     training: tf.Tensor, drop: Callable[[], tf.Tensor], keep: Callable[[], tf.Tensor]
 ) -> tf.Tensor:

@@ -43,6 +43,11 @@ class Rate:
         return self.value
 
 
+def scaled(rate: float, factor: float) -> float:
+    """Return the product."""
+    return rate * factor
+
+
 class SeedGenerator(keras.random.SeedGenerator):
     """Keeps a seed of 64 bits: on PyTorch, Keras's generators have 32."""
 
