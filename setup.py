@@ -173,7 +173,7 @@ def library_extension(name, source):
     return Extension(
         name,
         [source],
-        include_dirs=["fastdrop/include", "fastdrop/simd"],
+        include_dirs=["fastdrop", "fastdrop/include", "fastdrop/simd"],
         extra_compile_args=[
             "-O2",
             "-std=c11",

@@ -12,8 +12,8 @@
                 of the larger array, and the index at which x begins. The mask is that of the larger
                 array
    stream       int64: the version of the random stream that the program was made with
-   kind         int64: an enum xla_kind; without it DROPOUT. Only DROPOUT and ALPHA_DROPOUT_GRADIENT
-                have blocks
+   kind         int64: an enum random_kind; without it DROPOUT. Only DROPOUT and
+                ALPHA_DROPOUT_GRADIENT have blocks
 
    The mask or the noise is drawn anew in each call, so the gradient of DROPOUT and GAUSSIAN_DROPOUT
    for x is the same function of dy.
@@ -23,7 +23,6 @@
    public C interface, which computes the dropout, and XLA's functions. */
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -33,9 +32,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "elements.h"
 #include "fastdrop.h"
-#include "float_state.h"
+#include "random_operations.h"
 
 #define EXPORTED __attribute__((visibility("default")))
 
@@ -177,16 +175,6 @@ EXPORTED int fastdrop_use(const fastdrop_api *api) {
 
 /* ---- The handler ---- */
 
-/* What the handler computes. Programs have these numbers. */
-enum xla_kind {
-    DROPOUT,
-    GAUSSIAN_DROPOUT,
-    GAUSSIAN_NOISE,
-    ALPHA_DROPOUT,
-    ALPHA_DROPOUT_GRADIENT,
-    KINDS
-};
-
 static xla_error *failure(const xla_call *call, int code, const char *format, ...) {
     char message[512];
     va_list arguments;
@@ -235,7 +223,7 @@ static xla_error *check_stream(const xla_call *call, const fastdrop_api *api) {
 static xla_error *read_kind(const xla_call *call, bool has_block, int *kind) {
     const xla_scalar *given = attribute(call, "kind", SCALAR);
     const int64_t number = given && given->dtype == S64 ? *(const int64_t *)given->value : DROPOUT;
-    if (number < 0 || number >= KINDS)
+    if (number < 0 || number >= RANDOM_KINDS)
         return invalid(call, "This fastdrop has no random operation of kind %" PRId64, number);
     if (has_block && number != DROPOUT && number != ALPHA_DROPOUT_GRADIENT)
         return invalid(call, "The random operation of kind %" PRId64 " has no blocks", number);
@@ -275,15 +263,9 @@ static xla_error *read_words(const xla_call *call, int kind, const xla_parts *pa
     dropout->seed.step = (uint64_t)word[1];
     dropout->seed.high = parts->each == 4 ? (uint64_t)word[2] : 0;
     memcpy(parameter, &word[parts->each - 1], sizeof *parameter);
-    if (kind == GAUSSIAN_NOISE && !(*parameter >= 0 && isfinite(*parameter)))
-        return invalid(call, "`stddev` must be finite and at least 0. Received: %g", *parameter);
-    if (kind == GAUSSIAN_DROPOUT && !(*parameter >= 0 && *parameter < 1))
-        return invalid(call,
-                       "`rate` must be at least 0, and below 1 for Gaussian dropout. "
-                       "Received: %g",
-                       *parameter);
-    if (kind != GAUSSIAN_NOISE && !(*parameter >= 0 && *parameter <= 1))
-        return invalid(call, "`rate` must be from 0 to 1. Received: %g", *parameter);
+    const char *wrong = wrong_parameter(kind, *parameter);
+    if (wrong)
+        return invalid(call, "%s. Received: %g", wrong, *parameter);
     return NULL;
 }
 
@@ -413,76 +395,6 @@ static int drop_block(const fastdrop_api *api, const fastdrop_dropout *dropout,
     return status;
 }
 
-/* ---- Other random operations ---- */
-
-#define ALPHA 1.7580993408473766 /* SELU's scale times its alpha */
-
-/* The factor of the kept elements in alpha dropout. */
-static double alpha_scale(double rate) {
-    return rate < 1 ? 1 / sqrt((ALPHA * ALPHA * rate + 1) * (1 - rate)) : 0;
-}
-
-/* Rounds to float16 once: by way of a float that is rounded to odd. */
-static f16 f16_of_double(double value) {
-    float nearest = (float)value;
-    if (nearest != value) {
-        const uint32_t bits = bits_of_float(nearest);
-        nearest = float_of_bits((fabs(nearest) > fabs(value) ? bits - 1 : bits) | 1);
-    }
-    return f16_of_float(nearest);
-}
-
-/* Writes a number as an element, rounded as NumPy rounds it. */
-static void write_element(int kind, double number, void *element) {
-    const float narrow = (float)number;
-    const f16 half = f16_of_double(number);
-    const bf16 brain = bf16_of_float(narrow);
-    switch (kind) {
-    case FASTDROP_FLOAT16:
-        memcpy(element, &half, sizeof half);
-        break;
-    case FASTDROP_BFLOAT16:
-        memcpy(element, &brain, sizeof brain);
-        break;
-    case FASTDROP_FLOAT32:
-        memcpy(element, &narrow, sizeof narrow);
-        break;
-    default:
-        memcpy(element, &number, sizeof number);
-    }
-}
-
-/* As fastdrop.alpha_dropout: see docs/stream.md. */
-static int alpha_drop(const fastdrop_api *api, fastdrop_dropout *dropout, void *y, const void *x) {
-    static const int64_t repeated[FASTDROP_MAX_DIMS];
-    const double rate = dropout->rate;
-    double alpha, shift;
-    if (rate == 0 || rate == 1)
-        return api->forward(dropout, y, NULL, x, NULL, NULL);
-    dropout->scale = alpha_scale(rate);
-    write_element(dropout->kind, ALPHA, &alpha);
-    write_element(dropout->kind, -ALPHA * dropout->scale * (1 - rate), &shift);
-    return api->bias_forward(dropout, y, NULL, x, NULL, &alpha, 1, &shift, repeated, NULL);
-}
-
-/* Computes the random operation of a part. Returns a status of fastdrop.h. */
-static int compute(const fastdrop_api *api, int kind, fastdrop_dropout dropout, double parameter,
-                   const xla_block *block, void *y, const void *x) {
-    dropout.rate = parameter;
-    switch (kind) {
-    case GAUSSIAN_DROPOUT:
-        return api->noise(&dropout, sqrt(parameter / (1 - parameter)), 0, y, NULL, x, NULL);
-    case GAUSSIAN_NOISE:
-        return api->noise(&dropout, parameter, 1, y, NULL, x, NULL);
-    case ALPHA_DROPOUT:
-        return alpha_drop(api, &dropout, y, x);
-    case ALPHA_DROPOUT_GRADIENT:
-        dropout.scale = alpha_scale(parameter);
-    }
-    return block ? drop_block(api, &dropout, block, y, x)
-                 : api->forward(&dropout, y, NULL, x, NULL, NULL);
-}
-
 static xla_error *draw(const xla_call *call) {
     const fastdrop_api *api = atomic_load(&fastdrop);
     int64_t noise_shape[FASTDROP_MAX_DIMS];
@@ -515,20 +427,19 @@ static xla_error *draw(const xla_call *call) {
     if (has_block
         && (error = read_block(call, call->arguments.values[3], entries, ndim, shape, &block)))
         return error;
-    fastdrop_dropout dropout = {.kind = elements,
-                                .ndim = ndim,
-                                .shape = shape,
-                                .noise_shape = noise_shape,
-                                .scale = FASTDROP_INVERTED};
+    fastdrop_dropout dropout = {
+        .kind = elements, .ndim = ndim, .shape = shape, .noise_shape = noise_shape};
     for (size_t part = 0; part < parts.count; part++) {
         double parameter;
         if ((error = read_words(call, kind, &parts, part, &dropout, &parameter)))
             return error;
         /* This thread may have another rounding mode. */
         const float_state saved = float_state_enter();
-        const int done =
-            compute(api, kind, dropout, parameter, has_block ? &block : NULL,
-                    (char *)y->data + part * bytes, (const char *)x->data + part * bytes);
+        void *to = (char *)y->data + part * bytes;
+        const void *from = (const char *)x->data + part * bytes;
+        set_parameter(&dropout, kind, parameter);
+        const int done = has_block ? drop_block(api, &dropout, &block, to, from)
+                                   : draw_kind(api, &dropout, kind, to, from);
         float_state_leave(saved);
         if (done == FASTDROP_NO_MEMORY)
             return failure(call, RESOURCE_EXHAUSTED, "There is no memory for a dropout's mask");

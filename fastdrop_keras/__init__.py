@@ -20,6 +20,7 @@ from fastdrop_keras.layers import (  # noqa: E402
     SpatialDropout2D,
     SpatialDropout3D,
 )
+from fastdrop_keras.noise_layers import AlphaDropout, GaussianDropout, GaussianNoise  # noqa: E402
 from fastdrop_keras.schedule import RateSchedule, cosine_ramp, linear_ramp  # noqa: E402
 from fastdrop_keras.structured import (  # noqa: E402
     DropBlock2D,
@@ -36,11 +37,14 @@ else:
     from fastdrop_keras.only_tensorflow import get_bridge, mc_predict, set_bridge
 
 __all__ = [
+    "AlphaDropout",
     "ConversionReport",
     "DropBlock2D",
     "DropConnectConv2D",
     "DropConnectDense",
     "Dropout",
+    "GaussianDropout",
+    "GaussianNoise",
     "LayerReport",
     "RateSchedule",
     "SpatialDropout1D",

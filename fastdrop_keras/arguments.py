@@ -17,21 +17,31 @@ from fastdrop_keras.inputs import NoiseShape
 
 def checked_rate(rate: Any, argument: str = "rate") -> float:
     """Return `rate`, the value of `argument`, as a Python float."""
-    expected = "a float value between 0 and 1"
-    if np.ndim(rate) == 0 and (hasattr(rate, "numpy") or BACKEND.is_tensor(rate)):
+    return _checked_float(rate, argument, "a float value between 0 and 1", 1)
+
+
+def checked_stddev(stddev: Any) -> float:
+    """Return the standard deviation `stddev` as a Python float."""
+    return _checked_float(stddev, "stddev", "a finite float value of at least 0", math.inf)
+
+
+def _checked_float(value: Any, argument: str, expected: str, most: float) -> float:
+    if np.ndim(value) == 0 and (hasattr(value, "numpy") or BACKEND.is_tensor(value)):
         # An eager tensor or variable, for example from a Keras schedule.
-        rate = rate.value if isinstance(rate, keras.Variable) else rate
-        of_tensorflow = hasattr(rate, "numpy") and not hasattr(rate, "detach")
-        rate = rate.numpy() if of_tensorflow else rate.item()
-    if isinstance(rate, np.ndarray) and rate.ndim == 0:
-        rate = rate[()]
-    if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)):
-        raise wrong_type(argument, expected, rate)
-    # Before the conversion, since a large integer has no float. After it, since a subclass may
-    # compare as another number. NaN fails both times.
-    number = float(rate) if 0 <= rate <= 1 else math.nan
-    if not 0 <= number <= 1:
-        raise wrong_value(argument, expected, rate)
+        value = value.value if isinstance(value, keras.Variable) else value
+        of_tensorflow = hasattr(value, "numpy") and not hasattr(value, "detach")
+        value = value.numpy() if of_tensorflow else value.item()
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise wrong_type(argument, expected, value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    # Both, since a subclass may compare as another number.
+    if not (0 <= value <= most and 0 <= number <= most and math.isfinite(number)):
+        raise wrong_value(argument, expected, value)
     return number
 
 

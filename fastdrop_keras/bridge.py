@@ -1,10 +1,12 @@
-"""Defines dropout as a differentiable TensorFlow function that calls fastdrop's kernels.
+"""Defines dropout and noise as differentiable TensorFlow functions that call fastdrop's kernels.
 
     x, seed, rate ──> forward ──> y
                          │
                        saved       the packed mask and the rate
                          │
               dy ──> backward ──> dx    linear in dy: its gradient is backward again
+
+Other random operations save nothing, and draw again for the gradient.
 
 There are two bridges to the kernels: native operations, and `tf.numpy_function` where TensorFlow
 cannot load native operations. Both give the same bits.
@@ -133,7 +135,7 @@ def dropout(
     """
     x = _checked(x)
     noise_shape = _fitted(noise_shape, x)
-    bridge = xla_bridge if xla_bridge.is_compiled() else BRIDGES[_name]
+    bridge = _current_bridge()
     y, saved = bridge.forward(x, seed, rate, noise_shape)
     return y, (bridge, saved)
 
@@ -163,7 +165,11 @@ def draw(
     Arguments and errors are as for `dropout`, with the float64 scalar `parameter` for the rate.
     """
     x = _checked(x)
-    return numpy_bridge.draw(kind, x, seed, parameter, _fitted(noise_shape, x))
+    return _current_bridge().draw(kind, x, seed, parameter, _fitted(noise_shape, x))
+
+
+def _current_bridge() -> Any:
+    return xla_bridge if xla_bridge.is_compiled() else BRIDGES[_name]
 
 
 def _checked(x: tf.Tensor | tf.Variable) -> tf.Tensor:

@@ -26,9 +26,9 @@ _OF_KERAS_HUB = {
     "keras_hub.src.models.mobilenetv5.mobilenetv5_layers": "DropPath",
     "keras_hub.src.models.swin_transformer.swin_transformer_layers": "DropPath",
 }
-# The names of the rate among the arguments and attributes of Keras's and KerasHub's layers.
-_RATES = ("rate", "drop_path_rate", "drop_prob")
-_OTHERS = (keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise)
+# The names of the rate, or the deviation, among the arguments and attributes of Keras's and
+# KerasHub's layers.
+_RATES = ("rate", "drop_path_rate", "drop_prob", "stddev")
 # Keras's layers that make dropout layers when they are built.
 _MAKERS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 # Layers whose configurations hold the configurations of the layers in them.
@@ -127,12 +127,13 @@ def convert(
     verbose: bool = True,
     return_report: bool = False,
 ) -> Any:
-    """Replaces Keras's dropout layers in a model by the layers of this package.
+    """Replaces Keras's dropout and noise layers in a model by the layers of this package.
 
-    It finds `Dropout` and `SpatialDropout1D`, `2D` and `3D` wherever Keras does: in nested models,
-    wrappers and attributes of layers, such as `MultiHeadAttention`. The layers keep their names,
-    rates, seeds, noise shapes, data formats, dtype policies, flags and the states of their seed
-    generators, but draw other masks. The rest of the model does not change.
+    It finds `Dropout`, `SpatialDropout1D`, `2D` and `3D`, `AlphaDropout`, `GaussianDropout` and
+    `GaussianNoise` wherever Keras does: in nested models, wrappers and attributes of layers, such
+    as `MultiHeadAttention`. The layers keep their names, rates, standard deviations, seeds, noise
+    shapes, data formats, dtype policies, flags and the states of their seed generators, but draw
+    other masks and other noise. The rest of the model does not change.
 
     `StochasticDepth` replaces the layer of this name in Keras's ConvNeXt, and `DropPath` in
     KerasHub's Swin Transformer, MiT and MobileNetV5, unless it has `scale_by_keep=False`. The
@@ -155,8 +156,8 @@ def convert(
     sets no other attributes: it changes defaults. Its class is then this package's, also in files,
     and after `to_keras` it is Keras's, with the same arguments.
 
-    The report lists the layers that stay Keras's: other subclasses of its dropout layers; other
-    kinds (`AlphaDropout`, `GaussianDropout`, `GaussianNoise`); layers that drop without a dropout
+    The report lists the layers that stay Keras's: other subclasses of its dropout layers;
+    `GaussianDropout` at rate 1, whose noise would be infinite; layers that drop without a dropout
     layer (recurrent cells, `keras.layers.Attention`, layers whose own code draws random numbers);
     layers in objects, functions and bound methods that the model refers to and Keras does not
     search; and layers that are not built, since they may make dropout layers then.
@@ -182,16 +183,16 @@ def convert(
 
     >>> import keras
     >>> from fastdrop_keras import convert
-    >>> model = keras.Sequential([
-    ...     keras.Input((4,)),
-    ...     keras.layers.Dropout(0.2, name="drop"),
-    ...     keras.layers.GaussianNoise(0.1, name="noise"),
-    ... ], name="small")
-    >>> model = convert(model)
-    small (a new model): 1 layer changed
+    >>> x = keras.Input((5, 4))
+    >>> y = keras.layers.Dropout(0.2, name="drop")(x)
+    >>> y = keras.layers.GaussianNoise(0.1, name="noise")(y)
+    >>> y = keras.layers.Attention(dropout=0.1, name="attention")([y, y])
+    >>> model = convert(keras.Model(x, y, name="small"))
+    small (a new model): 2 layers changed
       drop: keras Dropout -> fastdrop_keras Dropout
+      noise: keras GaussianNoise -> fastdrop_keras GaussianNoise
     1 layer not changed
-      noise: keras GaussianNoise (not dropout of this kind)
+      attention: keras Attention (drops without a dropout layer)
     """
     return _converted(model, _TO_OURS, in_place, verbose, return_report)
 
@@ -203,12 +204,13 @@ def to_keras(
     verbose: bool = True,
     return_report: bool = False,
 ) -> Any:
-    """Replaces the dropout layers of this package in a model by Keras's: the inverse of `convert`.
+    """Replaces the layers of this package in a model by Keras's: the inverse of `convert`.
 
     Arguments, results and errors are as for `fastdrop_keras.convert`. Tracing a training step
     fixes the rates of Keras's layers. `StochasticDepth` becomes the layer of Keras's ConvNeXt
     models, which has no seed. `DropBlock2D`, `DropConnectDense` and `DropConnectConv2D` stay, since
-    Keras has no such layers.
+    Keras has no such layers, and so does a `GaussianNoise` whose standard deviation is above 1,
+    which Keras refuses.
 
     Example:
 
@@ -320,7 +322,7 @@ def _replacement(layer: keras.Layer, new_class: type) -> keras.Layer:
     generator = _seed_generator(layer)
     rates = {name: value for name, value in arguments.items() if name in _RATES}
     if generator is not None:
-        # Keras creates a seed generator only if the first rate is not 0.
+        # Keras creates a seed generator only if the first rate or deviation is not 0.
         arguments |= {name: rate or 0.5 for name, rate in rates.items()}
     new = new_class(**arguments, name=layer.name, dtype=layer.dtype_policy)
     copied = ("trainable", "activity_regularizer", "supports_masking", "input_spec")
@@ -371,8 +373,6 @@ def _reason_to_stay(layer: keras.Layer, classes: dict[type, type]) -> str:
         return f"a subclass with {_base_and_addition(layer)[1]!r} of its own"
     if classes is _TO_KERAS:
         return ""
-    if isinstance(layer, _OTHERS):
-        return "not dropout of this kind"
     attention = isinstance(layer, (keras.layers.Attention, keras.layers.AdditiveAttention))
     # A recurrent layer returns the rates of its cell, which is reported itself.
     cell = hasattr(layer, "recurrent_dropout") and not hasattr(layer, "cell")

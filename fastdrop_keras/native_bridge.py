@@ -18,6 +18,7 @@ import fastdrop
 from fastdrop import _compiled
 from fastdrop._config import STREAM_VERSION
 from fastdrop_keras.inputs import NoiseShape
+from fastdrop_keras.kinds import DERIVATIVES, KINDS
 
 LIBRARY = Path(__file__).parent / f"_native_op{sysconfig.get_config_var('EXT_SUFFIX')}"
 
@@ -76,6 +77,38 @@ def backward(dy: tf.Tensor, saved: tf.Tensor, noise_shape: NoiseShape | None) ->
     return _differentiable(dy, dx, lambda ddx: backward(ddx, saved, noise_shape))
 
 
+def draw(
+    kind: str, x: tf.Tensor, seed: tf.Tensor, parameter: tf.Tensor, noise_shape: NoiseShape | None
+) -> tf.Tensor:
+    """Apply a random operation to `x`: see `fastdrop_keras.bridge.draw`."""
+    return _drawn(kind, x, tf.cast(seed, tf.int64), parameter, _attributes(noise_shape))
+
+
+def _drawn(
+    kind: str, x: tf.Tensor, seed: tf.Tensor, parameter: tf.Tensor, attributes: dict[str, object]
+) -> tf.Tensor:
+    with _hidden_from_eager_tapes():
+        y = OPERATIONS.fastdrop_draw(
+            x=x,
+            seed=seed,
+            parameter=parameter,
+            kind=KINDS[kind],
+            stream=STREAM_VERSION,
+            **attributes,
+        )
+    return _differentiable(x, y, lambda dy: _derivative(kind, dy, seed, parameter, attributes))
+
+
+def _derivative(
+    kind: str, dy: tf.Tensor, seed: tf.Tensor, parameter: tf.Tensor, attributes: dict[str, object]
+) -> tf.Tensor:
+    """Return the product of `dy` and the derivative of a random operation."""
+    dy = tf.convert_to_tensor(dy)
+    if kind == "gaussian_noise":
+        return dy
+    return _drawn(DERIVATIVES[kind], dy, seed, parameter, attributes)
+
+
 def _hidden_from_eager_tapes() -> contextlib.AbstractContextManager[None]:
     """Stop eager tapes, which would store the inputs and outputs of an operation.
 
@@ -110,11 +143,12 @@ def _attributes(noise_shape: NoiseShape | None) -> dict[str, object]:
 
 def _gradient(op: tf.Operation, dy: tf.Tensor, saved: tf.Tensor) -> tf.Tensor:
     return OPERATIONS.fastdrop_backward(
-        dy=tf.convert_to_tensor(dy),
-        saved=saved,
-        noise_shape=op.get_attr("noise_shape"),
-        noise_rank=op.get_attr("noise_rank"),
+        dy=tf.convert_to_tensor(dy), saved=saved, **_attributes_of(op)
     )
+
+
+def _attributes_of(op: tf.Operation) -> dict[str, object]:
+    return {name: op.get_attr(name) for name in ("noise_shape", "noise_rank")}
 
 
 if OPERATIONS is not None:
@@ -130,3 +164,9 @@ if OPERATIONS is not None:
         @tf.RegisterGradient("FastdropBackward")
         def _gradient_of_backward(op: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, None]:
             return _gradient(op, dy, op.inputs[1]), None
+
+        @tf.RegisterGradient("FastdropDraw")
+        def _gradient_of_draw(op: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, None, None]:
+            kind = next(kind for kind, number in KINDS.items() if number == op.get_attr("kind"))
+            _, seed, parameter = op.inputs
+            return _derivative(kind, dy, seed, parameter, _attributes_of(op)), None, None

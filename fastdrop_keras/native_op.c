@@ -1,4 +1,5 @@
-/* Registers dropout as two TensorFlow operations, FastdropForward and FastdropBackward.
+/* Registers dropout as two TensorFlow operations, FastdropForward and FastdropBackward, and other
+   random operations, which save nothing, as FastdropDraw.
 
    It declares the functions of TensorFlow's C interface itself, and so builds without TensorFlow's
    headers. The functions have not changed since TensorFlow 2.5. Python passes in fastdrop's public C
@@ -17,6 +18,7 @@
 #include <sys/mman.h>
 
 #include "fastdrop.h"
+#include "random_operations.h"
 
 #define EXPORTED __attribute__((visibility("default")))
 
@@ -118,9 +120,16 @@ EXPORTED int fastdrop_use(const fastdrop_api *api) {
 
 /* ---- Kernels ---- */
 
+typedef enum {
+    FORWARD,
+    BACKWARD,
+    DRAW
+} role;
+
 typedef struct {
-    bool forward;
+    role role;
     int kind;
+    int64_t random_kind;
     int64_t rank;                           /* of the noise shape, -1 without one */
     int64_t noise_shape[FASTDROP_MAX_DIMS]; /* -1 for the input's size */
 } operation;
@@ -190,15 +199,20 @@ static void read_attributes(operation *op, TF_OpKernelConstruction *construction
     if (count)
         TF_OpKernelConstruction_GetAttrInt64List(construction, "noise_shape", op->noise_shape,
                                                  count, status);
-    if (!failed(status) && op->forward)
+    if (!failed(status) && op->role != BACKWARD)
         check_stream(construction, status);
+    if (failed(status) || op->role != DRAW)
+        return;
+    TF_OpKernelConstruction_GetAttrInt64(construction, "kind", &op->random_kind, status);
+    if (!failed(status) && (op->random_kind < 0 || op->random_kind >= RANDOM_KINDS))
+        invalid(status, "This fastdrop has no random operation of kind %" PRId64, op->random_kind);
 }
 
-static void *create(TF_OpKernelConstruction *construction, bool forward) {
+static void *create(TF_OpKernelConstruction *construction, role role) {
     TF_Status *status = TF_NewStatus();
     operation *op = calloc(1, sizeof *op);
     if (op) {
-        op->forward = forward;
+        op->role = role;
         read_attributes(op, construction, status);
     } else {
         invalid(status, "There is no memory for an operation of dropout");
@@ -210,11 +224,15 @@ static void *create(TF_OpKernelConstruction *construction, bool forward) {
 }
 
 static void *create_forward(TF_OpKernelConstruction *construction) {
-    return create(construction, true);
+    return create(construction, FORWARD);
 }
 
 static void *create_backward(TF_OpKernelConstruction *construction) {
-    return create(construction, false);
+    return create(construction, BACKWARD);
+}
+
+static void *create_draw(TF_OpKernelConstruction *construction) {
+    return create(construction, DRAW);
 }
 
 /* XLA creates a kernel when it compiles a program, in which the operations of `xla_bridge.py` replace
@@ -335,15 +353,18 @@ static bool read_seed(const TF_Tensor *tensor, fastdrop_seed *seed, TF_Status *s
     return true;
 }
 
-static bool read_rate(const TF_Tensor *tensor, double *rate, TF_Status *status) {
+static bool read_parameter(const operation *op, const TF_Tensor *tensor, double *parameter,
+                           TF_Status *status) {
+    const char *wrong;
     if (TF_NumDims(tensor) != 0) {
-        invalid(status, "`rate` must be a scalar. Received: a tensor of rank %d",
-                TF_NumDims(tensor));
+        invalid(status, "`%s` must be a scalar. Received: a tensor of rank %d",
+                op->random_kind == GAUSSIAN_NOISE ? "stddev" : "rate", TF_NumDims(tensor));
         return false;
     }
-    memcpy(rate, TF_TensorData(tensor), sizeof *rate);
-    if (!(*rate >= 0 && *rate <= 1))
-        invalid(status, "`rate` must be from 0 to 1. Received: %g", *rate);
+    memcpy(parameter, TF_TensorData(tensor), sizeof *parameter);
+    wrong = wrong_parameter((int)op->random_kind, *parameter);
+    if (wrong)
+        invalid(status, "%s. Received: %g", wrong, *parameter);
     return !failed(status);
 }
 
@@ -373,7 +394,7 @@ static void forward(const operation *op, TF_OpKernelContext *context, TF_Tensor 
     double rate;
     shapes of;
     if (failed(status) || !read_shapes(op, tensors[0], &of, status)
-        || !read_seed(tensors[1], &seed, status) || !read_rate(tensors[2], &rate, status))
+        || !read_seed(tensors[1], &seed, status) || !read_parameter(op, tensors[2], &rate, status))
         return;
     tensors[3] = output_over(context, &tensors[0], &of, status);
     if (failed(status))
@@ -415,15 +436,42 @@ static void backward(const operation *op, TF_OpKernelContext *context, TF_Tensor
     check_done(api->backward(&dropout, TF_TensorData(tensors[2]), NULL, dy, NULL, saved), status);
 }
 
+static void draw(const operation *op, TF_OpKernelContext *context, TF_Tensor **tensors,
+                 TF_Status *status) {
+    const void *x = TF_TensorData(tensors[0]);
+    const fastdrop_api *api = fastdrop_or_failure(status);
+    const int kind = (int)op->random_kind;
+    fastdrop_seed seed;
+    fastdrop_dropout dropout;
+    float_state saved;
+    double parameter;
+    shapes of;
+    if (failed(status) || !read_shapes(op, tensors[0], &of, status)
+        || !read_seed(tensors[1], &seed, status)
+        || !read_parameter(op, tensors[2], &parameter, status))
+        return;
+    tensors[3] = output_over(context, &tensors[0], &of, status);
+    if (failed(status))
+        return;
+    dropout = dropout_of(op, &of, parameter);
+    dropout.seed = seed;
+    saved = float_state_enter();
+    set_parameter(&dropout, kind, parameter);
+    check_done(draw_kind(api, &dropout, kind, TF_TensorData(tensors[3]), x), status);
+    float_state_leave(saved);
+}
+
 static void compute(void *created, TF_OpKernelContext *context) {
     const operation *op = created;
-    const int inputs = op->forward ? 3 : 2;
+    void (*const run[])(const operation *, TF_OpKernelContext *, TF_Tensor **,
+                        TF_Status *) = {forward, backward, draw};
+    const int inputs = op->role == BACKWARD ? 2 : 3;
     TF_Status *status = TF_NewStatus();
     TF_Tensor *tensors[5] = {NULL};
     for (int i = 0; i < inputs && !failed(status); i++)
         TF_GetInput(context, i, &tensors[i], status);
     if (!failed(status))
-        (op->forward ? forward : backward)(op, context, tensors, status);
+        run[op->role](op, context, tensors, status);
     for (int i = 0; i < 5; i++)
         if (tensors[i])
             TF_DeleteTensor(tensors[i]);
@@ -495,8 +543,14 @@ __attribute__((constructor)) static void register_all(void) {
                        (const char *[]){TYPES, NOISE_SHAPE, "stream: int", NULL});
     register_operation("FastdropBackward", (const char *[]){"dy: T", "saved: uint8", NULL},
                        (const char *[]){"dx: T", NULL}, (const char *[]){TYPES, NOISE_SHAPE, NULL});
+    register_operation("FastdropDraw",
+                       (const char *[]){"x: T", "seed: int64", "parameter: double", NULL},
+                       (const char *[]){"y: T", NULL},
+                       (const char *[]){TYPES, NOISE_SHAPE, "kind: int", "stream: int", NULL});
     register_kernels("FastdropForward", "CPU", create_forward);
     register_kernels("FastdropBackward", "CPU", create_backward);
+    register_kernels("FastdropDraw", "CPU", create_draw);
     register_kernels("FastdropForward", "XLA_CPU_JIT", refuse_xla);
     register_kernels("FastdropBackward", "XLA_CPU_JIT", refuse_xla);
+    register_kernels("FastdropDraw", "XLA_CPU_JIT", refuse_xla);
 }

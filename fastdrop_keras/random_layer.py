@@ -1,4 +1,4 @@
-"""Defines what all layers of this package have: a rate, a seed, and calls that use them."""
+"""Defines what all layers of this package have: a seed, and calls that use it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fastdrop_keras.inputs import NoiseShape
 sampler = Setting("sampler", None)
 
 
-class RandomLayer(keras.layers.Layer):
-    """Has a rate and a seed, and applies dropout or another random operation to tensors.
+class SeededLayer(keras.layers.Layer):
+    """Has a seed and a number that can be set at any time, and applies a random operation.
 
     It comes before Keras's class among the bases of a layer, which is an instance of Keras's class
     for `isinstance` and uses none of its methods.
@@ -29,7 +29,7 @@ class RandomLayer(keras.layers.Layer):
 
     def __init__(
         self,
-        rate: float,
+        value: float,
         seed: int | None = None,
         name: str | None = None,
         dtype: Any = None,
@@ -38,42 +38,19 @@ class RandomLayer(keras.layers.Layer):
         keras.layers.Layer.__init__(self, name=name, dtype=dtype, **kwargs)
         if self._input_rank is not None:
             self.input_spec = keras.layers.InputSpec(ndim=self._input_rank)
-        self._add_rate_and_seed(rate, seed)
+        self._add_value_and_seed(value, seed)
         self.supports_masking = True
         # Keras sets `built` only where a layer builds, and these layers have nothing to build.
         self.built = type(self).build is keras.layers.Layer.build
 
-    def _add_rate_and_seed(self, rate: float, seed: int | None) -> None:
-        """Set what a constructor adds to that of Keras's layer, which it calls before."""
-        self._rate = BACKEND.Rate(checked_rate(rate))
+    def _add_value_and_seed(self, value: float, seed: int | None) -> None:
+        # The rate, or the standard deviation of noise.
+        self._rate = BACKEND.Rate(value)
         self.seed = checked_seed(seed)
         # Also at rate 0, since the rate can be raised later.
         self.seed_generator = BACKEND.new_seed_generator(self.seed)
         # Where the framework's compiler cannot compile the layer, Keras runs the model without it.
         self.supports_jit = BACKEND.supports_jit()
-
-    @property
-    def rate(self) -> float:
-        """Float between 0 and 1. Fraction of the input units to drop.
-
-        A new rate takes effect at the next step, in compiled models and `tf.function`s too,
-        without retracing. If a function sets it while it is traced, its later calls use it.
-
-        On JAX, functions take the rate as the last of the layer's `variables`: in `fit` the current
-        one, and in `stateless_call` the one that it is given.
-
-        Raises:
-            TypeError: If the new rate is not a number.
-            ValueError: If the new rate is not between 0 and 1.
-            RuntimeError: On JAX, between the steps of `fit`, where Keras has taken the values of
-                all variables, unless a callback calls `model.jax_state_sync()` first.
-        """
-        value: float = self._rate.value
-        return value
-
-    @rate.setter
-    def rate(self, value: float) -> None:
-        self._rate.value = checked_rate(value)
 
     @property
     def variables(self) -> list[Any]:
@@ -115,9 +92,6 @@ class RandomLayer(keras.layers.Layer):
         A call of the layer may draw several times, always in the same order. `of_samples` tells
         whether the first axis of `inputs` is that of the samples.
         """
-        drawing = sampler.get()
-        if drawing is not None:
-            return drawing.apply(self, inputs, mask_shape, of_samples)
         if BACKEND.is_tensor(training):
             return BACKEND.cond(
                 training,
@@ -141,16 +115,16 @@ class RandomLayer(keras.layers.Layer):
 
     def _operation(self, inputs: Any, seed: Any, mask_shape: NoiseShape | None) -> tuple[Any, Any]:
         """Return the result of the random operation, and what `_operation_again` needs."""
-        return BACKEND.dropout(inputs, seed, self._rate.read(), mask_shape)
+        raise NotImplementedError
 
     def _operation_again(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None) -> Any:
         """Return the result of an earlier `_operation` on other inputs."""
-        return BACKEND.dropout_again(inputs, saved, mask_shape)
+        raise NotImplementedError
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
         """Return `layer_call` unchanged; called by Keras for a layer made in a `RematScope`.
 
-        The layer saves one bit for each element. Recomputation would save all of its inputs.
+        The layer saves a bit for each element, or none. Recomputation would save all of its inputs.
         """
         return layer_call
 
@@ -163,9 +137,77 @@ class RandomLayer(keras.layers.Layer):
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
+        """Return the arguments to make a layer like this one."""
+        return {**keras.layers.Layer.get_config(self), "seed": self.seed}
+
+
+class RandomLayer(SeededLayer):
+    """Has a rate, and applies dropout or another random operation, in `mc_predict` too."""
+
+    def __init__(
+        self,
+        rate: float,
+        seed: int | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        SeededLayer.__init__(self, self._checked_rate(rate), seed, name, dtype, **kwargs)
+
+    def _add_rate_and_seed(self, rate: float, seed: int | None) -> None:
+        """Set what a constructor adds to that of Keras's layer, which it calls before."""
+        self._add_value_and_seed(self._checked_rate(rate), seed)
+
+    @staticmethod
+    def _checked_rate(rate: Any) -> float:
+        """Return `rate` as a Python float, if the layer can have it."""
+        return checked_rate(rate)
+
+    @property
+    def rate(self) -> float:
+        """Float between 0 and 1. Fraction of the input units to drop.
+
+        A new rate takes effect at the next step, in compiled models and `tf.function`s too,
+        without retracing. If a function sets it while it is traced, its later calls use it.
+
+        On JAX, functions take the rate as the last of the layer's `variables`: in `fit` the current
+        one, and in `stateless_call` the one that it is given.
+
+        Raises:
+            TypeError: If the new rate is not a number.
+            ValueError: If the new rate is not between 0 and 1.
+            RuntimeError: On JAX, between the steps of `fit`, where Keras has taken the values of
+                all variables, unless a callback calls `model.jax_state_sync()` first.
+        """
+        value: float = self._rate.value
+        return value
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        self._rate.value = self._checked_rate(value)
+
+    def _draw(
+        self,
+        inputs: Any,
+        training: Any,
+        mask_shape: NoiseShape | None,
+        *,
+        of_samples: bool = True,
+    ) -> Any:
+        drawing = sampler.get()
+        if drawing is not None:
+            return drawing.apply(self, inputs, mask_shape, of_samples)
+        return SeededLayer._draw(self, inputs, training, mask_shape, of_samples=of_samples)
+
+    def _operation(self, inputs: Any, seed: Any, mask_shape: NoiseShape | None) -> tuple[Any, Any]:
+        return BACKEND.dropout(inputs, seed, self._rate.read(), mask_shape)
+
+    def _operation_again(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None) -> Any:
+        return BACKEND.dropout_again(inputs, saved, mask_shape)
+
+    def get_config(self) -> dict[str, Any]:
         """Return the arguments to make a layer like this one, with the current rate."""
-        config = keras.layers.Layer.get_config(self)
-        return {**config, "rate": self.rate, "seed": self.seed}
+        return {**SeededLayer.get_config(self), "rate": self.rate}
 
 
 def check_keras_3(inputs: Any) -> None:

@@ -102,10 +102,12 @@ class RateSchedule(keras.callbacks.Callback):
     def _set_rate(self, number: int) -> None:
         rate = self.schedule(number)
         try:
-            rate = checked_rate(rate)
+            for layer in self._layers:
+                layer._checked_rate(rate)
         except (TypeError, ValueError) as error:
             raise type(error)(
-                "`schedule` must return a float value between 0 and 1. "
+                "`schedule` must return a rate of its layers: a float value between 0 and 1, "
+                "below 1 for GaussianDropout. "
                 f"Received: schedule({number})={rate!r} (of type {type(rate).__name__})"
             ) from error
         for layer in self._layers:

@@ -11,12 +11,14 @@ from typing import Any
 import keras
 
 from fastdrop_keras.layers import Dropout, SpatialDropout1D, SpatialDropout2D, SpatialDropout3D
+from fastdrop_keras.noise_layers import AlphaDropout, GaussianDropout, GaussianNoise
 
+_OURS = (
+    *(Dropout, SpatialDropout1D, SpatialDropout2D, SpatialDropout3D),
+    *(AlphaDropout, GaussianDropout, GaussianNoise),
+)
 # Our class for each of Keras's.
-CLASSES: dict[type, type] = {
-    getattr(keras.layers, ours.__name__): ours
-    for ours in (Dropout, SpatialDropout1D, SpatialDropout2D, SpatialDropout3D)
-}
+CLASSES: dict[type, type] = {getattr(keras.layers, ours.__name__): ours for ours in _OURS}
 
 # Whether Keras's classes create our layers: in this context, with `None` for the global setting.
 _made_here: contextvars.ContextVar[bool | None] = contextvars.ContextVar("made", default=None)
@@ -45,11 +47,12 @@ for _class in CLASSES:
 
 
 def enable() -> None:
-    """Makes Keras's dropout classes create the layers of this package, in all threads.
+    """Makes Keras's classes of dropout and noise create the layers of this package, in all threads.
 
     `keras.layers.Dropout(0.5)` then returns a `fastdrop_keras.Dropout`, also when Keras or other
     code calls it, for example in `MultiHeadAttention` and when a model is loaded. The same holds
-    for `SpatialDropout1D`, `2D` and `3D`. Subclasses of Keras's layers do not change.
+    for `SpatialDropout1D`, `2D` and `3D`, `AlphaDropout`, `GaussianDropout` and `GaussianNoise`.
+    Subclasses of Keras's layers do not change.
 
     Example:
 

@@ -1,8 +1,8 @@
-"""Runs dropout in functions that XLA compiles for the CPU.
+"""Runs dropout and noise in functions that XLA compiles for the CPU.
 
 TensorFlow's operation for programs in StableHLO, `XlaCallModule`, calls the handler of
-`fastdrop/xla_handler.c`. The forward and the backward pass are one function, which draws the mask
-from the seed each time. The forward pass saves only the seed and the rate.
+`fastdrop/xla_handler.c`. The forward and the backward pass of dropout are one function, which draws
+the mask from the seed each time. The forward pass saves only the seed and the rate.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fastdrop import _xla
 from fastdrop._config import STREAM_VERSION
 from fastdrop_keras import _requirements
 from fastdrop_keras.inputs import NoiseShape
+from fastdrop_keras.kinds import DERIVATIVES, KINDS
 from fastdrop_keras.tensorflow_state import count_of_loops
 
 # The function that returns the address of XLA's functions, in one of TensorFlow's libraries.
@@ -65,19 +66,34 @@ def forward(
     x: tf.Tensor, seed: tf.Tensor, rate: tf.Tensor, noise_shape: NoiseShape | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Drop elements of `x`: see `fastdrop_keras.bridge.dropout`."""
-    saved = tf.concat([tf.cast(seed, tf.int64), [tf.bitcast(rate, tf.int64)]], axis=0)
+    saved = _saved(seed, rate)
     return backward(x, saved, noise_shape), saved
 
 
 def backward(dy: tf.Tensor, saved: tf.Tensor, noise_shape: NoiseShape | None) -> tf.Tensor:
     """Drop the same elements of `dy`: see `fastdrop_keras.bridge.dropout_again`."""
+    return _drawn("dropout", dy, saved, noise_shape)
+
+
+def draw(
+    kind: str, x: tf.Tensor, seed: tf.Tensor, parameter: tf.Tensor, noise_shape: NoiseShape | None
+) -> tf.Tensor:
+    """Apply a random operation to `x`: see `fastdrop_keras.bridge.draw`."""
+    return _drawn(kind, x, _saved(seed, parameter), noise_shape)
+
+
+def _saved(seed: tf.Tensor, parameter: tf.Tensor) -> tf.Tensor:
+    return tf.concat([tf.cast(seed, tf.int64), [tf.bitcast(parameter, tf.int64)]], axis=0)
+
+
+def _drawn(kind: str, x: tf.Tensor, saved: tf.Tensor, noise_shape: NoiseShape | None) -> tf.Tensor:
     # The gradient of `tf.gather` is sparse, and XLA needs a tensor.
-    dy = tf.convert_to_tensor(dy)
-    reshaped, entries = _with_known_rank(dy, noise_shape)
-    dx = _product(reshaped, saved, tf.constant(entries, tf.int64))
-    dx = tf.reshape(dx, _sizes(dy))
-    dx.set_shape(dy.shape)
-    return dx
+    x = tf.convert_to_tensor(x)
+    reshaped, entries = _with_known_rank(x, noise_shape)
+    y = _called(kind, reshaped, saved, tf.constant(entries, tf.int64))
+    y = tf.reshape(y, _sizes(x))
+    y.set_shape(x.shape)
+    return y
 
 
 def _with_known_rank(x: tf.Tensor, noise_shape: NoiseShape | None) -> tuple[tf.Tensor, list[int]]:
@@ -105,8 +121,8 @@ def _sizes(x: tf.Tensor) -> tf.Tensor | tf.TensorShape:
     return x.shape if x.shape.is_fully_defined() else tf.shape(x, out_type=tf.int64)
 
 
-def _product(x: tf.Tensor, saved: tf.Tensor, entries: tf.Tensor) -> tf.Tensor:
-    """Call the handler with `x`, the seeds and rates in `saved`, and the noise shape."""
+def _called(kind: str, x: tf.Tensor, saved: tf.Tensor, entries: tf.Tensor) -> tf.Tensor:
+    """Call the handler with `x`, the seeds and parameters in `saved`, and the noise shape."""
     # With an older TensorFlow this is missing.
     from tensorflow.compiler.tf2xla.python import xla
 
@@ -114,7 +130,7 @@ def _product(x: tf.Tensor, saved: tf.Tensor, entries: tf.Tensor) -> tf.Tensor:
         (y,) = xla.call_module(
             [x, saved, entries],
             version=_CALL_VERSION,
-            module=_module(x.dtype, _shape_in_module(x), saved.shape.rank),
+            module=_module(kind, x.dtype, _shape_in_module(x), saved.shape.rank),
             Sout=[x.shape],
             Tout=[x.dtype],
             platforms=["CPU"],
@@ -127,11 +143,23 @@ def _product(x: tf.Tensor, saved: tf.Tensor, entries: tf.Tensor) -> tf.Tensor:
 
 
 def _gradient(op: tf.Operation, dy: tf.Tensor) -> tf.Tensor:
-    return _product(tf.convert_to_tensor(dy), *op.inputs[1:])
+    kind, dy = _kind_of(op), tf.convert_to_tensor(dy)
+    return dy if kind == "gaussian_noise" else _called(DERIVATIVES[kind], dy, *op.inputs[1:])
+
+
+def _kind_of(op: tf.Operation) -> str:
+    """Return the kind that the name of the operation's program tells."""
+    program = op.get_attr("module")
+    # Programs of older versions have no name.
+    return next((kind for kind in KINDS if _name_of_program(kind).encode() in program), "dropout")
+
+
+def _name_of_program(kind: str) -> str:
+    return f"fastdrop_kind_{KINDS[kind]}"
 
 
 @functools.cache
-def _module(dtype: tf.DType, shape: NoiseShape, rank_of_words: int) -> bytes:
+def _module(kind: str, dtype: tf.DType, shape: NoiseShape, rank_of_words: int) -> bytes:
     """Return a program in StableHLO that calls the handler: see `fastdrop/xla_handler.c`.
 
     If sizes are unknown, XLA computes those of the result from a vector, which the handler does not
@@ -144,7 +172,8 @@ def _module(dtype: tf.DType, shape: NoiseShape, rank_of_words: int) -> bytes:
     array = f"tensor<{dimensions}{_ELEMENTS[dtype]}>"
     words = f"tensor<{'?x' * rank_of_words}i64>"
     entries = f"tensor<{rank - rank_of_words + 1}xi64>"
-    attributes = f"api_version = 4 : i32, backend_config = {{stream = {STREAM_VERSION} : i64}}"
+    config = f"stream = {STREAM_VERSION} : i64, kind = {KINDS[kind]} : i64"
+    attributes = f"api_version = 4 : i32, backend_config = {{{config}}}"
     operands, types, lines = "%x, %words, %noise_shape", f"{array}, {words}, {entries}", []
     if None in shape:
         size, sizes, each = "tensor<1xi32>", f"tensor<{rank}xi32>", range(rank)
@@ -161,7 +190,8 @@ def _module(dtype: tf.DType, shape: NoiseShape, rank_of_words: int) -> bytes:
         attributes += ", indices_of_shape_operands = dense<[3]> : tensor<1xi64>"
     text = "\n".join(
         [
-            "module attributes {jax.uses_shape_polymorphism = true} {",
+            f"module @{_name_of_program(kind)} attributes "
+            "{jax.uses_shape_polymorphism = true} {",
             f"func.func public @main(%x: {array}, %words: {words}, %noise_shape: {entries}) -> "
             f"{array} {{",
             *lines,
@@ -217,7 +247,9 @@ def _vectorized(call: Any) -> Any:
             tensor if stacked else _repeated(tensor, call.pfor.loop_len_vector)
             for tensor, stacked in ((x, x_is_stacked), (saved, saved_is_stacked))
         )
-    return pfor.wrap(_product(x, saved, entries), x_is_stacked or saved_is_stacked)
+    return pfor.wrap(
+        _called(_kind_of(call.op), x, saved, entries), x_is_stacked or saved_is_stacked
+    )
 
 
 def _repeated(tensor: tf.Tensor, times: tf.Tensor) -> tf.Tensor:

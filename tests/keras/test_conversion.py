@@ -1011,9 +1011,7 @@ def test_unconverted_layers_are_listed_with_the_reason():
     h = x
     for layer in (
         Theirs(0.1, name="subclass"),
-        layers.AlphaDropout(0.1, name="alpha"),
-        layers.GaussianDropout(0.1, name="gaussian"),
-        layers.GaussianNoise(0.1, name="noise"),
+        layers.GaussianDropout(1, name="gaussian"),
         layers.Dropout(0.1, seed=-1, name="bad_seed"),
         layers.LSTM(8, return_sequences=True, dropout=0.1, name="lstm"),
         layers.Bidirectional(
@@ -1035,11 +1033,9 @@ def test_unconverted_layers_are_listed_with_the_reason():
     assert [layer.path for layer in report.changed] == ["converted"]
     reasons = {layer.path: layer.note for layer in report.unchanged}
     assert reasons.pop("bad_seed").startswith("Invalid value received for argument `seed`.")
+    assert reasons.pop("gaussian").startswith("Invalid value received for argument `rate`.")
     assert reasons == {
         "subclass": "a subclass with 'call' of its own",
-        "alpha": "not dropout of this kind",
-        "gaussian": "not dropout of this kind",
-        "noise": "not dropout of this kind",
         "lstm/lstm_cell": "drops without a dropout layer",
         "bi/forward_gru/gru_cell": "drops without a dropout layer",
         "bi/backward_gru/gru_cell": "drops without a dropout layer",
@@ -1047,7 +1043,7 @@ def test_unconverted_layers_are_listed_with_the_reason():
         "attention": "drops without a dropout layer",
         "additive": "drops without a dropout layer",
     }
-    once = keras.Sequential([keras.Input((3,)), layers.GaussianNoise(0.1)])
+    once = keras.Sequential([keras.Input((3,)), layers.GaussianDropout(1)])
     assert len(convert(once, verbose=False, return_report=True)[1].unchanged) == 1
     assert_same_outputs(converted, model)
 
