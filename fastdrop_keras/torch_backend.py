@@ -19,6 +19,7 @@ from torch._functorch import pyfunctorch
 
 from fastdrop_keras import blocks, inputs, layer_state
 from fastdrop_keras.inputs import NoiseShape
+from fastdrop_keras.kinds import KINDS
 from fastdrop_torch import conversion, modules  # the import registers the operations
 
 TRACED_FUNCTIONS: tuple[Any, ...] = ()
@@ -129,16 +130,39 @@ def dropout(
 def dropout_again(x: torch.Tensor, saved: Saved, noise_shape: NoiseShape | None) -> torch.Tensor:
     """Drop the elements that the seed selects."""
     x = _checked(x)
-    entries = inputs.fitted(noise_shape, x.shape)
+    entries = _entries(x, noise_shape)
     if x.is_meta:
         return torch.empty_like(x)  # Keras computes shapes
-    if entries is not None:
-        pairs = zip(entries, x.shape, strict=True)
-        entries = tuple(size if entry is None else entry for entry, size in pairs)
     seed, rate = saved
     seed = seed.to("cpu", torch.int64)
     y: torch.Tensor = torch.ops.fastdrop.forward(x, seed, rate, entries)[0]
     return y
+
+
+def draw(
+    kind: str,
+    x: torch.Tensor,
+    seed: torch.Tensor,
+    parameter: float,
+    noise_shape: NoiseShape | None = None,
+) -> torch.Tensor:
+    """Return the result of a random operation, with gradients of every order."""
+    x = _checked(x)
+    entries = _entries(x, noise_shape)
+    if x.is_meta:
+        return torch.empty_like(x)  # Keras computes shapes
+    seed = seed.to("cpu", torch.int64)
+    y: torch.Tensor = torch.ops.fastdrop.draw(x, seed, KINDS[kind], parameter, entries)
+    return y
+
+
+def _entries(x: torch.Tensor, noise_shape: NoiseShape | None) -> tuple[int, ...] | None:
+    """Return an entry for each dimension of `x`, or `None` if all elements are drawn for."""
+    entries = inputs.fitted(noise_shape, x.shape)
+    if entries is None:
+        return None
+    pairs = zip(entries, x.shape, strict=True)
+    return tuple(size if entry is None else entry for entry, size in pairs)
 
 
 def _checked(x: Any) -> torch.Tensor:

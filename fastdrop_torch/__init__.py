@@ -15,6 +15,8 @@ from fastdrop_torch.modules import (
     Dropout2d,
     Dropout3d,
     FeatureAlphaDropout,
+    GaussianDropout,
+    GaussianNoise,
 )
 from fastdrop_torch.monte_carlo import mc_predict
 from fastdrop_torch.switch import disable, enable, enabled
@@ -27,6 +29,8 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "FeatureAlphaDropout",
+    "GaussianDropout",
+    "GaussianNoise",
     "ModuleReport",
     "__version__",
     "convert",

@@ -70,9 +70,26 @@ def _backward(
     return operation(dy, bits, scale, _shared(dy, noise_shape)), 0
 
 
+def _draw(
+    info: Any,
+    in_dims: Any,
+    x: Tensor,
+    seed: Tensor,
+    kind: int,
+    parameter: float,
+    noise_shape: list[int] | None = None,
+) -> Any:
+    operation = OPERATIONS.draw.default
+    if in_dims[1] is not None:
+        return _one_by_one(operation, info, in_dims, x, seed, kind, parameter, noise_shape)
+    x = x.movedim(in_dims[0], 0)
+    return operation(x, seed, kind, parameter, _shared(x, noise_shape)), 0
+
+
 for _name, _rule in (
     ("forward", _forward),
     ("bias_forward", _bias_forward),
     ("backward", _backward),
+    ("draw", _draw),
 ):
     torch.library.register_vmap(f"fastdrop::{_name}", _rule)

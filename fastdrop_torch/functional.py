@@ -8,7 +8,7 @@ All take two more keyword arguments:
   drops the same elements, and so does every call, on every machine.
 
 A tensor that is not dense, not on the CPU, or not of dtype float16, bfloat16, float32 or float64
-goes to PyTorch's own function, which takes neither.
+goes to PyTorch's own function, which takes neither. PyTorch has no Gaussian dropout and noise.
 
 >>> import torch, fastdrop_torch.functional as F
 >>> F.dropout(torch.ones(8), 0.5, seed=42)
@@ -31,6 +31,8 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "feature_alpha_dropout",
+    "gaussian_dropout",
+    "gaussian_noise",
     "relu_dropout",
 ]
 
@@ -337,6 +339,95 @@ def feature_alpha_dropout(
         )
     return torch.ops.fastdrop.feature_alpha_dropout(
         input, p, training, generator=generator, seed=words
+    )
+
+
+def gaussian_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Multiply elements by normal numbers of mean 1 and variance ``p / (1 - p)``.
+
+    The Gaussian form of dropout, which PyTorch lacks: no element is dropped, and the products have
+    the mean and the variance of the results of `dropout`. The gradient draws the numbers again from
+    the seed, and nothing else is stored. `fastdrop.gaussian_dropout` with the same seed gives the
+    same bits.
+
+    Args:
+        input: Dense CPU tensor of float16, bfloat16, float32 or float64, of any shape and strides.
+        p: The probability of the dropout that the variance is that of, at least 0 and below 1.
+        training, inplace, generator, seed: As for `dropout`.
+
+    Returns:
+        A tensor like `input`, as for `dropout`.
+
+    Raises:
+        ValueError: If `p` is negative, or 1 or more, or `seed` is out of range.
+        TypeError: If `seed` is not an integer, or the input is another tensor.
+
+    Reference:
+
+    - [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html), section 10
+
+    Example:
+
+    >>> import torch, fastdrop_torch.functional as F
+    >>> F.gaussian_dropout(torch.ones(4), 0.2, seed=1)
+    tensor([1.7704, 0.7134, 0.7633, 0.0419])
+    """
+    words = None if seed is None else _words(seed)
+    if inplace:
+        return torch.ops.fastdrop.gaussian_dropout_(
+            input, p, training, generator=generator, seed=words
+        )
+    return torch.ops.fastdrop.gaussian_dropout(input, p, training, generator=generator, seed=words)
+
+
+def gaussian_noise(
+    input: Tensor,
+    stddev: float,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Add normal numbers of mean 0 and a standard deviation, in one pass over memory.
+
+    PyTorch has no such function. The gradient for the input is that of the output.
+    `fastdrop.gaussian_noise` with the same seed gives the same bits.
+
+    Args:
+        input: As for `gaussian_dropout`.
+        stddev: The standard deviation, finite and at least 0.
+        training: Whether to add noise. Else the result is `input`.
+        inplace, generator, seed: As for `dropout`.
+
+    Returns:
+        A tensor like `input`, as for `dropout`.
+
+    Raises:
+        ValueError: If `stddev` is negative, infinite or NaN, or `seed` is out of range.
+        TypeError: As for `gaussian_dropout`.
+
+    Example:
+
+    >>> import torch, fastdrop_torch.functional as F
+    >>> F.gaussian_noise(torch.zeros(4), 0.5, seed=1)
+    tensor([ 0.7704, -0.2866, -0.2367, -0.9581])
+    """
+    words = None if seed is None else _words(seed)
+    if inplace:
+        return torch.ops.fastdrop.gaussian_noise_(
+            input, stddev, training, generator=generator, seed=words
+        )
+    return torch.ops.fastdrop.gaussian_noise(
+        input, stddev, training, generator=generator, seed=words
     )
 
 

@@ -1,5 +1,6 @@
-"""Defines the dropout modules, each a subclass of PyTorch's module of the same name."""
+"""Defines the modules: subclasses of PyTorch's of the same names, and two that PyTorch lacks."""
 
+import math
 from typing import Any
 
 import torch
@@ -223,6 +224,96 @@ class FeatureAlphaDropout(nn.FeatureAlphaDropout):
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with dropped channels, or the input itself in evaluation."""
         return torch.ops.fastdrop.feature_alpha_dropout(input, self.p, self.training)
+
+
+class GaussianDropout(nn.modules.dropout._DropoutNd):
+    """Multiplies elements by normal numbers of mean 1 and variance ``p / (1 - p)`` in training.
+
+    PyTorch has no such module. Inputs may have any shape. Otherwise the module is like `Dropout`.
+
+    Args:
+        p: The probability of the dropout that the variance is that of, at least 0 and below 1.
+        inplace: Whether to change the input itself.
+
+    Raises:
+        ValueError: If `p` is negative, or 1 or more.
+
+    Reference:
+
+    - [Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html), section 10
+
+    Example:
+
+    >>> import torch
+    >>> from fastdrop_torch import GaussianDropout
+    >>> drop = GaussianDropout(0.2)
+    >>> bool(abs(drop(torch.ones(100_000)).std() - 0.5) < 0.01)
+    True
+    >>> drop.eval()(torch.ones(3))
+    tensor([1., 1., 1.])
+    """
+
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        if not 0 <= p < 1:
+            raise ValueError(
+                "dropout probability has to be at least 0 and, for Gaussian dropout, below 1, but "
+                f"got {p}"
+            )
+        super().__init__(p, inplace)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input times noise, or the input itself in evaluation."""
+        if self.inplace:
+            return torch.ops.fastdrop.gaussian_dropout_(input, self.p, self.training)
+        return torch.ops.fastdrop.gaussian_dropout(input, self.p, self.training)
+
+
+class GaussianNoise(nn.Module):
+    """Adds normal numbers of mean 0 and a standard deviation in training.
+
+    PyTorch has no such module. Inputs may have any shape, and `stddev` may be set at any time.
+    Otherwise the module is like `Dropout`.
+
+    Args:
+        stddev: The standard deviation, finite and at least 0.
+        inplace: Whether to change the input itself.
+
+    Raises:
+        ValueError: If `stddev` is negative, infinite or NaN.
+
+    Example:
+
+    >>> import torch
+    >>> from fastdrop_torch import GaussianNoise
+    >>> noise = GaussianNoise(0.5)
+    >>> noise
+    GaussianNoise(stddev=0.5, inplace=False)
+    >>> bool(abs(noise(torch.zeros(100_000)).std() - 0.5) < 0.01)
+    True
+    """
+
+    __constants__ = ("stddev", "inplace")
+    stddev: float
+    inplace: bool
+
+    def __init__(self, stddev: float, inplace: bool = False) -> None:
+        super().__init__()
+        if not 0 <= stddev < math.inf:
+            raise ValueError(
+                f"standard deviation has to be finite and at least 0, but got {stddev}"
+            )
+        self.stddev = stddev
+        self.inplace = inplace
+
+    def extra_repr(self) -> str:
+        """Return the arguments for the module's text."""
+        return f"stddev={self.stddev}, inplace={self.inplace}"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input plus noise, or the input itself in evaluation."""
+        if self.inplace:
+            return torch.ops.fastdrop.gaussian_noise_(input, self.stddev, self.training)
+        return torch.ops.fastdrop.gaussian_noise(input, self.stddev, self.training)
 
 
 # PyTorch's classes, and the class that takes the place of each.

@@ -1,4 +1,4 @@
-/* Registers dropout as differentiable PyTorch operations in the namespace `fastdrop`.
+/* Registers dropout and noise as differentiable PyTorch operations in the namespace `fastdrop`.
 
        dropout, relu_dropout ...    composite: check, take a seed from PyTorch's generator, call
          │
@@ -8,11 +8,15 @@
          │
        backward(dy, bits) ──> dx    linear in dy: its gradient is backward again
 
+       draw(x, seed, kind) ──> y    noise, and alpha dropout for Keras: nothing is stored, and the
+                                    gradient draws again
+
    The kernels are fastdrop's, through its public C interface. PyTorch's C++ interface changes with
    each version, so this file is compiled for the installed one: see library.py. */
 
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -71,6 +75,30 @@ void check(int status) {
 }
 
 double inverted(double p) { return p < 1 ? 1 / (1 - p) : 0; }
+
+/* alpha_dropout keeps the mean and the variance of what SELU returns (Klambauer et al., 2017). It
+   is bias_forward: select(x + alpha) * a - alpha * a * (1 - p). */
+constexpr double alpha = 1.7580993408473766; /* SELU's scale times its alpha */
+
+double alpha_scale(double p) {
+    return p < 1 ? 1 / std::sqrt((alpha * alpha * p + 1) * (1 - p)) : 0;
+}
+
+/* A tensor of one number. PyTorch rounds a double to float16 by way of float, which must be rounded
+   to odd so that the number is rounded once. */
+Tensor one_number(double number, const Tensor &like) {
+    if (like.scalar_type() == at::kHalf) {
+        float nearest = (float)number;
+        uint32_t bits;
+        std::memcpy(&bits, &nearest, sizeof bits);
+        if (nearest != number) {
+            bits = (std::fabs(nearest) > std::fabs(number) ? bits - 1 : bits) | 1;
+            std::memcpy(&nearest, &bits, sizeof bits);
+        }
+        number = nearest;
+    }
+    return at::full({1}, number, like.options());
+}
 
 /* The parameters of a kernel. They point into the tensor and into `noise_shape`. */
 fastdrop_dropout parameters(const Tensor &x, OptionalIntArrayRef noise_shape, double p,
@@ -179,6 +207,67 @@ Tensor backward_cpu(const Tensor &dy, const Tensor &bits, double scale,
     return dx;
 }
 
+/* What `draw` computes. Saved programs have these numbers. */
+enum Kind : int64_t {
+    DROPOUT,
+    GAUSSIAN_DROPOUT,
+    GAUSSIAN_NOISE,
+    ALPHA_DROPOUT,
+    ALPHA_DROPOUT_GRADIENT
+};
+
+/* The kind of the derivative, which is linear; that of GAUSSIAN_NOISE is the identity. */
+int64_t derivative_of(int64_t kind) {
+    return kind == ALPHA_DROPOUT ? (int64_t)ALPHA_DROPOUT_GRADIENT : kind;
+}
+
+Tensor draw_cpu(const Tensor &x, const Tensor &seed, int64_t kind, double parameter,
+                OptionalIntArrayRef noise_shape) {
+    fastdrop_dropout dropout = parameters(x, noise_shape, parameter, inverted(parameter));
+    set_seed(&dropout, seed);
+    Tensor y = at::empty_like(x);
+    const fastdrop_api *api = fastdrop.load();
+    const auto noise = [&](double stddev, bool additive) {
+        check(api->noise(&dropout, stddev, additive, y.mutable_data_ptr(), Strides(y),
+                         x.const_data_ptr(), Strides(x)));
+    };
+    switch (kind) {
+    case GAUSSIAN_DROPOUT:
+        TORCH_CHECK_VALUE(parameter >= 0 && parameter < 1,
+                          "Gaussian dropout needs a rate of at least 0 and below 1, but got ",
+                          parameter);
+        noise(std::sqrt(parameter / (1 - parameter)), false);
+        return y;
+    case GAUSSIAN_NOISE:
+        TORCH_CHECK_VALUE(parameter >= 0 && std::isfinite(parameter),
+                          "The standard deviation has to be finite and at least 0, but got ",
+                          parameter);
+        noise(parameter, true);
+        return y;
+    case ALPHA_DROPOUT_GRADIENT:
+        dropout.scale = alpha_scale(parameter);
+        [[fallthrough]];
+    case DROPOUT:
+        check(api->forward(&dropout, y.mutable_data_ptr(), Strides(y), x.const_data_ptr(),
+                           Strides(x), nullptr));
+        return y;
+    case ALPHA_DROPOUT: {
+        if (parameter == 0 || parameter == 1)
+            return draw_cpu(x, seed, DROPOUT, parameter, noise_shape);
+        static constexpr int64_t repeated[FASTDROP_MAX_DIMS] = {};
+        dropout.scale = alpha_scale(parameter);
+        const Tensor bias = one_number(alpha, x);
+        const Tensor shift = one_number(-alpha * dropout.scale * (1 - parameter), x);
+        check(api->bias_forward(&dropout, y.mutable_data_ptr(), Strides(y), x.const_data_ptr(),
+                                Strides(x), bias.const_data_ptr(), 1, shift.const_data_ptr(),
+                                repeated, nullptr));
+        return y;
+    }
+    default:
+        TORCH_CHECK(false, "This fastdrop_torch has no random operation of kind ", kind);
+    }
+}
+
 /* ---- Shapes, for tensors without data ---- */
 
 TensorAndBits forward_meta(const Tensor &x, const Tensor &, double,
@@ -193,6 +282,10 @@ TensorAndBits bias_forward_meta(const Tensor &x, const Optional &, const Optiona
 
 Tensor backward_meta(const Tensor &dy, const Tensor &, double, OptionalSymIntArrayRef) {
     return at::empty_like(dy);
+}
+
+Tensor draw_meta(const Tensor &x, const Tensor &, int64_t, double, OptionalSymIntArrayRef) {
+    return at::empty_like(x);
 }
 
 /* ---- The operations, called through PyTorch's dispatcher ---- */
@@ -218,6 +311,13 @@ const auto &bias_forward_operation() {
 const auto &backward_operation() {
     using Signature = Tensor(const Tensor &, const Tensor &, double, OptionalSymIntArrayRef);
     static const auto found = operation<Signature>("fastdrop::backward");
+    return found;
+}
+
+const auto &draw_operation() {
+    using Signature =
+        Tensor(const Tensor &, const Tensor &, int64_t, double, OptionalSymIntArrayRef);
+    static const auto found = operation<Signature>("fastdrop::draw");
     return found;
 }
 
@@ -269,7 +369,7 @@ struct DropoutBackward : Node {
 };
 
 /* Newer versions of PyTorch count references in the node, older ones beside it. */
-template <typename New = DropoutBackward> auto new_node() {
+template <typename New> auto new_node() {
     using Pointer = std::decay_t<decltype(std::declval<Tensor>().grad_fn())>;
     if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>)
         return std::shared_ptr<New>(new New(), [](auto *node) { deleteNode(node); });
@@ -277,7 +377,7 @@ template <typename New = DropoutBackward> auto new_node() {
         return c10::make_intrusive<New>();
 }
 
-using DropoutPointer = decltype(new_node());
+using DropoutPointer = decltype(new_node<DropoutBackward>());
 
 /* A node for an operation on x, or nullptr if no gradient is wanted. */
 template <typename... Operands>
@@ -285,7 +385,7 @@ DropoutPointer node_for(double scale, OptionalSymIntArrayRef noise_shape,
                         const Operands &...operands) {
     DropoutPointer node;
     if (torch::autograd::compute_requires_grad(operands...)) {
-        node = new_node();
+        node = new_node<DropoutBackward>();
         node->set_next_edges(torch::autograd::collect_next_edges(operands...));
         node->scale = scale;
         node->noise_shape = owned(noise_shape);
@@ -374,6 +474,55 @@ Tensor backward_autograd(DispatchKeySet keys, const Tensor &dy, const Tensor &bi
     return dx;
 }
 
+struct DrawBackward : Node {
+    std::string name() const override { return "FastdropDrawBackward"; }
+
+    variable_list apply(variable_list &&gradients) override {
+        std::lock_guard<std::mutex> lock(mutex_);
+        const Tensor dy = gradients[0];
+        if (!dy.defined() || kind == GAUSSIAN_NOISE)
+            return {dy};
+        return {draw_operation().call(dy, seed.unpack(), derivative_of(kind), parameter,
+                                      reference(noise_shape))};
+    }
+
+    void release_variables() override {
+        std::lock_guard<std::mutex> lock(mutex_);
+        seed.reset_data();
+    }
+
+    torch::autograd::SavedVariable seed;
+    int64_t kind;
+    double parameter;
+    NoiseShape noise_shape;
+};
+
+Tensor draw_autograd(DispatchKeySet keys, const Tensor &x, const Tensor &seed, int64_t kind,
+                     double parameter, OptionalSymIntArrayRef noise_shape) {
+    Tensor y;
+    {
+        at::AutoDispatchBelowADInplaceOrView guard;
+        y = draw_operation().redispatch(keys & c10::after_autograd_keyset, x, seed, kind, parameter,
+                                        noise_shape);
+    }
+    if (torch::autograd::compute_requires_grad(x)) {
+        auto node = new_node<DrawBackward>();
+        node->set_next_edges(torch::autograd::collect_next_edges(x));
+        node->seed = torch::autograd::SavedVariable(seed, /*is_output=*/false);
+        node->kind = kind;
+        node->parameter = parameter;
+        node->noise_shape = owned(noise_shape);
+        torch::autograd::set_history(y, node);
+    }
+    if (const Tensor tangent = tangent_of(x); tangent.defined())
+        y._set_fw_grad(
+            kind == GAUSSIAN_NOISE
+                ? tangent.clone()
+                : draw_operation().call(tangent, seed, derivative_of(kind), parameter, noise_shape),
+            0, false);
+    return y;
+}
+
 /* ---- What users call: composite operations ---- */
 
 /* A NaN is refused, too. */
@@ -455,17 +604,14 @@ Tensor &drop_in_place(Tensor &x, double p, OptionalSymIntArrayRef noise_shape,
     return x;
 }
 
-/* alpha_dropout keeps the mean and the variance of what SELU returns (Klambauer et al., 2017). It
-   is bias_forward: select(x + alpha) * a - alpha * a * (1 - p). */
 Tensor alpha_dropped(const Tensor &x, double p, OptionalSymIntArrayRef noise_shape,
                      const std::optional<Generator> &generator, const Optional &seed) {
     if (p == 1)
         return dropped(x, p, noise_shape, generator, seed);
-    constexpr double alpha = 1.7580993408473766; /* SELU's scale times its alpha */
-    const double a = 1 / std::sqrt((alpha * alpha * p + 1) * (1 - p));
-    return std::get<0>(bias_forward_operation().call(
-        x, at::full({1}, alpha, x.options()), at::full({1}, -alpha * a * (1 - p), x.options()),
-        seed_from(generator, seed), p, noise_shape, a));
+    const double a = alpha_scale(p);
+    return std::get<0>(
+        bias_forward_operation().call(x, one_number(alpha, x), one_number(-alpha * a * (1 - p), x),
+                                      seed_from(generator, seed), p, noise_shape, a));
 }
 
 #define RANDOM const std::optional<Generator> &generator, const Optional &seed
@@ -540,6 +686,43 @@ Tensor relu_dropout(const Tensor &x, double p, bool train, RANDOM) {
         return dropout(at::relu(x), p, train, generator, seed);
     return std::get<0>(
         forward_operation().call(x, seed_from(generator, seed), p, std::nullopt, true));
+}
+
+Tensor noised(const Tensor &x, Kind kind, double parameter, bool train,
+              const std::optional<Generator> &generator, const Optional &seed) {
+    if (!train)
+        return x;
+    TORCH_CHECK_TYPE(is_ours(x),
+                     "Noise needs a dense CPU tensor of dtype float16, bfloat16, float32 or "
+                     "float64, got ",
+                     x.toString());
+    return parameter > 0
+               ? draw_operation().call(x, seed_from(generator, seed), kind, parameter, std::nullopt)
+               : x;
+}
+
+Tensor gaussian_dropout(const Tensor &x, double p, bool train, RANDOM) {
+    TORCH_CHECK_VALUE(p >= 0 && p < 1,
+                      "dropout probability has to be at least 0 and, for Gaussian dropout, below "
+                      "1, but got ",
+                      p);
+    return noised(x, GAUSSIAN_DROPOUT, p, train, generator, seed);
+}
+
+Tensor &gaussian_dropout_(Tensor &x, double p, bool train, RANDOM) {
+    const Tensor y = gaussian_dropout(x, p, train, generator, seed);
+    return train && p > 0 ? x.copy_(y) : x;
+}
+
+Tensor gaussian_noise(const Tensor &x, double stddev, bool train, RANDOM) {
+    TORCH_CHECK_VALUE(stddev >= 0 && std::isfinite(stddev),
+                      "standard deviation has to be finite and at least 0, but got ", stddev);
+    return noised(x, GAUSSIAN_NOISE, stddev, train, generator, seed);
+}
+
+Tensor &gaussian_noise_(Tensor &x, double stddev, bool train, RANDOM) {
+    const Tensor y = gaussian_noise(x, stddev, train, generator, seed);
+    return train && stddev > 0 ? x.copy_(y) : x;
 }
 
 Tensor bias_dropout_add(const Tensor &x, const Optional &bias, const Optional &residual, double p,
@@ -628,7 +811,9 @@ EXPORTED int fastdrop_switch_here(int value) {
     return std::exchange(switched_here, value);
 }
 
-#define SIGNATURE "float p=0.5, bool train=True, *, Generator? generator=None, Tensor? seed=None)"
+#define COMMON "bool train=True, *, Generator? generator=None, Tensor? seed=None)"
+#define SIGNATURE "float p=0.5, " COMMON
+#define NOISE "float stddev, " COMMON
 
 TORCH_LIBRARY(fastdrop, m) {
     m.def("forward(Tensor x, Tensor seed, float p, SymInt[]? noise_shape=None, bool relu=False)"
@@ -636,16 +821,20 @@ TORCH_LIBRARY(fastdrop, m) {
     m.def("bias_forward(Tensor x, Tensor? bias, Tensor? residual, Tensor seed, float p,"
           " SymInt[]? noise_shape, float scale) -> (Tensor y, Tensor bits)");
     m.def("backward(Tensor dy, Tensor bits, float scale, SymInt[]? noise_shape=None) -> Tensor");
+    m.def("draw(Tensor x, Tensor seed, int kind, float parameter, SymInt[]? noise_shape=None)"
+          " -> Tensor");
     /* TorchScript must not merge two calls, nor take the result for a new tensor. */
     const auto define = [&m](const std::string &schema) {
         m.def(torch::schema(schema.c_str(), c10::AliasAnalysisKind::CONSERVATIVE),
               {at::Tag::nondeterministic_seeded});
     };
-    for (const std::string name :
-         {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}) {
+    for (const std::string name : {"dropout", "feature_dropout", "alpha_dropout",
+                                   "feature_alpha_dropout", "gaussian_dropout"}) {
         define(name + "(Tensor input, " SIGNATURE " -> Tensor");
         m.def((name + "_(Tensor(a!) input, " SIGNATURE " -> Tensor(a!)").c_str());
     }
+    define("gaussian_noise(Tensor input, " NOISE " -> Tensor");
+    m.def("gaussian_noise_(Tensor(a!) input, " NOISE " -> Tensor(a!)");
     define("relu_dropout(Tensor input, " SIGNATURE " -> Tensor");
     define("bias_dropout_add(Tensor input, Tensor? bias, Tensor? residual, " SIGNATURE
            " -> Tensor");
@@ -655,18 +844,21 @@ TORCH_LIBRARY_IMPL(fastdrop, CPU, m) {
     m.impl("forward", forward_cpu);
     m.impl("bias_forward", bias_forward_cpu);
     m.impl("backward", backward_cpu);
+    m.impl("draw", draw_cpu);
 }
 
 TORCH_LIBRARY_IMPL(fastdrop, Meta, m) {
     m.impl("forward", forward_meta);
     m.impl("bias_forward", bias_forward_meta);
     m.impl("backward", backward_meta);
+    m.impl("draw", draw_meta);
 }
 
 TORCH_LIBRARY_IMPL(fastdrop, Autograd, m) {
     m.impl("forward", forward_autograd);
     m.impl("bias_forward", bias_forward_autograd);
     m.impl("backward", backward_autograd);
+    m.impl("draw", draw_autograd);
 }
 
 void register_composites(torch::Library &m) {
@@ -678,6 +870,10 @@ void register_composites(torch::Library &m) {
     m.impl("alpha_dropout_", alpha_dropout_);
     m.impl("feature_alpha_dropout", feature_alpha_dropout);
     m.impl("feature_alpha_dropout_", feature_alpha_dropout_);
+    m.impl("gaussian_dropout", gaussian_dropout);
+    m.impl("gaussian_dropout_", gaussian_dropout_);
+    m.impl("gaussian_noise", gaussian_noise);
+    m.impl("gaussian_noise_", gaussian_noise_);
     m.impl("relu_dropout", relu_dropout);
     m.impl("bias_dropout_add", bias_dropout_add);
 }

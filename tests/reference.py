@@ -410,6 +410,32 @@ def alpha_dropout(x, kept, rate):
     return bias_dropout_add(x, alpha, shift, kept, scale)
 
 
+# The random operations of the frameworks' packages.
+
+
+def drawn(kind, x, parameter, seed, step=0, noise_shape=None):
+    """The result of a kind of random operation on an array, with a rate or a stddev."""
+    noise_shape = x.shape if noise_shape is None else noise_shape
+    size = math.prod(noise_shape)
+    if kind.startswith("gaussian"):
+        numbers = np.broadcast_to(normals(seed, step, size).reshape(noise_shape), x.shape)
+        additive = kind == "gaussian_noise"
+        return noised(x, numbers, parameter if additive else gaussian_stddev(parameter), additive)
+    kept = keep_mask(seed, step, parameter, size).reshape(noise_shape)
+    kept = np.broadcast_to(kept, x.shape)
+    if kind == "alpha_dropout":
+        return alpha_dropout(x, kept, parameter)
+    scales = {"dropout": default_scale, "alpha_dropout_gradient": alpha_scale}
+    return dropout(x, kept, scales[kind](parameter))
+
+
+def drawn_gradient(kind, dy, *position):
+    """The gradient of `drawn` for x: the arguments are those of `drawn`, with dy in place of x."""
+    if kind == "gaussian_noise":
+        return np.array(dy)
+    return drawn("alpha_dropout_gradient" if kind == "alpha_dropout" else kind, dy, *position)
+
+
 # Comparing results.
 
 

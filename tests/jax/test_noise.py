@@ -31,26 +31,12 @@ def numbers(shape, dtype="float32"):
 
 
 def expected(function, x, key, parameter, noise_shape=None):
-    """The reference's result, with decisions and numbers shared along dimensions of size 1."""
-    noise_shape = x.shape if noise_shape is None else noise_shape
-    size, seed = math.prod(noise_shape), seed_of(key)
-    if function is alpha_dropout:
-        kept = reference.keep_mask(seed, 0, parameter, size).reshape(noise_shape)
-        return reference.alpha_dropout(x, np.broadcast_to(kept, x.shape), parameter)
-    drawn = reference.normals(seed, 0, size).reshape(noise_shape)
-    additive = function is gaussian_noise
-    stddev = parameter if additive else reference.gaussian_stddev(parameter)
-    return reference.noised(x, np.broadcast_to(drawn, x.shape), stddev, additive)
+    return reference.drawn(function.__name__, x, parameter, seed_of(key), 0, noise_shape)
 
 
 def slopes(function, x, key, parameter):
-    """The derivative of each element, by the paper's formulas."""
-    if function is gaussian_noise:
-        return np.ones_like(x)
-    if function is gaussian_dropout:
-        return expected(function, np.ones_like(x), key, parameter)
-    kept = reference.keep_mask(seed_of(key), 0, parameter, x.size).reshape(x.shape)
-    return reference.dropout(np.ones_like(x), kept, reference.alpha_scale(parameter))
+    """The derivative of each element."""
+    return reference.drawn_gradient(function.__name__, np.ones_like(x), parameter, seed_of(key))
 
 
 @each_function

@@ -11,6 +11,7 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
+import reference
 from jax.experimental import sparse
 from keras.src import testing
 from reference import assert_same_bits
@@ -24,6 +25,8 @@ from fastdrop_keras import (
     SpatialDropout3D,
     layer_state,
 )
+from fastdrop_keras.backend import BACKEND
+from fastdrop_keras.kinds import KINDS
 
 DATA = pathlib.Path(__file__).parent.parent / "data"
 DTYPES = {
@@ -421,3 +424,28 @@ def test_a_state_that_a_generator_cannot_hold_is_refused():
 
 def test_tensorflow_is_not_imported():
     assert not any(name.startswith("tensorflow.") for name in sys.modules)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_draw(kind, dtype):
+    """The random operations beside dropout: a pure function of the seed and the parameter."""
+    array, slope = numbers((4, 5, 60), DTYPES[dtype]), numbers((4, 5, 60), DTYPES[dtype], seed=1)
+    parameter = BACKEND.Rate(0.3).read()
+    for words, seed in [([7, 5], 7), ([7, 1, 5, 0], 2**32 + 7)]:
+        for noise_shape in [None, (None, 1, 60)]:
+            position = (0.3, seed, 5, noise_shape and (4, 1, 60))
+            right = reference.drawn(kind, array, *position)
+            with jax.enable_x64(dtype == "float64"):
+                x, t, state = jnp.asarray(array), jnp.asarray(slope), jnp.array(words, "uint32")
+                y, gradient = jax.vjp(
+                    lambda x, state=state, shape=noise_shape: BACKEND.draw(
+                        kind, x, state, parameter, shape
+                    ),
+                    x,
+                )
+                assert_same_bits(np.asarray(y), right)
+                right = reference.drawn_gradient(kind, slope, *position)
+                assert_same_bits(np.asarray(gradient(t)[0]), right)
+    with pytest.raises(TypeError, match="int32"):
+        BACKEND.draw(kind, jnp.ones(3, "int32"), jnp.array([7, 5], "uint32"), parameter)

@@ -9,6 +9,7 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
+import reference
 import torch
 from keras.src import testing
 from reference import assert_same_bits
@@ -16,6 +17,8 @@ from reference import assert_same_bits
 import fastdrop
 import fastdrop_keras
 from fastdrop_keras import Dropout, SpatialDropout1D, SpatialDropout2D, SpatialDropout3D
+from fastdrop_keras.backend import BACKEND
+from fastdrop_keras.kinds import KINDS
 
 DATA = pathlib.Path(__file__).parent.parent / "data"
 DTYPES = {
@@ -315,3 +318,24 @@ def test_files_of_tensorflow_are_read(expected):
 
 def test_tensorflow_is_not_imported():
     assert not any(name.startswith("tensorflow.") for name in sys.modules)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_draw(kind, dtype):
+    """The random operations beside dropout: a pure function of the seed and the parameter."""
+    array, slope = numbers((4, 5, 60), DTYPES[dtype]), numbers((4, 5, 60), DTYPES[dtype], seed=1)
+    parameter = BACKEND.Rate(0.3).read()
+    for words, seed in [([7, 5], 7), ([7, 5, 3], 3 * 2**64 + 7)]:
+        for noise_shape in [None, (None, 1, 60)]:
+            x = keras.ops.convert_to_tensor(array).requires_grad_()
+            y = BACKEND.draw(kind, x, torch.tensor(words), parameter, noise_shape)
+            position = (0.3, seed, 5, noise_shape and (4, 1, 60))
+            assert_same_bits(keras.ops.convert_to_numpy(y), reference.drawn(kind, array, *position))
+            (dx,) = torch.autograd.grad(y, x, keras.ops.convert_to_tensor(slope))
+            assert_same_bits(
+                keras.ops.convert_to_numpy(dx), reference.drawn_gradient(kind, slope, *position)
+            )
+    with pytest.raises(TypeError, match="int32"):
+        BACKEND.draw(kind, torch.ones(3, dtype=torch.int32), torch.tensor([7, 5]), parameter)
+    assert BACKEND.draw(kind, torch.ones(3, device="meta"), None, parameter).shape == (3,)

@@ -22,6 +22,8 @@ FUNCTIONS = {
     "relu": lambda x: F.relu_dropout(x, 0.4, seed=3),
     "bias and residual": lambda x: F.bias_dropout_add(x, x[0], x, 0.4, seed=3),
     "in place": lambda x: F.dropout(x * 1.5, 0.4, inplace=True, seed=3),
+    "gaussian": lambda x: F.gaussian_dropout(x, 0.4, seed=3),
+    "noise in place": lambda x: F.gaussian_noise(x * 1.5, 0.4, inplace=True, seed=3),
 }
 
 
@@ -109,6 +111,8 @@ def test_an_exported_module_drops():
         ("Dropout3d", (40, 50, 3, 3, 3)),
         ("AlphaDropout", (40, 50)),
         ("FeatureAlphaDropout", (40, 50, 3)),
+        ("GaussianDropout", (40, 50)),
+        ("GaussianNoise", (40, 50)),
     ],
 )
 def test_scripted_and_traced_modules(name, shape, inplace, tmp_path):
@@ -174,6 +178,7 @@ def test_make_fx_traces_the_operations():
         ("forward", (0.5, None, True)),
         ("bias_forward", (0.5, None, 2.0)),
         ("backward", (2.0, [4, 1])),
+        *(("draw", (kind, 0.5, [4, 1])) for kind in range(1, 5)),
     ],
 )
 def test_opcheck(name, arguments):
@@ -183,6 +188,7 @@ def test_opcheck(name, arguments):
         "forward": (x, seed),
         "bias_forward": (x, torch.randn(5, requires_grad=True), x.detach(), seed),
         "backward": (x, torch.tensor([0b1010], dtype=torch.uint8)),
+        "draw": (x, seed),
     }[name]
     operation = getattr(torch.ops.fastdrop, name).default
     torch.library.opcheck(operation, (*operands, *arguments))

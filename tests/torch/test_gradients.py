@@ -20,6 +20,9 @@ FUNCTIONS = {
     "bias and residual": lambda x: F.bias_dropout_add(x, x[0], x, 0.4, seed=3),
     "in place": lambda x: F.dropout(x * 1.5, 0.4, inplace=True, seed=3),
     "channels in place": lambda x: F.dropout1d(x * 1.5, 0.4, inplace=True, seed=3),
+    "gaussian": lambda x: F.gaussian_dropout(x, 0.4, seed=3),
+    "gaussian in place": lambda x: F.gaussian_dropout(x * 1.5, 0.4, inplace=True, seed=3),
+    "noise": lambda x: F.gaussian_noise(x, 0.4, seed=3),
 }
 
 
@@ -64,7 +67,9 @@ def test_second_derivatives_of_functions():
     assert torch.allclose(jacfwd(FUNCTIONS["dropout"])(x), torch.diag(scale))
 
 
-@pytest.mark.parametrize("name", ["dropout", "channels", "alpha", "relu", "bias and residual"])
+@pytest.mark.parametrize(
+    "name", ["dropout", "channels", "alpha", "relu", "bias and residual", "gaussian", "noise"]
+)
 def test_vmap_of_a_seeded_function_has_one_mask(name):
     x = torch.randn(3, 5, 7)
     y = vmap(FUNCTIONS[name])(x)
@@ -100,7 +105,9 @@ def test_vmap_randomness(name):
     assert set(gradients.unique().tolist()) == {0.0, 2.0}
 
 
-@pytest.mark.parametrize("name", ["dropout", "dropout1d", "feature_alpha_dropout"])
+@pytest.mark.parametrize(
+    "name", ["dropout", "dropout1d", "feature_alpha_dropout", "gaussian_dropout", "gaussian_noise"]
+)
 def test_vmap_randomness_of_an_input_that_is_not_batched(name):
     def function(z):
         return getattr(F, name)(torch.ones(1, 500, 1), 0.5, True) + 0 * z

@@ -26,6 +26,11 @@ CALLS = {
         X[:, None, None], 0.5, True, **random
     ),
     "relu_dropout": lambda **random: F.relu_dropout(X, 0.5, **random),
+    "gaussian_dropout": lambda **random: F.gaussian_dropout(X, 0.5, **random),
+    "gaussian_dropout in place": lambda **random: F.gaussian_dropout(
+        X.clone(), 0.5, inplace=True, **random
+    ),
+    "gaussian_noise": lambda **random: F.gaussian_noise(X, 0.5, **random),
     "bias_dropout_add": lambda **random: F.bias_dropout_add(X, None, None, 0.5, **random),
 }
 
