@@ -11,7 +11,8 @@ from bench.peers import JAX_OURS, JAX_PEERS, check_peer, jax_calls, jax_on_one_t
 jax = pytest.importorskip("jax")
 nnx = pytest.importorskip("flax.nnx")
 optax = pytest.importorskip("optax")
-fastdrop_jax = pytest.importorskip("fastdrop_jax.nnx", exc_type=ImportError)
+fastdrop_jax = pytest.importorskip("fastdrop_jax", exc_type=ImportError)
+flax_layers = pytest.importorskip("fastdrop_jax.nnx")
 
 RATE = 0.1
 
@@ -60,6 +61,28 @@ def test_call(measure, exponent, direction, generator):
         ours=calls(JAX_OURS),
         peers=calls(JAX_PEERS),
         limits={"a multiplication": call_of(product)},
+    )
+
+
+@GENERATORS
+@pytest.mark.exponents((10, 14, 18, 22), quick=(18,))
+def test_noise(measure, exponent, generator):
+    """Gaussian dropout and its gradient, in a jitted function."""
+
+    def of_jax(key, x, rate):
+        stddev = (rate / (1 - rate)) ** 0.5
+        return x * (1 + stddev * jax.random.normal(key, x.shape, x.dtype))
+
+    ours, peer = (
+        jax_calls(draw, 2**exponent, RATE, generator).training
+        for draw in (fastdrop_jax.gaussian_dropout, of_jax)
+    )
+    measure(
+        "jax layers",
+        f"2^{exponent}",
+        group=f"Gaussian dropout, forward and backward, {generator}",
+        ours={"fastdrop_jax": ours},
+        peers={"JAX's operations": peer},
     )
 
 
@@ -170,7 +193,7 @@ def test_step(measure, network, generator):
         "jax training",
         network,
         group=generator,
-        ours={"fastdrop_jax": steps(network, fastdrop_jax.Dropout, generator)},
+        ours={"fastdrop_jax": steps(network, flax_layers.Dropout, generator)},
         peers={"flax.nnx.Dropout": steps(network, nnx.Dropout, generator)},
         limits={"no dropout": steps(network, without, generator)},
         seconds=12.0,

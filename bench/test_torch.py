@@ -76,6 +76,32 @@ def test_call(measure, exponent, direction, compiled):
     )
 
 
+@pytest.mark.exponents((10, 14, 18, 22), quick=(18,))
+def test_noise(measure, exponent):
+    """Gaussian dropout and its gradient, eager."""
+    x, dy = torch.ones(2**exponent, requires_grad=True), torch.ones(2**exponent)
+    stddev = (RATE / (1 - RATE)) ** 0.5
+
+    def gradient_of(draw):
+        return lambda: torch.autograd.grad(draw(), x, dy)
+
+    measure(
+        "torch layers",
+        f"2^{exponent}",
+        group="Gaussian dropout, forward and backward, eager",
+        ours={
+            "fastdrop_torch": gradient_of(
+                lambda: fastdrop_torch.functional.gaussian_dropout(x, RATE)
+            )
+        },
+        peers={
+            "PyTorch's operations": gradient_of(
+                lambda: x * torch.randn_like(x).mul_(stddev).add_(1)
+            )
+        },
+    )
+
+
 def perceptron(rate):
     """The network of tutorials on MNIST, with two dropouts."""
     return nn.Sequential(

@@ -276,3 +276,12 @@ def test_jax_draws_the_distribution_on_other_devices(kind, dtype):
     shared = draw(x, 0.2, (1, None))
     assert (shared == shared[0]).all()
     assert jnp.allclose(draw(x, 0.0), x)
+
+
+def test_alpha_dropouts_constants_are_rounded_to_float16_once():
+    """At this rate, a float between would round the shift to another number."""
+    x, rate = np.ones(100, np.float16), 0.1436
+    shift = -reference.ALPHA * reference.alpha_scale(rate) * (1 - rate)
+    assert np.float16(shift) != np.float16(np.float32(shift))
+    right = expected(alpha_dropout, x, KEY, rate)
+    reference.assert_same_bits(np.asarray(alpha_dropout(KEY, jnp.asarray(x), rate)), right)
