@@ -51,8 +51,10 @@ MODULES = (
     "_memory",
     "_noise",
     "_plan",
+    "_rates",
     "_stream",
     "_threads",
+    "_walk",
 )
 
 
@@ -121,7 +123,7 @@ def package_files(*patterns):
 
 # Only the kernel modules include these.
 VOCABULARIES = package_files(
-    "_kernels/*.pxi", "simd/normal.h", *(f"simd/{isa.name}.h" for isa in ISAS)
+    "_kernels/*.pxi", "simd/normal.h", "simd/rates.h", *(f"simd/{isa.name}.h" for isa in ISAS)
 )
 HEADERS = package_files("*.h", "*.pxd", "include/*.h", "_kernels/*.h", "_kernels/*.pxd", "simd/*.h")
 HEADERS = [path for path in HEADERS if path not in VOCABULARIES]

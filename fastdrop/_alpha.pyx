@@ -9,7 +9,7 @@ cimport numpy as np
 from fastdrop._apply cimport (
     EQUAL_RESIDUALS, Work, bias_bytes, set_up, set_up_add, set_up_bias, use_on_arrays,
 )
-from fastdrop._arguments cimport inplace_of, input_of, kind_of, output_of, own_view
+from fastdrop._arguments cimport inplace_of, input_of, kind_of, output_of, own_view, rate_of
 from fastdrop._kernels.table cimport ADD, SCALE, stream_key
 from fastdrop._mask cimport Mask, Request, request_of
 from fastdrop._memory cimport Buffer, new_buffer
@@ -30,6 +30,7 @@ cdef double ALPHA = 1.7580993408473766  # SELU's scale times its alpha; its leas
 cdef tuple alpha_dropped(object x, object rate, object seed, object noise_shape, object out,
                          bint in_place):
     """Check the arguments and drop; return the result and the mask."""
+    cdef double checked = rate_of(rate)
     cdef Request request = request_of(rate, seed, noise_shape, None, True)
     cdef np.ndarray from_ = inplace_of(x, "x") if in_place else own_view(input_of(x, "x"))
     cdef int kind = kind_of(from_, "x")

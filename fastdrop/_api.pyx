@@ -11,12 +11,14 @@ from fastdrop._arguments cimport default_scale
 from fastdrop._apply cimport (
     EQUAL_RESIDUALS, Work, bias_bytes, scaling_kind, set_up_add, set_up_bias, use_on, use_relu_on,
 )
-from fastdrop._draw cimport derive_key, draw_bits
-from fastdrop._kernels.table cimport ADD, RELU, SCALE, kind_size, stream_key
-from fastdrop._noise cimport Walk, draw_and_apply, set_up_walk
+from fastdrop._draw cimport derive_key, derive_other_key, draw_bits
+from fastdrop._kernels.table cimport ADD, RATES_DOMAIN, RELU, SCALE, kind_size, stream_key
+from fastdrop._noise cimport NoiseWork, draw_and_apply, set_up_noise
 from fastdrop._plan cimport FROM, RESIDUAL, TO, parts
+from fastdrop._rates cimport RateWork, rates_are_valid, run_rates
 from fastdrop._stream cimport fastdrop_seed
 from fastdrop._threads cimport set_thread_count, thread_count
+from fastdrop._walk cimport BROADCAST, set_up_walk
 
 from fastdrop._config import STREAM_VERSION
 
@@ -83,6 +85,9 @@ cdef extern from "fastdrop.h" nogil:
         int (*noise)(const fastdrop_dropout *dropout, double stddev, int additive, void *y,
                      const int64_t *y_strides, const void *x,
                      const int64_t *x_strides) noexcept nogil
+        int (*bernoulli)(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
+                         const void *rates, const int64_t *rates_strides,
+                         uint8_t *bits) noexcept nogil
 
     int fastdrop_fit_noise_shape(int ndim, const int64_t *shape, int count,
                                  const int64_t *entries, int64_t *noise_shape)
@@ -309,30 +314,38 @@ cdef int bias_forward(const fastdrop_dropout *dropout, void *y, const int64_t *y
     return status
 
 
+cdef uint64_t number_count(const Work *work) noexcept nogil:
+    """The numbers of the noise shape, which has no zeros."""
+    cdef uint64_t count = 1
+    cdef int i
+    for i in range(work.ndim):
+        count *= work.noise_shape[i]
+    return count
+
+
 cdef int noise(const fastdrop_dropout *dropout, double stddev, int additive, void *y,
                const int64_t *y_strides, const void *x, const int64_t *x_strides) noexcept nogil:
     cdef Arrays arrays
     cdef Work *work = &arrays.work
-    cdef Walk walk
-    cdef const npy_intp *noise_shape = NULL
+    cdef NoiseWork noise_work
     cdef float *numbers = NULL
     cdef int status = describe(&arrays, dropout, SCALE, y, y_strides, x, x_strides, NULL)
     if status == FASTDROP_OK and not (stddev >= 0.0 and isfinite(stddev)):
         status = FASTDROP_BAD_STDDEV
     if status != FASTDROP_OK or work.size == 0:
         return status
+    noise_work.on.kind, noise_work.on.additive, noise_work.on.stddev = dropout.kind, additive, stddev
+    noise_work.on.size, noise_work.on.to, noise_work.on.from_ = work.size, y, x
     if work.noise_shape != work.shape:
-        noise_shape = work.noise_shape
-    walk.on.kind, walk.on.additive, walk.on.stddev = dropout.kind, additive, stddev
-    walk.on.size, walk.on.to, walk.on.from_ = work.size, y, x
-    set_up_walk(&walk, work.ndim, work.shape, work.strides[TO], work.strides[FROM], noise_shape)
-    if noise_shape != NULL:
         # Of more numbers, the bytes would not fit 63 bits.
-        if walk.noise_size < <uint64_t>1 << 61:
-            numbers = <float *>malloc(walk.noise_size * sizeof(float))
+        if number_count(work) < <uint64_t>1 << 61:
+            numbers = <float *>malloc(number_count(work) * sizeof(float))
         if numbers == NULL:
             return FASTDROP_NO_MEMORY
-    draw_and_apply(&walk, &dropout.seed, numbers)
+    noise_work.on.numbers = numbers
+    set_up_noise(&noise_work, work.ndim, work.shape, work.strides[TO], work.strides[FROM],
+                 work.noise_shape)
+    draw_and_apply(&noise_work, &dropout.seed)
     free(numbers)
     return FASTDROP_OK
 
@@ -347,6 +360,35 @@ cdef int draw(const fastdrop_seed *seed, double rate, uint64_t first, uint64_t s
         return FASTDROP_BAD_SHAPE
     derive_key(&key, seed, rate)
     draw_bits(&key, first, size, bits)
+    return FASTDROP_OK
+
+
+cdef int bernoulli(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
+                   const void *rates, const int64_t *rates_strides,
+                   uint8_t *bits) noexcept nogil:
+    cdef Arrays arrays
+    cdef RateWork work
+    cdef fastdrop_dropout each = dropout[0]
+    cdef int status
+    each.noise_shape = NULL
+    status = describe(&arrays, &each, SCALE, y, y_strides, rates, rates_strides, bits)
+    if status != FASTDROP_OK or arrays.work.size == 0:
+        return status
+    memset(&work, 0, sizeof(work))
+    work.on.kind = work.rates_kind = dropout.kind
+    work.on.double_rates = dropout.kind == FASTDROP_FLOAT64
+    work.on.size, work.on.to, work.on.bits = arrays.work.size, y, bits
+    work.ones = work.drawn = True
+    work.walk.data[TO] = work.walk.data[FROM] = <char *>y
+    work.walk.data[BROADCAST] = <char *>rates
+    work.walk.itemsize[TO] = work.walk.itemsize[FROM] = arrays.work.itemsize
+    work.walk.itemsize[BROADCAST] = arrays.work.itemsize
+    set_up_walk(&work.walk, dropout.ndim, arrays.shape, arrays.to_strides, arrays.to_strides,
+                arrays.from_strides)
+    if not rates_are_valid(&work):
+        return FASTDROP_BAD_RATE
+    derive_other_key(&work.key, &dropout.seed, RATES_DOMAIN)
+    run_rates(&work)
     return FASTDROP_OK
 
 
@@ -369,5 +411,6 @@ api.set_num_threads = set_num_threads
 api.relu_forward = relu_forward
 api.bias_forward = bias_forward
 api.noise = noise
+api.bernoulli = bernoulli
 
 _C_API = PyCapsule_New(&api, FASTDROP_CAPSULE, NULL)

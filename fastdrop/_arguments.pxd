@@ -17,6 +17,7 @@ cdef tuple shape_of(object shape)
 cdef uint64_t size_of(tuple shape)
 cdef object short_repr(object value)
 cdef int kind_of(ndarray array, str name) except -1
+cdef ndarray base_view(ndarray array)
 cdef ndarray own_view(ndarray array)
 cdef ndarray input_of(object x, str name)
 cdef ndarray inplace_of(object x, str name)

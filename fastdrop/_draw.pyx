@@ -3,7 +3,7 @@ from libc.math cimport floor
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from fastdrop._isa cimport kernels
-from fastdrop._kernels.table cimport BLOCK, GOLDEN, NOISE_DOMAIN, mix64, stream_key
+from fastdrop._kernels.table cimport BLOCK, GOLDEN, mix64, stream_key
 from fastdrop._stream cimport fastdrop_seed
 from fastdrop._threads cimport parallel_for
 
@@ -35,12 +35,13 @@ cdef void derive_key(stream_key *key, const fastdrop_seed *draw, double rate) no
     key.threshold = threshold_of(rate)
 
 
-cdef void derive_noise_key(stream_key *key, const fastdrop_seed *draw) noexcept nogil:
-    """Derive the key of the noise of a stream position, which is independent of its masks."""
+cdef void derive_other_key(stream_key *key, const fastdrop_seed *draw,
+                           uint64_t domain) noexcept nogil:
+    """Derive the key of what is independent of the masks of a stream position."""
     cdef int i
     derive_key(key, draw, 0.0)
     for i in range(4):
-        key.k[i] = mix64(key.k[i] ^ NOISE_DOMAIN)
+        key.k[i] = mix64(key.k[i] ^ domain)
 
 
 cdef struct Drawing:

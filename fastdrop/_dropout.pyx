@@ -97,6 +97,9 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
     cdef Mask mask = request.new_mask((<object>from_).shape)
     cdef Work work
     cdef stream_key key
+    if mask.rates is not None:
+        request.drop_by_rates(mask, kind, to, from_)
+        return to if out is None else out, mask
     set_up(&work, kind, SCALE, to, from_, mask.own_noise_shape(), mask.scale_)
     request.prepare(mask, &work, &key)
     use_on_arrays(&work, &key)
@@ -152,6 +155,9 @@ def dropout_(x, rate, *, seed=None, noise_shape=None, scale=None, store_mask=Tru
     cdef Mask mask = request.new_mask((<object>array).shape)
     cdef Work work
     cdef stream_key key
+    if mask.rates is not None:
+        request.drop_by_rates(mask, kind, array, array)
+        return mask
     set_up(&work, kind, SCALE, array, array, mask.own_noise_shape(), mask.scale_)
     request.prepare(mask, &work, &key)
     use_on_arrays(&work, &key)

@@ -9,7 +9,7 @@ from fastdrop._apply cimport (
     Work, bias_bytes, is_contiguous, set_up, set_up_add, set_up_bias, set_up_residual,
     use_on_arrays, use_relu_on,
 )
-from fastdrop._arguments cimport own_view, input_of, kind_of, output_of, short_repr
+from fastdrop._arguments cimport own_view, input_of, kind_of, output_of, rate_of, short_repr
 from fastdrop._bits cimport spread_bits
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport (
@@ -130,6 +130,7 @@ def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     >>> fastdrop.relu_dropout_grad(np.ones(6), mask)
     array([2., 0., 0., 2., 0., 2.])
     """
+    cdef double checked = rate_of(rate)
     cdef Request request = request_of(rate, seed, noise_shape, scale, True)
     cdef np.ndarray from_ = own_view(input_of(x, "x"))
     cdef int kind = kind_of(from_, "x")
@@ -264,6 +265,7 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
     >>> dbias
     array([4., 2., 2.])
     """
+    cdef double checked = rate_of(rate)
     cdef Request request = request_of(rate, seed, noise_shape, scale, store_mask)
     # Conversions may run a user's code. They all come before own_view.
     cdef np.ndarray from_ = input_of(x, "x")

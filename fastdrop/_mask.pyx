@@ -15,9 +15,14 @@ from fastdrop._arguments cimport (
     noise_shape_of, output_of, rate_of, scale_of, shape_of, short_repr, size_of,
 )
 from fastdrop._apply cimport Work, set_up, use_on_arrays
+from fastdrop._bits cimport spread_bits
 from fastdrop._draw cimport derive_key, draw_bits
 from fastdrop._kernels.table cimport BLOCK, SCALE, stream_key
 from fastdrop._memory cimport Buffer, array_over, new_buffer
+from fastdrop._plan cimport MAX_DIMS
+from fastdrop._rates cimport (
+    check_fit, draw_by_rates, inverted_scales, rates_of, scale_by, scales_of,
+)
 from fastdrop._stream cimport (
     Stream, is_other_stream, other_stream, seed_number, stream_of, take_step,
 )
@@ -140,16 +145,25 @@ cdef class Mask:
         cdef np.ndarray packed
         if kept_array.dtype != numpy.bool_:
             raise TypeError(f"`kept` must be an array of bools, got {short_repr(kept_array)}")
-        mask.rate_ = None if rate is None else rate_of(rate)
+        mask.shape_ = mask.noise_shape_ = kept_array.shape
+        mask.set_rate(rate)
         if scale is None:
             raise TypeError("`scale` must be a finite number, got None")
         mask.scale_ = scale_of(scale, 0.0)
-        mask.shape_ = mask.noise_shape_ = kept_array.shape
         mask.size_ = kept_array.size
         packed = numpy.packbits(kept_array.ravel(), bitorder="little")
         mask.buffer = new_buffer(mask.packed_size())
         memcpy(mask.buffer.data, np.PyArray_DATA(packed), mask.packed_size())
         return mask
+
+    cdef set_rate(self, object rate):
+        """Check the rate of a mask that is not drawn now: None, a number or an array."""
+        self.rates = rates_of(rate)
+        if self.rates is not None:
+            check_fit(self.rates, self.noise_shape_, "rate")
+            self.rate_ = self.rates
+        else:
+            self.rate_ = None if rate is None else rate_of(rate)
 
     cdef size_t packed_size(self) noexcept nogil:
         """Bytes of the packed bits."""
@@ -167,13 +181,23 @@ cdef class Mask:
 
     @property
     def rate(self):
-        """The probability of dropping, a float; None if the mask was packed without one."""
+        """The probability of dropping, a float; None if the mask was packed without one.
+
+        If rates were given as an array: a read-only copy of the array, in float32, or float64 if it
+        was of float64. It has the array's shape, which NumPy broadcasts to the noise shape.
+        """
         return self.rate_
 
     @property
     def scale(self):
-        """The factor of kept elements, a float."""
-        return self.scale_
+        """The factor of kept elements, a float.
+
+        If elements have rates of their own and no scale was given: a new float64 array of the
+        factors, in the shape of `rate`.
+        """
+        if self.inverted:
+            return inverted_scales(self.rates)
+        return self.scale_ if self.scales is None else self.scales
 
     @property
     def seed(self):
@@ -215,14 +239,24 @@ cdef class Mask:
 
     cdef Buffer stored_bits(self):
         """The stored bits, or the same bits drawn again."""
-        cdef stream_key key
         cdef Buffer buffer = self.buffer
         if buffer is None:
             buffer = new_buffer(self.packed_size())
-            derive_key(&key, &self.draw, self.rate_)
-            with nogil:
-                draw_bits(&key, self.offset, self.size_, buffer.data)
+            self.draw_bits_to(0, self.size_, buffer.data)
         return buffer
+
+    cdef void draw_bits_to(self, uint64_t first, uint64_t size, uint8_t *bits) noexcept:
+        """Draw the bits of elements `first` .. `first + size - 1` of the noise shape."""
+        cdef stream_key key
+        if self.rates is not None:
+            draw_by_rates(&self.draw, self.rates, self.noise_shape_, self.offset, first, size, bits)
+            return
+        derive_key(&key, &self.draw, self.rate_)
+        if size <= BLOCK:  # releasing the GIL would take longer than a small call
+            draw_bits(&key, self.offset + first, size, bits)
+        else:
+            with nogil:
+                draw_bits(&key, self.offset + first, size, bits)
 
     cdef size_t chunk_bytes(self) noexcept nogil:
         """The capacity of the buffer that `chunk_bits` needs."""
@@ -231,32 +265,71 @@ cdef class Mask:
     cdef const uint8_t *chunk_bits(self, uint64_t first, uint64_t size,
                                    Buffer chunk) except NULL:
         """Up to CHUNK bits, `first` being a multiple of CHUNK. Drawn into `chunk` if not stored."""
-        cdef stream_key key
         if self.buffer is not None:
             return self.buffer.data + first // 8
         # A mask without stored bits may be so large that this takes years.
         PyErr_CheckSignals()
-        derive_key(&key, &self.draw, self.rate_)
-        with nogil:
-            draw_bits(&key, self.offset + first, size, chunk.data)
+        self.draw_bits_to(first, size, chunk.data)
         return chunk.data
 
     cdef tuple own_noise_shape(self):
         """The noise shape; None if each element has a bit of its own."""
         return None if self.noise_shape_ is self.shape_ else self.noise_shape_
 
+    cdef bint scales_differ(self) noexcept:
+        """Whether each element has a scale of its own."""
+        return self.inverted or self.scales is not None
+
+    cdef Buffer new_element_bits(self):
+        """Memory for a bit for each element, if elements share bits; else None."""
+        if self.noise_shape_ is self.shape_:
+            return None
+        return new_buffer((size_of(self.shape_) + 7) // 8)
+
+    cdef const uint8_t *element_bits(self, const uint8_t *bits, Buffer expanded) noexcept:
+        """A bit for each element, from those of the noise shape, with `new_element_bits`."""
+        cdef np.npy_intp shape[MAX_DIMS]
+        cdef np.npy_intp noise_shape[MAX_DIMS]
+        cdef int i
+        if expanded is None:
+            return bits
+        for i in range(len(self.shape_)):
+            shape[i], noise_shape[i] = self.shape_[i], self.noise_shape_[i]
+        spread_bits(expanded.data, bits, len(self.shape_), shape, noise_shape)
+        return expanded.data
+
+    cdef void apply_bits(self, int kind, np.ndarray to, np.ndarray from_, const uint8_t *bits,
+                         Buffer expanded) noexcept:
+        """Apply bits of the noise shape to an array, with the memory of `new_element_bits`."""
+        cdef Work work
+        if self.scales_differ():
+            scale_by(kind, to, from_, self.rates, self.scales, NULL,
+                     self.element_bits(bits, expanded))
+        else:
+            set_up(&work, kind, SCALE, to, from_, self.own_noise_shape(), self.scale_)
+            work.on.bits = <uint8_t *>bits
+            use_on_arrays(&work, NULL)
+
     cdef apply_to(self, int kind, np.ndarray to, np.ndarray from_):
         cdef Work work
         cdef stream_key key
         cdef Buffer buffer
-        set_up(&work, kind, SCALE, to, from_, self.own_noise_shape(), self.scale_)
-        if self.buffer is None and self.offset == 0 and work.contiguous:
-            derive_key(&key, &self.draw, self.rate_)
-            use_on_arrays(&work, &key)
-        else:
-            buffer = self.stored_bits()
-            work.on.bits = buffer.data
-            use_on_arrays(&work, NULL)
+        if self.buffer is None and self.offset == 0 and self.rates is None:
+            set_up(&work, kind, SCALE, to, from_, self.own_noise_shape(), self.scale_)
+            if work.contiguous:
+                derive_key(&key, &self.draw, self.rate_)
+                use_on_arrays(&work, &key)
+                return
+        if self.buffer is None and self.draws_at_once():
+            scale_by(kind, to, from_, self.rates, None, &self.draw, NULL)
+            return
+        buffer = self.stored_bits()
+        self.apply_bits(kind, to, from_, buffer.data,
+                        self.new_element_bits() if self.scales_differ() else None)
+
+    cdef bint draws_at_once(self) noexcept:
+        """Whether each element has a rate, a scale and a decision of its own."""
+        return self.inverted and self.offset == 0 and self.noise_shape_ is self.shape_
 
     def count(self):
         """Count the set bits: the kept elements of the noise shape.
@@ -315,15 +388,12 @@ cdef class Mask:
 
     cdef object kept_bits(self, uint64_t first, uint64_t count):
         """Some bits of the flattened noise shape, as a new array of bools."""
-        cdef stream_key key
         cdef Buffer buffer = self.buffer
         cdef uint64_t above = 0
         cdef np.npy_intp size
         if buffer is None:
             buffer = new_buffer((count + 7) // 8)
-            derive_key(&key, &self.draw, self.rate_)
-            with nogil:
-                draw_bits(&key, self.offset + first, count, buffer.data)
+            self.draw_bits_to(first, count, buffer.data)
         else:
             above = first
         size = (above + count + 7) // 8
@@ -490,7 +560,13 @@ cdef class Mask:
         b = other
         if (a.shape_, a.noise_shape_) != (b.shape_, b.noise_shape_):
             return False
-        if (a.rate_, a.scale_) != (b.rate_, b.scale_):
+        if a.rates is not None or b.rates is not None:
+            if not (same_values(a.rates, b.rates) and a.inverted == b.inverted
+                    and same_values(a.scales, b.scales)):
+                return False
+        elif a.rate_ != b.rate_:
+            return False
+        if a.scale_ != b.scale_:
             return False
         if a is b:
             return True
@@ -526,8 +602,9 @@ cdef class Mask:
     def __reduce__(self):
         # Not at the top: that module imports this one.
         from fastdrop import _pickle
+        scale = None if self.inverted else self.scale_ if self.scales is None else self.scales
         state = {"shape": self.shape_, "noise_shape": self.noise_shape_, "rate": self.rate_,
-                 "scale": self.scale_, "seed": self.seed, "step": self.step, "offset": self.offset,
+                 "scale": scale, "seed": self.seed, "step": self.step, "offset": self.offset,
                  "bits": None if self.buffer is None else self.bits.tobytes(),
                  "stream": STREAM_VERSION}
         return _pickle._mask, (state,)
@@ -535,8 +612,15 @@ cdef class Mask:
     def __repr__(self):
         noise = "" if self.noise_shape_ == self.shape_ else f", noise_shape={self.noise_shape_}"
         origin = f", seed={self.seed}, step={self.step}" if self.drawn else ""
-        return (f"<fastdrop.Mask shape={self.shape_}{noise}, rate={self.rate_}, "
-                f"scale={self.scale_:g}{origin}, {self.nbytes} bytes>")
+        rate = self.rate_ if self.rates is None else f"array of shape {(<object>self.rates).shape}"
+        scale = "array" if self.scales_differ() else f"{self.scale_:g}"
+        return (f"<fastdrop.Mask shape={self.shape_}{noise}, rate={rate}, "
+                f"scale={scale}{origin}, {self.nbytes} bytes>")
+
+
+cdef bint same_values(np.ndarray a, np.ndarray b):
+    """Whether two arrays are equal, or both are None."""
+    return a is b or (a is not None and b is not None and numpy.array_equal(a, b))
 
 
 cdef bint is_compared(object value):
@@ -568,7 +652,12 @@ cdef class Request:
         cdef Mask mask = Mask.__new__(Mask)
         mask.shape_ = shape
         mask.noise_shape_ = noise_shape_of(self.noise_entries, shape)
-        mask.rate_ = self.rate
+        if self.rates is None:
+            mask.rate_ = self.rate
+        else:
+            check_fit(self.rates, mask.noise_shape_, "rate")
+            mask.rate_ = mask.rates = self.rates
+            mask.inverted = self.inverted
         mask.scale_ = self.scale
         mask.size_ = size_of(mask.noise_shape_)
         mask.drawn = True
@@ -592,6 +681,23 @@ cdef class Request:
         take_step(self.stream, &mask.draw)
         derive_key(key, &mask.draw, self.rate)
 
+    cdef drop_by_rates(self, Mask mask, int kind, np.ndarray to, np.ndarray from_):
+        """Draw by an array of rates and use the mask, in place of `prepare` and `use_on_arrays`."""
+        cdef stream_key key
+        cdef Buffer bits = mask.buffer
+        cdef Buffer expanded = None
+        cdef bint at_once = mask.draws_at_once()
+        if not at_once:
+            expanded = mask.new_element_bits() if mask.inverted else None
+            bits = new_buffer(mask.packed_size()) if bits is None else bits
+        self.take_key(mask, &key)
+        if at_once:
+            scale_by(kind, to, from_, mask.rates, None, &mask.draw,
+                     NULL if bits is None else bits.data)
+        else:
+            mask.draw_bits_to(0, mask.size_, bits.data)
+            mask.apply_bits(kind, to, from_, bits.data, expanded)
+
 
 cdef Request request_of(object rate, object seed, object noise_shape, object scale,
                         object store_mask):
@@ -600,7 +706,10 @@ cdef Request request_of(object rate, object seed, object noise_shape, object sca
     The checks may run a user's code, so callers read nothing of an array before them.
     """
     cdef Request request = Request.__new__(Request)
-    request.rate = rate_of(rate)
+    request.rates = rates_of(rate)
+    if request.rates is None:
+        request.rate = rate_of(rate)
+    request.inverted = request.rates is not None and scale is None
     request.scale = scale_of(scale, request.rate)
     request.noise_entries = noise_entries_of(noise_shape)
     request.stored = flag_of(store_mask, "store_mask")
@@ -668,11 +777,7 @@ def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
     request.take_key(mask, &key)
     if mask.buffer is None:
         return mask
-    if mask.size_ <= BLOCK:  # releasing the GIL would take longer than a small call
-        draw_bits(&key, mask.offset, mask.size_, mask.buffer.data)
-    else:
-        with nogil:
-            draw_bits(&key, mask.offset, mask.size_, mask.buffer.data)
+    mask.draw_bits_to(0, mask.size_, mask.buffer.data)
     return mask
 
 
@@ -689,10 +794,17 @@ def restored_mask(state):
     mask.shape_ = shape_of(state["shape"])
     mask.noise_shape_ = noise_shape_of(noise_entries_of(state["noise_shape"]), mask.shape_)
     mask.size_ = size_of(mask.noise_shape_)
-    mask.rate_ = None if state["rate"] is None else rate_of(state["rate"])
-    if state["scale"] is None:
+    mask.set_rate(state["rate"])
+    mask.inverted = mask.rates is not None and state["scale"] is None
+    if mask.inverted:
+        mask.scale_ = 1.0
+    elif mask.rates is not None and isinstance(state["scale"], np.ndarray):
+        mask.scale_ = 1.0
+        mask.scales = scales_of(state["scale"], mask.noise_shape_)
+    elif state["scale"] is None:
         raise TypeError("`scale` must be a finite number, got None")
-    mask.scale_ = scale_of(state["scale"], 0.0)
+    else:
+        mask.scale_ = scale_of(state["scale"], 0.0)
     mask.offset = offset_of(state["offset"], mask.size_)
     mask.drawn = state["seed"] is not None
     if mask.drawn:

@@ -5,20 +5,18 @@ for the kernel, a block or two at once, and scattered. If several elements share
 numbers of the noise shape are drawn first, and gathered too.
 """
 cimport cython
-from libc.stdint cimport int64_t, uint64_t, uintptr_t
-from libc.stdlib cimport llabs
+from libc.stdint cimport int64_t, uint64_t
 
 cimport numpy as np
 
-from fastdrop._apply cimport move_items
 from fastdrop._arguments cimport (
     flag_of, inplace_of, input_of, kind_of, noise_entries_of, noise_shape_of, output_of, own_view,
     shape_of, short_repr, size_of, stddev_of, stddev_of_rate,
 )
-from fastdrop._draw cimport derive_noise_key
+from fastdrop._draw cimport derive_other_key
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport (
-    BLOCK, KIND_F32, kind_size, noise_operands, stream_key,
+    BLOCK, KIND_F32, NOISE_DOMAIN, kind_size, noise_operands, stream_key,
 )
 from fastdrop._memory cimport Buffer, new_buffer
 from fastdrop._plan cimport MAX_DIMS, parts
@@ -26,6 +24,9 @@ from fastdrop._stream cimport (
     Stream, fastdrop_seed, is_other_stream, other_stream, seed_number, stream_of, take_step,
 )
 from fastdrop._threads cimport parallel_for
+from fastdrop._walk cimport (
+    BROADCAST, FROM, TO, Walk, address_of, block_of, broadcast_strides, move_block, set_up_walk,
+)
 
 import numpy
 
@@ -35,186 +36,75 @@ np.import_array()
 
 cdef enum:
     MOST = 2 * BLOCK                # elements that are gathered at once
-    SHORT_ROW = 8                   # elements
-    LINE = 64                       # bytes
     WORK = 4                        # an element takes this many times as long as in a dropout
 
 
-# ---- The walk through the arrays ----
+# ---- The numbers, and the walk through the arrays ----
 
-cdef bint continues(const Walk *walk, int dim, const int64_t *strides) noexcept nogil:
-    """Whether a step of a dimension begins where the next dimension of `walk` ends."""
-    cdef int i
-    for i in range(ARRAYS):
-        if strides[i] != walk.strides[i][dim] * walk.shape[dim]:
-            return False
-    return True
-
-
-cdef void add_dim(Walk *walk, int64_t size, const int64_t *strides) noexcept nogil:
-    """Add a dimension around the others, or merge it with the outermost one. The innermost is 0."""
-    cdef int last = walk.ndim - 1
-    cdef int i
-    if size == 1:
-        return
-    if last >= 0 and continues(walk, last, strides):
-        walk.shape[last] *= size
-        return
-    walk.shape[walk.ndim] = size
-    for i in range(ARRAYS):
-        walk.strides[i][walk.ndim] = strides[i]
-    walk.ndim += 1
-
-
-cdef bint is_in_c_order(const void *data, int ndim, const np.npy_intp *shape,
-                        const np.npy_intp *strides, int64_t itemsize) noexcept nogil:
-    """Whether an array is C-contiguous and aligned."""
-    cdef int64_t stride = itemsize
-    cdef int i
-    for i in range(ndim - 1, -1, -1):
-        if shape[i] != 1 and strides[i] != stride:
-            return False
-        stride *= shape[i]
-    return <uintptr_t>data % itemsize == 0
-
-
-cdef void set_up_walk(Walk *walk, int ndim, const np.npy_intp *shape,
-                      const np.npy_intp *to_strides, const np.npy_intp *from_strides,
-                      const np.npy_intp *noise_shape) noexcept nogil:
-    """Describe the order of the elements of `walk.on`, whose other fields are set.
-
-    The noise shape is NULL where each element has a number of its own.
-    """
-    cdef int64_t strides[ARRAYS]
-    cdef int64_t number_stride = sizeof(float)
-    cdef int i
-    walk.itemsize = kind_size(walk.on.kind)
-    walk.in_place[TO] = is_in_c_order(walk.on.to, ndim, shape, to_strides, walk.itemsize)
-    walk.in_place[FROM] = is_in_c_order(walk.on.from_, ndim, shape, from_strides, walk.itemsize)
-    walk.in_place[NUMBERS] = noise_shape == NULL
-    walk.ndim = 0
-    walk.noise_size = 1
-    for i in range(ndim - 1, -1, -1):
-        strides[TO], strides[FROM], strides[NUMBERS] = to_strides[i], from_strides[i], 0
-        if noise_shape != NULL:
-            walk.noise_size *= noise_shape[i]
-            if noise_shape[i] > 1:
-                strides[NUMBERS] = number_stride
-                number_stride *= noise_shape[i]
-        add_dim(walk, shape[i], strides)
-    if walk.ndim == 0:
-        walk.ndim = walk.shape[0] = 1
-
-
-cdef void move_block(const Walk *walk, int array, char *items, int64_t first,
-                     int64_t count) noexcept nogil:
-    """Copy elements in C order, from index `first` on: TO from `items`, other arrays there."""
-    cdef int64_t index[MAX_DIMS]
-    cdef const int64_t *strides = walk.strides[array]
-    cdef int itemsize = sizeof(float) if array == NUMBERS else walk.itemsize
-    cdef char *place
-    # Whole rows are copied column by column if they are short, or if the elements of a column are
-    # closer to each other.
-    cdef bint by_columns = walk.ndim > 1 and (
-        walk.shape[0] <= SHORT_ROW
-        or llabs(strides[0]) >= LINE and llabs(strides[1]) < llabs(strides[0]))
-    cdef int64_t some, rows, j
-    cdef int i
-    if array == TO:
-        place = <char *>walk.on.to
-    else:
-        place = <char *>(walk.on.from_ if array == FROM else walk.on.numbers)
-    for i in range(walk.ndim):
-        index[i] = first % walk.shape[i]
-        first //= walk.shape[i]
-        place += index[i] * strides[i]
-    while True:
-        some, rows = min(walk.shape[0] - index[0], count), 1
-        if by_columns and some == walk.shape[0]:
-            rows = min(walk.shape[1] - index[1], count // some)
-            for j in range(some):
-                if array == TO:
-                    move_items(place + j * strides[0], strides[1], items + j * itemsize,
-                               some * itemsize, rows, itemsize)
-                else:
-                    move_items(items + j * itemsize, some * itemsize, place + j * strides[0],
-                               strides[1], rows, itemsize)
-        elif array == TO:
-            move_items(place, strides[0], items, itemsize, some, itemsize)
-        else:
-            move_items(items, itemsize, place, strides[0], some, itemsize)
-        items += rows * some * itemsize
-        count -= rows * some
-        if count == 0:
-            return
-        index[0] += some
-        place += some * strides[0]
-        if rows > 1:
-            index[1] += rows - 1
-            place += (rows - 1) * strides[1]
-        i = 0
-        while index[i] == walk.shape[i]:
-            place -= index[i] * strides[i]
-            index[i] = 0
-            i += 1
-            index[i] += 1
-            place += strides[i]
+cdef void set_up_noise(NoiseWork *work, int ndim, const np.npy_intp *shape,
+                       const np.npy_intp *to_strides, const np.npy_intp *from_strides,
+                       const np.npy_intp *noise_shape) noexcept nogil:
+    """Describe the order of the elements of `work.on`, whose other fields are set."""
+    cdef np.npy_intp number_strides[MAX_DIMS]
+    cdef Walk *walk = &work.walk
+    work.noise_size = broadcast_strides(number_strides, ndim, noise_shape, sizeof(float))
+    walk.data[TO], walk.data[FROM] = <char *>work.on.to, <char *>work.on.from_
+    walk.data[BROADCAST] = <char *>work.on.numbers
+    walk.itemsize[TO] = walk.itemsize[FROM] = kind_size(work.on.kind)
+    walk.itemsize[BROADCAST] = sizeof(float)
+    set_up_walk(walk, ndim, shape, to_strides, from_strides, number_strides)
 
 
 cdef void apply_to_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:
-    cdef const Walk *walk = <const Walk *>context
+    cdef const NoiseWork *work = <const NoiseWork *>context
+    cdef const Walk *walk = &work.walk
     cdef uint64_t items[BLOCK]
     cdef float numbers[MOST]
-    cdef noise_operands on = walk.on
+    cdef noise_operands on = work.on
     cdef uint64_t first = <uint64_t>begin * BLOCK
-    cdef uint64_t last = min(<uint64_t>end * BLOCK, walk.on.size)
+    cdef uint64_t last = min(<uint64_t>end * BLOCK, work.on.size)
     cdef uint64_t most = last - first
-    if not (walk.in_place[TO] and walk.in_place[FROM] and walk.in_place[NUMBERS]):
-        most = min(<uint64_t>sizeof(items) // walk.itemsize, <uint64_t>MOST)
+    if not (walk.in_place[TO] and walk.in_place[FROM] and walk.in_place[BROADCAST]):
+        most = min(<uint64_t>sizeof(items) // walk.itemsize[TO], <uint64_t>MOST)
     while first < last:
         on.size = min(last - first, most)
-        on.to = on.from_ = &items[0]
-        if walk.in_place[FROM]:
-            on.from_ = <const char *>walk.on.from_ + first * walk.itemsize
-        else:
-            move_block(walk, FROM, <char *>items, first, on.size)
+        on.from_ = block_of(walk, FROM, <char *>items, first, on.size)
+        on.to = &items[0]
         if walk.in_place[TO]:
-            on.to = <char *>walk.on.to + first * walk.itemsize
-        if not walk.in_place[NUMBERS]:
-            move_block(walk, NUMBERS, <char *>numbers, first, on.size)
-            on.numbers = &numbers[0]
-        kernels.noise(&walk.key, first, &on)
+            on.to = address_of(walk, TO, first)
+        if work.on.numbers != NULL:
+            on.numbers = <const float *>block_of(walk, BROADCAST, <char *>numbers, first, on.size)
+        kernels.noise(&work.key, first, &on)
         if not walk.in_place[TO]:
             move_block(walk, TO, <char *>items, first, on.size)
         first += on.size
 
 
-cdef void run(Walk *walk) noexcept nogil:
-    parallel_for(apply_to_blocks, walk, parts(walk.on.size, BLOCK), WORK * walk.on.size)
+cdef void run(NoiseWork *work) noexcept nogil:
+    parallel_for(apply_to_blocks, work, parts(work.on.size, BLOCK), WORK * work.on.size)
 
 
 cdef void draw_numbers(const stream_key *key, float *numbers, uint64_t size) noexcept nogil:
     """Draw standard normal numbers: 1 times each, added to -0.0."""
-    cdef Walk walk
+    cdef NoiseWork work
+    cdef np.npy_intp shape = size
+    cdef np.npy_intp stride = sizeof(float)
     cdef uint64_t i
     for i in range(size):
         numbers[i] = -0.0
-    walk.key = key[0]
-    walk.on.kind, walk.on.additive, walk.on.stddev = KIND_F32, True, 1.0
-    walk.on.size, walk.on.to, walk.on.from_, walk.on.numbers = size, numbers, numbers, NULL
-    walk.itemsize = sizeof(float)
-    walk.in_place[TO] = walk.in_place[FROM] = walk.in_place[NUMBERS] = True
-    run(&walk)
+    work.key = key[0]
+    work.on.kind, work.on.additive, work.on.stddev = KIND_F32, True, 1.0
+    work.on.size, work.on.to, work.on.from_, work.on.numbers = size, numbers, numbers, NULL
+    set_up_noise(&work, 1, &shape, &stride, &stride, &shape)
+    run(&work)
 
 
-cdef void draw_and_apply(Walk *walk, const fastdrop_seed *position,
-                         float *numbers) noexcept nogil:
-    """Apply the noise of a stream position. `numbers` has room for the numbers of a noise shape."""
-    derive_noise_key(&walk.key, position)
-    walk.on.numbers = numbers
-    if numbers != NULL:
-        draw_numbers(&walk.key, numbers, walk.noise_size)
-    run(walk)
+cdef void draw_and_apply(NoiseWork *work, const fastdrop_seed *position) noexcept nogil:
+    """Apply the noise of a stream position. `on.numbers` has room for numbers that are shared."""
+    derive_other_key(&work.key, position, NOISE_DOMAIN)
+    if work.on.numbers != NULL:
+        draw_numbers(&work.key, <float *>work.on.numbers, work.noise_size)
+    run(work)
 
 
 # ---- Noise ----
@@ -298,22 +188,22 @@ cdef class Noise:
 
     cdef void apply_with(self, int kind, np.ndarray to, np.ndarray from_, Buffer buffer) noexcept:
         """Apply the noise to an array of its shape, with the buffer of `new_numbers`."""
-        cdef Walk walk
+        cdef NoiseWork work
         cdef np.npy_intp noise_shape[MAX_DIMS]
-        cdef float *numbers = NULL if buffer is None else <float *>buffer.data
         cdef int i
         for i in range(len(self.noise_shape_)):
             noise_shape[i] = self.noise_shape_[i]
-        walk.on.kind, walk.on.additive, walk.on.stddev = kind, self.additive_, self.stddev_
-        walk.on.size = np.PyArray_SIZE(to)
-        walk.on.to, walk.on.from_ = np.PyArray_DATA(to), np.PyArray_DATA(from_)
-        set_up_walk(&walk, np.PyArray_NDIM(to), np.PyArray_DIMS(to), np.PyArray_STRIDES(to),
-                    np.PyArray_STRIDES(from_), NULL if numbers == NULL else noise_shape)
-        if walk.on.size <= BLOCK:  # releasing the GIL would take longer than a small call
-            draw_and_apply(&walk, &self.position, numbers)
+        work.on.kind, work.on.additive, work.on.stddev = kind, self.additive_, self.stddev_
+        work.on.size = np.PyArray_SIZE(to)
+        work.on.to, work.on.from_ = np.PyArray_DATA(to), np.PyArray_DATA(from_)
+        work.on.numbers = NULL if buffer is None else <float *>buffer.data
+        set_up_noise(&work, np.PyArray_NDIM(to), np.PyArray_DIMS(to), np.PyArray_STRIDES(to),
+                     np.PyArray_STRIDES(from_), noise_shape)
+        if work.on.size <= BLOCK:  # releasing the GIL would take longer than a small call
+            draw_and_apply(&work, &self.position)
         else:
             with nogil:
-                draw_and_apply(&walk, &self.position, numbers)
+                draw_and_apply(&work, &self.position)
 
     cdef check(self, np.ndarray x):
         if self.shape_ != (<object>x).shape:

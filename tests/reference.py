@@ -388,6 +388,67 @@ def noised(x, numbers, stddev, additive):
         return rounded(result, x.dtype).reshape(x.shape)
 
 
+# Rates in an array.
+
+RATES = int.from_bytes(b"rates", "big")
+
+
+def rates_key(seed, step):
+    """The four key words of decisions by an array of rates."""
+    return tuple(mix64(word ^ RATES) for word in key(seed, step))
+
+
+def rated_number(seed, step, index):
+    """The number in [0, 2**48) that decides about an element, in Python integers."""
+    block, place = divmod(index, BLOCK)
+    words = lane_words(rates_key(seed, step), LANES * block + place % LANES)
+    return next(itertools.islice(words, place // LANES, None)) >> 16
+
+
+def rated_numbers(seed, step, size, offset=0):
+    """The numbers that decide about elements offset .. offset + size - 1, as uint64."""
+    keys = rates_key(seed, step)
+    drawn = np.empty(size, np.uint64)
+    at_once = 256
+    end = offset + size
+    for first_block in range(offset // BLOCK, -(-end // BLOCK), at_once):
+        first = first_block * BLOCK
+        blocks = min(at_once, -(-(end - first) // BLOCK))
+        lanes = np.uint64(LANES * first_block & WORD) + np.arange(blocks * LANES, dtype=np.uint64)
+        state = lane_states(keys, lanes).reshape(-1, blocks, LANES)
+        words = [next_words(state) for _ in range(BLOCK // LANES)]
+        piece = np.stack(words, axis=1).reshape(-1) >> np.uint64(16)
+        start, stop = max(first, offset), min(first + blocks * BLOCK, end)
+        drawn[start - offset : stop - offset] = piece[start - first : stop - first]
+    return drawn
+
+
+def keep_by_rates(seed, step, rates, shape, offset=0):
+    """A bool array of a shape: whether each element, which has its own rate, is kept."""
+    numbers = rated_numbers(seed, step, math.prod(shape), offset).reshape(shape)
+    return (numbers.astype(np.float64) + 0.5) * 2.0**-48 <= 1.0 - rates.astype(np.float64)
+
+
+def scales_of_rates(rates):
+    """1 / (1 - rate) in double precision; 0 for rate 1, which keeps nothing."""
+    keeps = 1.0 - rates.astype(np.float64)
+    return np.divide(1.0, keeps, out=np.zeros_like(keeps), where=keeps > 0)
+
+
+def dropout_by_scales(x, kept, scales):
+    """Dropout of ``x`` where each element has a scale of its own."""
+    wide = computed_in(x.dtype)
+    with np.errstate(all="ignore"):
+        factors = np.broadcast_to(scales.astype(wide), x.shape)
+        product = rounded(x.astype(wide) * factors, x.dtype)
+    y = np.zeros(x.shape, x.dtype)
+    everywhere = np.broadcast_to(kept, x.shape)
+    y[everywhere] = product[everywhere]
+    unscaled = everywhere & (factors == 1)
+    y[unscaled] = x[unscaled]
+    return y
+
+
 # Alpha dropout.
 
 ALPHA = 1.7580993408473766

@@ -118,6 +118,11 @@ class Interface:
         fields = self.fields(to, from_, rate=math.nan, **other)
         return self.library.noise(self.api, ctypes.c_double(stddev), additive, *fields)
 
+    def bernoulli(self, to, rates, bits=None, **other):
+        """The status of bernoulli, as for `call`."""
+        fields = self.fields(to, rates, rate=math.nan, **other)
+        return self.library.bernoulli(self.api, *fields, address(bits))
+
     def fields(self, to, from_, *, seed=7, step=0, rate=0.5, **other):
         """The arguments for the fields of a dropout and two arrays."""
         shape = other.get("shape", from_.shape)
@@ -597,6 +602,67 @@ def test_an_error_of_noise_changes_nothing(interface, status, wrong):
     options = {"stddev": 1.0, "additive": False, **wrong}
     assert interface.noise(y, x, **options) == status
     assert (y == 1).all()
+
+
+def given_rates(dtype, shape=SHAPE):
+    """Rates in every part of [0, 1], with its ends."""
+    rates = np.random.default_rng(4).random(shape).astype(dtype)
+    rates.reshape(-1)[:3] = 0, 1, 2.0**-20
+    return rates
+
+
+@in_each_language
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bernoulli_of_every_layout(interface, isa, dtype):
+    """It ignores the noise shape, the rate and the scale."""
+    rates = given_rates(dtype)
+    kept = reference.keep_by_rates(SEED, STEP, rates, SHAPE)
+    want_bits = reference.pack_bits(kept)
+    ignored = {"seed": SEED, "step": STEP, "noise_shape": (2, 3, 4), "scale": math.nan}
+    for to_layout, rates_layout in itertools.product(LAYOUTS, LAYOUTS):
+        given, y = rates_layout(rates), to_layout(np.full_like(rates, 9))
+        bits = np.empty_like(want_bits)
+        assert interface.bernoulli(y, given, bits, **ignored) == OK
+        reference.assert_same_bits(y, kept.astype(dtype))
+        reference.assert_same_bits(given, rates)
+        np.testing.assert_array_equal(bits, want_bits)
+        assert interface.bernoulli(given, given, **ignored) == OK
+        reference.assert_same_bits(given, kept.astype(dtype))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (1,) * 64, (4095,), (4099,), (70_001,)], ids=str)
+def test_bernoulli_dimensions(interface, shape):
+    rates = np.random.default_rng(4).random(shape, np.float32)
+    want = reference.keep_by_rates(SEED, STEP, rates, shape).astype(np.float32)
+    for strides in [{}, {"to_strides": None, "from_strides": None}]:
+        y = np.full(shape, 9, np.float32)
+        with fastdrop.num_threads(3):
+            assert interface.bernoulli(y, rates, seed=SEED, step=STEP, **strides) == OK
+        reference.assert_same_bits(y, want)
+
+
+@pytest.mark.parametrize(
+    ("status", "wrong"),
+    [
+        (BAD_KIND, {"kind": 4}),
+        (BAD_SHAPE, {"ndim": 65}),
+        (BAD_SHAPE, {"shape": (6, -5, 34)}),
+        (BAD_RATE, {"rate": -5e-324}),
+        (BAD_RATE, {"rate": 1 + 2**-52}),
+        (BAD_RATE, {"rate": math.nan}),
+    ],
+)
+def test_an_error_of_bernoulli_changes_nothing(interface, status, wrong):
+    rates, y = given_rates(np.dtype(np.float64)), np.full(SHAPE, 9.0)
+    bits = np.full(1000, 9, np.uint8)
+    rates[5, 4, 33] = wrong.get("rate", 0.5)
+    options = {name: value for name, value in wrong.items() if name != "rate"}
+    before = rates.copy()
+    assert interface.bernoulli(y, rates, bits, **options) == status
+    assert (y == 9).all()
+    assert (bits == 9).all()
+    assert interface.bernoulli(rates, rates, **options) == status
+    reference.assert_same_bits(rates, before)
 
 
 @pytest.mark.parametrize("noise_shape", [None, (1000, 1)], ids=str)

@@ -462,6 +462,7 @@ cdef void use_typed(const stream_key *key, uint64_t first, operands on,
 
 
 include "noise.pxi"
+include "rates.pxi"
 
 
 # ---- The table ----
@@ -493,4 +494,5 @@ kernels.name = ISA_NAME
 kernels.draw = draw
 kernels.use = use
 kernels.noise = noise
+kernels.rates = rates
 table = PyCapsule_New(&kernels, TABLE_CAPSULE, NULL)

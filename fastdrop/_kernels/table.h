@@ -79,6 +79,19 @@ typedef struct {
     const float *numbers; /* a standard normal number for each element; NULL to draw them */
 } noise_operands;
 
+/* The arguments of the kernel for elements that have a rate of their own. `to` may equal `from`; no
+   other two arrays overlap. */
+typedef struct {
+    int kind;
+    int double_rates; /* the rates are double, else float */
+    uint64_t size;    /* in elements */
+    void *to;         /* from * scale where kept, else 0; NULL to draw bits only */
+    const void *from;
+    const void *rates;    /* the probabilities of dropping */
+    const double *scales; /* NULL for 1 / (1 - rate) */
+    uint8_t *bits;        /* bit i % 8 of bits[i / 8] is set if element i is kept */
+} rate_operands;
+
 typedef struct {
     const char *name;
 
@@ -93,6 +106,10 @@ typedef struct {
     /* Applies noise to the elements. Without `numbers` it draws those of the elements from `first`
        on, a multiple of BLOCK. */
     void (*noise)(const stream_key *key, uint64_t first, const noise_operands *on);
+
+    /* Draws the bits of elements from `first` on, a multiple of 32, by their rates, stores them
+       unless `bits` is NULL, and scales the elements by them. Without a key the bits are read. */
+    void (*rates)(const stream_key *key, uint64_t first, const rate_operands *on);
 } kernel_table;
 
 /* Elements that one plane of random bits decides, and elements that share one seeding of the
@@ -114,6 +131,10 @@ typedef struct {
 
 /* "noise" in ASCII. It gives noise other key words than a mask has at the same stream position. */
 #define NOISE_DOMAIN UINT64_C(0x6E6F697365)
+
+/* "rates" in ASCII, for the same purpose: decisions by an array of rates have key words of their
+   own. */
+#define RATES_DOMAIN UINT64_C(0x7261746573)
 
 /* The counters of the lanes of a block. */
 static const uint64_t LANE_MULTIPLES[8] = {

@@ -53,12 +53,23 @@ cdef extern from "table.h" nogil:
         double stddev
         const float *numbers
 
+    ctypedef struct rate_operands:
+        int kind
+        int double_rates
+        uint64_t size
+        void *to
+        const void *from_ "from"
+        const void *rates
+        const double *scales
+        uint8_t *bits
+
     const uint64_t ALL_KEPT
     const uint64_t GOLDEN
     const uint64_t *LANE_MULTIPLES
     const uint64_t MIX_FIRST
     const uint64_t MIX_SECOND
     const uint64_t NOISE_DOMAIN
+    const uint64_t RATES_DOMAIN
     const char *TABLE_CAPSULE
 
     ctypedef struct kernel_table:
@@ -68,6 +79,8 @@ cdef extern from "table.h" nogil:
         void (*use)(const stream_key *key, uint64_t first, const operands *on) noexcept nogil
         void (*noise)(const stream_key *key, uint64_t first,
                       const noise_operands *on) noexcept nogil
+        void (*rates)(const stream_key *key, uint64_t first,
+                      const rate_operands *on) noexcept nogil
 
 
 cdef inline uint64_t mix64(uint64_t z) noexcept nogil:

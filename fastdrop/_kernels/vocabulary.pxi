@@ -102,6 +102,23 @@ cdef extern from *:
     void noise_plus_f64(double *to, const double *from_, const float *numbers,
                         double stddev) noexcept nogil
 
+    # Compute the probabilities of keeping 32 elements from their rates, and their inverses.
+    void keep_rates_f32(double *keeps, const float *rates) noexcept nogil
+    void keep_rates_f64(double *keeps, const double *rates) noexcept nogil
+    void inverses(double *scales, const double *keeps) noexcept nogil
+
+    # Decides on eight elements by random words: bit i is set if element i is kept.
+    uint32_t kept_of_8(u64x8 words, const double *keeps) noexcept nogil
+
+    # As keep_scale_*, with a scale for each element. At scale 1 elements are copied.
+    void keep_by_f16(f16 *to, const f16 *from_, uint32_t kept, const double *scales) noexcept nogil
+    void keep_by_bf16(bf16 *to, const bf16 *from_, uint32_t kept,
+                      const double *scales) noexcept nogil
+    void keep_by_f32(float *to, const float *from_, uint32_t kept,
+                     const double *scales) noexcept nogil
+    void keep_by_f64(double *to, const double *from_, uint32_t kept,
+                     const double *scales) noexcept nogil
+
     # Copies whole cache lines (64 bytes) to an aligned address, with non-temporal stores if the
     # instruction set has them. stream_end() comes after the last line.
     void stream_lines(void *to, const void *from_, uint64_t size) noexcept nogil

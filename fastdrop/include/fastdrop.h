@@ -140,6 +140,14 @@ typedef struct {
        is dy. Gaussian dropout has the stddev sqrt(rate / (1 - rate)). */
     int (*noise)(const fastdrop_dropout *dropout, double stddev, int additive, void *y,
                  const int64_t *y_strides, const void *x, const int64_t *x_strides);
+
+    /* Writes 1 to y for each element that is kept and 0 for the others. `rates` has the shape and
+       the kind of y, and holds each element's probability of dropping. The rate, the scale and the
+       noise shape of `dropout` are ignored. `bits` is as for `forward`, or NULL. y equals rates,
+       with the same strides, or does not overlap them. Returns FASTDROP_BAD_RATE if a rate is no
+       probability. The decisions are those of fastdrop.dropout with an array of rates. */
+    int (*bernoulli)(const fastdrop_dropout *dropout, void *y, const int64_t *y_strides,
+                     const void *rates, const int64_t *rates_strides, uint8_t *bits);
 } fastdrop_api;
 
 /* Returns whether the library has all functions of this header. */

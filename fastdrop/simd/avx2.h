@@ -304,4 +304,10 @@ typedef __m256 floats;
 static inline floats floats_sqrt(floats x) { return _mm256_sqrt_ps(x); }
 #include "normal.h"
 
+/* The sign bits, as an integer. */
+static inline unsigned doubles_signs(doubles x) {
+    return (unsigned)_mm256_movemask_pd((__m256d)x);
+}
+#include "rates.h"
+
 #endif

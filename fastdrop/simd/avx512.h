@@ -258,4 +258,10 @@ typedef __m512 floats;
 static inline floats floats_sqrt(floats x) { return _mm512_sqrt_ps(x); }
 #include "normal.h"
 
+/* The sign bits, as an integer. */
+static inline unsigned doubles_signs(doubles x) {
+    return (unsigned)_mm512_movepi64_mask((__m512i)x);
+}
+#include "rates.h"
+
 #endif

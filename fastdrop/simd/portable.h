@@ -274,4 +274,12 @@ WIDE_NARROW(f16)
 WIDE_NARROW(bf16)
 #include "normal.h"
 
+typedef uint64_t longs_of_two __attribute__((vector_size(16)));
+/* The sign bits, as an integer. */
+static inline unsigned doubles_signs(doubles x) {
+    longs_of_two bits = (longs_of_two)x;
+    return (unsigned)(bits[0] >> 63 | bits[1] >> 63 << 1);
+}
+#include "rates.h"
+
 #endif

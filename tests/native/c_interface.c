@@ -38,6 +38,15 @@ int noise(const fastdrop_api *api, double stddev, int additive, int kind, int nd
     return api->noise(&dropout, stddev, additive, to, to_strides, from, from_strides);
 }
 
+int bernoulli(const fastdrop_api *api, int kind, int ndim, const int64_t *shape,
+              const int64_t *noise_shape, const uint64_t *seed, double rate, double scale, void *to,
+              const int64_t *to_strides, const void *rates, const int64_t *rates_strides,
+              uint8_t *bits) {
+    fastdrop_seed drawn_from = {seed[0], seed[1], seed[2]};
+    fastdrop_dropout dropout = {kind, ndim, shape, noise_shape, drawn_from, rate, scale};
+    return api->bernoulli(&dropout, to, to_strides, rates, rates_strides, bits);
+}
+
 int draw(const fastdrop_api *api, const uint64_t *seed, double rate, uint64_t first, uint64_t size,
          uint8_t *bits) {
     fastdrop_seed drawn_from = {seed[0], seed[1], seed[2]};
