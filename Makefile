@@ -8,7 +8,7 @@ C_SOURCES := $(shell git ls-files '*.c' '*.cpp' '*.h' 2>/dev/null)
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow test-asan test-debug faults matrix fuzz bench bench-quick \
-  lint format clean
+  experiments lint format clean
 
 help:
 	@echo "make demo       train on real digits with and without dropout, and plot it"
@@ -21,6 +21,7 @@ help:
 	@echo "make fuzz       pickles, states, configs and files at random; FUZZ_SECONDS=60 for each target"
 	@echo "make bench      speed against the peers: a report in results/bench (a quarter of an hour)"
 	@echo "make bench-quick  less of it, in a minute"
+	@echo "make experiments  what the texts claim of dropout, tried on data: docs/experiments.md; QUICK=1"
 	@echo "make lint       style, types, stubs"
 	@echo "make format     let ruff lay out the code"
 	@echo "make clean      remove what was built"
@@ -86,6 +87,9 @@ bench: $(VENV)/installed-bench
 
 bench-quick: $(VENV)/installed-bench
 	$(RUN) -m bench run --quick
+
+experiments: $(VENV)/installed-experiments
+	$(RUN) -m experiments $(if $(QUICK),--quick)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

@@ -56,18 +56,18 @@ def names(text: str) -> list[str]:
     return [name for name in EXPERIMENTS if name in chosen]
 
 
-def about(seeds: int, seconds: float) -> str:
+def about(seconds: float) -> str:
     """Return what the page says of the whole run."""
     return (
         f"Written by `python -m experiments` in {seconds / 60:.0f} minutes on "
         f"{time.strftime('%Y-%m-%d')}: {os.cpu_count()} CPUs, {platform.machine()}, "
-        f"{fastdrop._isa.active_isa()}, CPython {platform.python_version()}, fastdrop {fastdrop.__version__}, "
-        f"NumPy {np.__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}, "
-        f"scikit-learn {sklearn.__version__}. The sentences under *Found* are computed from the "
-        f"numbers of {seeds} seeds. They say that two results differ only if the 95 % interval of "
-        "the mean difference does not contain 0; an interval of a few seeds is wide, and one in "
-        "twenty is wrong. `make experiments` runs them again: the masks are the same on every "
-        "machine, but the rounding of the matrix products may not be."
+        f"{fastdrop._isa.active_isa()}, CPython {platform.python_version()}, fastdrop "
+        f"{fastdrop.__version__}, NumPy {np.__version__}, TensorFlow {tf.__version__}, Keras "
+        f"{keras.__version__}, scikit-learn {sklearn.__version__}.\n\nThe sentences under *Found* "
+        "are computed from the numbers. They say that two results differ only if the 95 % interval "
+        "of the mean difference does not contain 0. An interval of a few seeds is wide, and about "
+        "one in twenty misses the true difference. The masks are the same on every machine, but "
+        "the rounding of matrix products may not be."
     )
 
 
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ) as progress:
         work = page.Work(seeds, share, progress)
         sections = {name: EXPERIMENTS[name](work) for name in options.only}
-    written = page.write(sections, about(seeds, time.perf_counter() - started), output)
+    written = page.write(sections, about(time.perf_counter() - started), output)
     console.print(f"Page: {written}", highlight=False)
 
 

@@ -13,7 +13,7 @@ from fastdrop_keras import Dropout, exact_average, mc_predict, weight_scaling
 UNITS = 12
 RATE = 0.5
 IMAGES = 200
-EXACT, GEOMETRIC, SCALING = "exact average", "geometric mean", "weight scaling"
+EXACT, GEOMETRIC, SCALING = "the exact average", "the geometric mean", "weight scaling"
 
 
 def build() -> keras.Model:
@@ -89,9 +89,7 @@ def section(results, counts, seeds, epochs, images) -> Section:
             ("Cross-entropy", "loss", "nats", 3),
         ):
             of_name = results[name][measure]
-            found.append(
-                compared(what, SCALING, scaling[measure], f"the {name}", of_name, unit, decimals)
-            )
+            found.append(compared(what, SCALING, scaling[measure], name, of_name, unit, decimals))
     return Section(
         "Weight scaling, Monte Carlo and the exact average",
         "Weight scaling approximates the average of all thinned networks well; Monte Carlo needs "
@@ -104,7 +102,7 @@ def section(results, counts, seeds, epochs, images) -> Section:
         f"networks; all labels correct, {epochs} epochs, {seeds} seeds, {images} test images. "
         "Distance: half of the sum of the absolute differences from the exact average's "
         "probabilities, mean of the images. Mean ± standard deviation of the seeds.",
-        ["average", "accuracy, %", "cross-entropy", "distance from the exact average"],
+        ["average", "accuracy, %", "cross-entropy", "distance"],
         [
             [
                 name,

@@ -11,7 +11,7 @@ import keras
 from experiments.digits import WRONG, split, title
 from experiments.networks import Trainer, dense, network
 from experiments.page import Section, Work, bars, best, compared, plot, spread
-from fastdrop_keras import Dropout
+from fastdrop_keras import DropConnectDense, Dropout
 
 RATE = 0.5
 NONE, BERNOULLI = "no dropout", "Bernoulli"
@@ -22,13 +22,16 @@ KINDS: dict[str, Callable[[int], list[keras.Layer]]] = {
     NONE: lambda width: [dense(width)],
     BERNOULLI: lambda width: [dense(width), Dropout(RATE)],
     "Bernoulli, one mask for the batch": lambda width: [dense(width), Dropout(RATE, (1, None))],
+    "DropConnect": lambda width: [DropConnectDense(width, RATE, "relu")],
 }
 CLAIM = (
     "Gaussian noise works as well as Bernoulli dropout or better "
     "([Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html), section 10). "
-    "One mask for the batch is cheaper, and noisier."
+    "DropConnect, which drops weights in place of units, is better "
+    "([Wan et al., 2013](https://proceedings.mlr.press/v28/wan13.html)); it has one mask for the "
+    "batch here, as dropout can have too."
 )
-ABOUT = f"Bernoulli: rate {RATE:g}."
+ABOUT = f"Bernoulli and DropConnect: rate {RATE:g}, DropConnect for the hidden layers' weights."
 
 
 def run(work: Work) -> Section:

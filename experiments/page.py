@@ -70,6 +70,7 @@ def compared(
     differences = np.subtract(ones, others)
     count = len(differences)
     mean = differences.mean()
+    amount = f"{abs(mean):.{decimals}f} {unit}".rstrip()
     half = stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / np.sqrt(count)
     interval = (
         f"(95 % interval {mean - half:.{decimals}f} to {mean + half:.{decimals}f}, {count} pairs "
@@ -78,11 +79,10 @@ def compared(
     if abs(mean) <= half:
         return (
             f"{what}: no difference between {one} and {other} beyond the spread, "
-            f"{mean:+.{decimals}f} {unit} {interval}."
+            f"{'-' if mean < 0 else '+'}{amount} {interval}."
         )
     direction = "higher" if mean > 0 else "lower"
-    amount = f"{abs(mean):.{decimals}f} {unit} {direction}"
-    return f"{what}: {amount} with {one} than with {other} {interval}."
+    return f"{what}: {amount} {direction} with {one} than with {other} {interval}."
 
 
 def best(results: dict[Any, list[float]], lowest: bool = False) -> Any:
