@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.digits import split
 from experiments.networks import Trainer, dense, network
-from experiments.page import COLOURS, Section, Work, compared, line, plot, spread
+from experiments.page import COLOURS, Section, Work, compared, line, log_scale, plot, spread
 from fastdrop_keras import Dropout, exact_average, mc_predict, weight_scaling
 
 UNITS = 12
@@ -66,7 +66,7 @@ def section(results, counts, seeds, epochs, images) -> Section:
                 continue
             mean = np.mean(results[name][measure])
             axes.axhline(mean, color=COLOURS[number], linestyle="--", label=name)
-        axes.set_xscale("log")
+        log_scale(axes, counts)
         axes.set_yscale("log")
         axes.set(xlabel="passes n", ylabel=label)
         axes.legend()

@@ -111,6 +111,13 @@ def line(axes: Axes, x: Any, results: Any, number: int, label: str) -> None:
     axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
 
 
+def log_scale(axes: Axes, ticks: Sequence[int]) -> None:
+    """Give the horizontal axis a logarithmic scale, with labels at `ticks`."""
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
 def bars(axes: Axes, results: dict[str, Any]) -> None:
     """Draw the means of the results as points, with one standard deviation to each side."""
     for number, (name, values) in enumerate(results.items()):

@@ -8,7 +8,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.tree import DecisionTreeRegressor
 
 import fastdrop
-from experiments.page import Section, Work, best, compared, line, plot, spread
+from experiments.page import Section, Work, best, compared, line, log_scale, plot, spread
 
 BOOSTING, SHRINKAGE = "boosting", "boosting, shrinkage 0.1"
 
@@ -67,7 +67,7 @@ def section(results, seeds, trees) -> Section:
     figure, (axes,) = plot()
     for number, (name, errors) in enumerate(results.items()):
         line(axes, shown, np.transpose(errors)[np.array(shown) - 1], number, name)
-    axes.set_xscale("log")
+    log_scale(axes, shown)
     axes.set(xlabel="trees", ylabel="test error")
     axes.legend(fontsize="small")
     last = {name: [of_seed[-1] for of_seed in errors] for name, errors in results.items()}

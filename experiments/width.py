@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.digits import WRONG, split
 from experiments.networks import Trainer, dropout_network, set_rates
-from experiments.page import Section, Work, compared, line, plot, spread
+from experiments.page import Section, Work, compared, line, log_scale, plot, spread
 
 RATES = (0.0, 0.5)
 
@@ -39,7 +39,7 @@ def section(results, widths, seeds, epochs) -> Section:
         line(accuracies, widths, values, number, f"rate {rate:g}")
     line(differences, widths, list(gains.values()), 2, "gain")
     for axes, label in ((accuracies, "test accuracy (%)"), (differences, "gain (points)")):
-        axes.set_xscale("log", base=2)
+        log_scale(axes, widths)
         axes.set(xlabel="hidden units", ylabel=label)
         axes.legend()
     small, large = widths[0], widths[-1]

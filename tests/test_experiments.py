@@ -29,7 +29,7 @@ def test_a_difference_beyond_the_spread_has_a_direction():
     )
 
 
-@pytest.mark.parametrize("ones", [[91.0, 92.0, 90.0], [90.0, 91.0, 92.0]], ids=["noise", "equal"])
+@pytest.mark.parametrize("ones", [[91.0, 92.0, 91.5], [90.0, 91.0, 92.0]], ids=["noise", "equal"])
 def test_a_difference_within_the_spread_has_none(ones):
     sentence = page.compared("Accuracy", "a", ones, "b", [90.0, 91.0, 92.0], decimals=2)
     assert "no difference between a and b beyond the spread" in sentence
