@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 
@@ -54,7 +56,13 @@ def run(work: Work) -> Section:
     return section(results, counts, work.seeds, epochs, images_of_a_seed)
 
 
-def section(results, counts, seeds, epochs, images) -> Section:
+def section(
+    results: dict[str, dict[str, list[float]]],
+    counts: Sequence[int],
+    seeds: int,
+    epochs: int,
+    images: int,
+) -> Section:
     """Return the section of the page; `results` maps averages to measures to values."""
     figure, panels = plot(2)
     labels = {"loss": "cross-entropy of the test images", "distance": "distance from the average"}

@@ -81,7 +81,13 @@ def separation(of_digits: np.ndarray, of_others: np.ndarray) -> float:
     return float(roc_auc_score(others, np.concatenate([of_digits, of_others])))
 
 
-def section(measures, reliability, seeds, epochs, passes) -> Section:
+def section(
+    measures: dict[tuple[str, str], list[float]],
+    reliability: dict[str, list[tuple[np.ndarray, np.ndarray]]],
+    seeds: int,
+    epochs: int,
+    passes: int,
+) -> Section:
     """Return the section; `measures` maps (method, measure) to values by seed."""
     names = [measure for method, measure in measures if method == METHODS[0]]
     figure, (diagram, separations) = plot(2)

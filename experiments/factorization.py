@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -58,7 +59,9 @@ def run(work: Work) -> Section:
     return section(results, rates, work.seeds, steps)
 
 
-def section(results, rates, seeds, steps) -> Section:
+def section(
+    results: dict[tuple[int, float], list[float]], rates: Sequence[float], seeds: int, steps: int
+) -> Section:
     """Return the section of the page; `results` maps (factors, rate) to errors."""
     figure, (axes,) = plot()
     for number, factors in enumerate(FACTORS):

@@ -49,7 +49,7 @@ def run(work: Work) -> Section:
     return section(results, work.seeds, epochs)
 
 
-def section(results, seeds, epochs) -> Section:
+def section(results: dict[tuple[str, float], list[float]], seeds: int, epochs: int) -> Section:
     """Return the section of the page; `results` maps (kind, fraction wrong) to accuracies."""
     figure, panels = plot(2)
     of_labels = {w: {kind: results[kind, w] for kind in KINDS} for w in (WRONG, 0.0)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from experiments.digits import WRONG, split, title
 from experiments.networks import Trainer, dropout_network, set_rates
@@ -27,7 +28,12 @@ def run(work: Work) -> Section:
     return section(results, rates, work.seeds, epochs)
 
 
-def section(results, rates, seeds, epochs) -> Section:
+def section(
+    results: dict[tuple[float, float, float], list[float]],
+    rates: Sequence[float],
+    seeds: int,
+    epochs: int,
+) -> Section:
     """Return the section of the page; `results` maps (wrong, input rate, rate) to accuracies."""
     columns = list(itertools.product((WRONG, 0.0), INPUT_RATES))
     figure, panels = plot(2)

@@ -13,12 +13,14 @@ from experiments.page import Section, Work, bars, best, compared, plot, spread
 RATES = (0.0, 0.5)
 PENALTIES = (0.0, 1e-4, 1e-3, 1e-2)
 
+Curves = dict[tuple[float, float], list[tuple[float, float]]]
+
 
 def run(work: Work) -> Section:
     """Train with each rate and penalty, with the accuracies after each epoch."""
     epochs = work.part(100)
     trainer = Trainer(lambda: dropout_network(128, 128))
-    curves: dict[int, dict[tuple[float, float], list[tuple[float, float]]]] = {}
+    curves: dict[int, Curves] = {}
     grid = itertools.product(range(work.seeds), RATES, PENALTIES)
     for seed, rate, penalty in work.runs(grid, "regularizers"):
         digits = split(seed, training=800, validation=200, wrong=WRONG)
@@ -33,7 +35,7 @@ def run(work: Work) -> Section:
     return section(results, work.seeds, epochs)
 
 
-def chosen(curves) -> dict[str, float]:
+def chosen(curves: Curves) -> dict[str, float]:
     """Return each method's test accuracy, with what the validation images choose.
 
     `curves` maps (rate, penalty) to pairs of a validation and a test accuracy, by epoch.
@@ -52,7 +54,7 @@ def chosen(curves) -> dict[str, float]:
     return results
 
 
-def section(results, seeds, epochs) -> Section:
+def section(results: dict[str, list[float]], seeds: int, epochs: int) -> Section:
     """Return the section of the page; `results` maps methods to test accuracies."""
     figure, (axes,) = plot()
     bars(axes, results)

@@ -61,7 +61,7 @@ def run(work: Work) -> Section:
     return section(results, 2 * work.seeds, trees)
 
 
-def section(results, seeds, trees) -> Section:
+def section(results: dict[str, list[np.ndarray]], seeds: int, trees: int) -> Section:
     """Return the section; `results` maps methods to errors by the number of trees, by seed."""
     shown = sorted({1, max(1, trees // 10), max(1, trees // 4), trees})
     figure, (axes,) = plot()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from experiments.digits import split
 from experiments.networks import Trainer, dropout_network, set_rates
@@ -29,7 +30,9 @@ def run(work: Work) -> Section:
     return section(results, rates, work.seeds, epochs)
 
 
-def section(results, rates, seeds, epochs) -> Section:
+def section(
+    results: dict[tuple[str, float], list[float]], rates: Sequence[float], seeds: int, epochs: int
+) -> Section:
     """Return the section of the page; `results` maps (images, rate) to accuracies."""
     figure, (axes,) = plot()
     for number, name in enumerate(("training", "test")):

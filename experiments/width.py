@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -20,7 +22,7 @@ def run(work: Work) -> Section:
     results: dict[tuple[int, float], list[float]] = {}
     runs = work.runs(itertools.product(widths, range(work.seeds), RATES), "width")
     for width, of_width in itertools.groupby(runs, key=lambda run: run[0]):
-        trainer = Trainer(lambda width=width: dropout_network(width))
+        trainer = Trainer(partial(dropout_network, width))
         for _, seed, rate in of_width:
             digits = split(seed, wrong=WRONG)
             set_rates(trainer.model, 0.0, rate)
@@ -30,7 +32,9 @@ def run(work: Work) -> Section:
     return section(results, widths, work.seeds, epochs)
 
 
-def section(results, widths, seeds, epochs) -> Section:
+def section(
+    results: dict[tuple[int, float], list[float]], widths: Sequence[int], seeds: int, epochs: int
+) -> Section:
     """Return the section of the page; `results` maps (width, rate) to accuracies."""
     gains = {w: np.subtract(results[w, 0.5], results[w, 0.0]) for w in widths}
     figure, (accuracies, differences) = plot(2)
