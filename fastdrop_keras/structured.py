@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -330,7 +331,8 @@ class DropBlock2D(RandomLayer):
         # Integers, since their sum does not depend on the order.
         count = ops.maximum(ops.sum(ops.cast(kept, "int32")), 1)
         wide = keras.backend.result_type(inputs.dtype, "float32")
-        scale = ops.cast(ops.size(kept), wide) / ops.cast(count, wide)
+        size = math.prod(ops.shape(kept))
+        scale = ops.cast(size, wide) / ops.cast(count, wide)
         outputs = ops.cast(ops.cast(inputs, wide) * scale, inputs.dtype)
         return ops.where(kept, outputs, ops.zeros_like(outputs))
 

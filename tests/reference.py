@@ -519,6 +519,38 @@ def is_nan(x):
     return ((bits & exponent) == exponent) & ((bits & fraction) != 0)
 
 
+def blocks_kept(
+    shape, rate, block_size, seed, step=0, data_format="channels_last", per_channel=True
+):
+    """Which elements DropBlock keeps, one block at a time, as a bool array that broadcasts."""
+    first = data_format == "channels_first"
+    channel, axes = (1, (2, 3)) if first else (3, (1, 2))
+    sizes = [shape[axis] for axis in axes]
+    block = [min(pair) for pair in zip(block_size, sizes, strict=True)]
+    valid = [size - length + 1 for size, length in zip(sizes, block, strict=True)]
+    gamma = rate / math.prod(block) * math.prod(sizes) / math.prod(valid)
+    positions, kept_shape = list(shape), list(shape)
+    for axis, count in zip(axes, valid, strict=True):
+        positions[axis] = count
+    if not per_channel:
+        positions[channel] = kept_shape[channel] = 1
+    begins = keep_mask(seed, step, gamma, math.prod(positions)).reshape(positions)
+    kept = np.ones(kept_shape, bool)
+    for index in np.argwhere(~begins):
+        covered = [slice(place, place + 1) for place in index]
+        for axis, length in zip(axes, block, strict=True):
+            covered[axis] = slice(index[axis], index[axis] + length)
+        kept[tuple(covered)] = False
+    return kept
+
+
+def drop_block(x, kept):
+    """The elements that are kept, times the number of all over the number of kept ones."""
+    wide = x.dtype if x.dtype == np.float64 else np.dtype(np.float32)
+    scale = wide.type(kept.size) / wide.type(max(kept.sum(), 1))
+    return np.where(kept, (x.astype(wide) * scale).astype(x.dtype), np.zeros_like(x))
+
+
 def assert_same_bits(actual, expected, *, nan_payloads=False):
     """Assert equal dtypes, shapes and bits. All NaNs are equal unless `nan_payloads` is set."""
     assert isinstance(actual, np.ndarray), type(actual)

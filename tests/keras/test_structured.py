@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras.src import testing
-from reference import assert_same_bits
+from reference import assert_same_bits, blocks_kept, drop_block
 
 import fastdrop
 from fastdrop_keras import (
@@ -54,35 +54,11 @@ def output_and_gradient(call, x, dy):
 # DropBlock.
 
 
-class Blocks:
-    """The blocks that DropBlock's paper drops from images with channels last."""
-
-    def __init__(self, expected, shape, rate, sizes, seed, step=0, per_channel=True):
-        samples, rows, cols, channels = shape
-        height, width = min(sizes[0], rows), min(sizes[1], cols)
-        valid = rows - height + 1, cols - width + 1
-        gamma = rate / (height * width) * (rows * cols) / (valid[0] * valid[1])
-        channels = channels if per_channel else 1
-        self.kept = np.ones((samples, rows, cols, channels), bool)
-        if gamma:
-            begins = ~expected.mask((samples, *valid, channels), min(gamma, 1.0), seed, step)
-            for n, row, col, channel in np.argwhere(begins):
-                self.kept[n, row : row + height, col : col + width, channel] = False
-        self.scale = np.float32(self.kept.size) / np.float32(max(self.kept.sum(), 1))
-
-    def apply(self, x):
-        wide = x if x.dtype == np.float64 else x.astype(np.float32)
-        scale = self.scale
-        if x.dtype == np.float64:
-            scale = self.kept.size / max(self.kept.sum(), 1)
-        return np.where(self.kept, (wide * scale).astype(x.dtype), np.zeros_like(x))
-
-
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.usefixtures("bridge")
-def test_drop_block(expected, run, data_format, per_channel, dtype):
+def test_drop_block(run, data_format, per_channel, dtype):
     layer = DropBlock2D(
         0.3, (2, 3), data_format, seed=7, per_channel=per_channel, dtype=np.dtype(dtype).name
     )
@@ -90,34 +66,15 @@ def test_drop_block(expected, run, data_format, per_channel, dtype):
     for step in range(2):
         x, dy = numbers(SHAPE, dtype, 2 * step), numbers(SHAPE, dtype, 2 * step + 1)
         x[0], dy[1] = np.nan, np.nan
-        # The mask follows the indices of the layer's input.
-        order = (0, 3, 1, 2) if data_format == "channels_first" else (0, 1, 2, 3)
-        blocks = Blocks(expected, SHAPE, 0.3, (2, 3), 7, step, per_channel)
-        if data_format == "channels_first":
-            blocks = Blocks(ChannelsFirst(expected), SHAPE, 0.3, (2, 3), 7, step, per_channel)
-        assert 0 < blocks.kept.sum() < blocks.kept.size
-        y, dx = call(*(tf.constant(a.transpose(order)) for a in (x, dy)))
-        assert y.dtype == dtype
-        for got, given in ((y, x), (dx, dy)):
-            want = blocks.apply(given)
-            assert_same_bits(got.numpy().transpose(np.argsort(order)), want)
-
-
-class ChannelsFirst:
-    """The reference's masks for arrays whose channels are the second axis, with channels last."""
-
-    def __init__(self, expected):
-        self._expected = expected
-
-    def mask(self, shape, *arguments):
-        n, rows, cols, channels = shape
-        kept = self._expected.mask((n, channels, rows, cols), *arguments)
-        return kept.transpose(0, 2, 3, 1)
+        kept = blocks_kept(SHAPE, 0.3, (2, 3), 7, step, data_format, per_channel)
+        assert 0 < kept.sum() < kept.size
+        for got, given in zip(call(tf.constant(x), tf.constant(dy)), (x, dy), strict=True):
+            assert_same_bits(got.numpy(), drop_block(given, kept))
 
 
 @pytest.mark.parametrize("sizes", [1, 2, 5, 6, 7, 100, (6, 1), (1, 5), (9, 2), (2, 9)], ids=str)
 @pytest.mark.parametrize("known", [True, False])
-def test_every_size_of_blocks(expected, sizes, known):
+def test_every_size_of_blocks(sizes, known):
     pair = (sizes, sizes) if isinstance(sizes, int) else sizes
     layer = DropBlock2D(0.4, sizes, seed=7)
     call = tf.function(
@@ -126,7 +83,7 @@ def test_every_size_of_blocks(expected, sizes, known):
     )
     for step in range(3):
         x = numbers(seed=step)
-        want = Blocks(expected, SHAPE, 0.4, pair, 7, step).apply(x)
+        want = drop_block(x, blocks_kept(SHAPE, 0.4, pair, 7, step))
         assert_same_bits(call(tf.constant(x)).numpy(), want)
 
 

@@ -14,15 +14,19 @@ import pytest
 import reference
 from jax.experimental import sparse
 from keras.src import testing
-from reference import assert_same_bits
+from reference import assert_same_bits, blocks_kept, drop_block
 
 import fastdrop
 import fastdrop_keras
 from fastdrop_keras import (
+    DropBlock2D,
+    DropConnectConv2D,
+    DropConnectDense,
     Dropout,
     SpatialDropout1D,
     SpatialDropout2D,
     SpatialDropout3D,
+    StochasticDepth,
     layer_state,
 )
 from fastdrop_keras.backend import BACKEND
@@ -79,6 +83,10 @@ class TestKerasChecks(testing.TestCase):
         self.check(SpatialDropout1D, {"rate": 0.5}, (2, 3, 4))
         self.check(SpatialDropout2D, {"rate": 0.5, "data_format": "channels_first"}, (2, 3, 4, 5))
         self.check(SpatialDropout3D, {"rate": 0.5}, (2, 3, 4, 4, 5))
+
+    def test_structured(self):
+        self.check(DropBlock2D, {"rate": 0.5, "block_size": (2, 3)}, (2, 3, 4, 5))
+        self.check(StochasticDepth, {"rate": 0.5, "seed": 3}, (2, 3, 4, 5))
 
 
 # Bits.
@@ -208,6 +216,64 @@ def test_dropped_elements_become_zero():
     dropped = Dropout(0.5, seed=3)(jnp.ones(150), training=True) == 0
     assert not y[dropped].view(jnp.int32).any()
     assert not Dropout(1.0)(x, training=True).view(jnp.int32).any()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("sizes", [(2, 3), (9, 2), (9, 9)], ids=str)
+def test_drop_block(sizes, data_format, dtype):
+    for per_channel in (True, False):
+        layer = DropBlock2D(
+            0.3, sizes, data_format, seed=2**40, per_channel=per_channel, dtype=dtype
+        )
+        for step in range(2):
+            x = numbers((3, 6, 5, 4), DTYPES[dtype], step)
+            x[0] = np.nan
+            y = layer(keras.ops.convert_to_tensor(x), training=True)
+            kept = blocks_kept(x.shape, 0.3, sizes, 2**40, step, data_format, per_channel)
+            assert_same_bits(keras.ops.convert_to_numpy(y), drop_block(x, kept))
+
+
+def test_stochastic_depth(expected):
+    layer = StochasticDepth(0.3, seed=7)
+    for step in range(2):
+        x = numbers((40, 3, 2), seed=step)
+        y = layer(keras.ops.convert_to_tensor(x), training=True)
+        want = expected.output(x, 0.3, 7, step, (None, 1, 1))
+        assert_same_bits(keras.ops.convert_to_numpy(y), want)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("convolution", [False, True])
+def test_drop_connect(convolution, policy):
+    keras.config.set_dtype_policy(policy)
+    options = {"bias_initializer": "normal", "activation": "tanh"}
+    if convolution:
+        layer = DropConnectConv2D(6, (2, 3), 0.3, seed=7, groups=2, **options)
+        plain = keras.layers.Conv2D(6, (2, 3), groups=2, **options)
+    else:
+        layer = DropConnectDense(6, 0.3, seed=7, **options)
+        plain = keras.layers.Dense(6, **options)
+    for one in (layer, plain):
+        one.build((3, 6, 5, 4))
+    kernel, bias = layer.get_weights()
+    x = keras.ops.convert_to_tensor(numbers((3, 6, 5, 4)))
+    for step in range(2):
+        stream = fastdrop.Stream(7)
+        stream.state = {"seed": 7, "step": step}
+        used = kernel.astype(DTYPES[layer.compute_dtype])
+        plain.set_weights([fastdrop.dropout(used, 0.3, seed=stream)[0].astype(np.float32), bias])
+        got, want = layer(x, training=True), plain(x)
+        assert got.dtype == want.dtype
+        got, want = (keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")) for y in (got, want))
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    layer.rate = 0
+    plain.set_weights([kernel, bias])
+    got, want = (
+        keras.ops.convert_to_numpy(keras.ops.cast(y, "float32"))
+        for y in (layer(x, training=True), layer(x))
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 # Transformations.

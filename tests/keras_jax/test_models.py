@@ -11,7 +11,15 @@ import pytest
 from reference import assert_same_bits
 
 import fastdrop_keras
-from fastdrop_keras import Dropout, SpatialDropout1D, layer_state
+from fastdrop_keras import (
+    DropBlock2D,
+    DropConnectConv2D,
+    DropConnectDense,
+    Dropout,
+    SpatialDropout1D,
+    StochasticDepth,
+    layer_state,
+)
 
 
 def data(rows=48):
@@ -491,6 +499,91 @@ def test_exact_average():
     geometric, deviation = fastdrop_keras.exact_average(model, x, geometric=True)
     np.testing.assert_allclose(geometric, fastdrop_keras.weight_scaling(model, x), rtol=1e-5)
     assert (deviation > 0).all()
+
+
+# Layers that drop weights, blocks of images and samples.
+
+STRUCTURED = {
+    "DropConnectDense": lambda: DropConnectDense(4, 0.5, seed=7),
+    "DropConnectConv2D": lambda: DropConnectConv2D(4, 2, 0.5, seed=7),
+    "DropBlock2D": lambda: DropBlock2D(0.5, 2, seed=7),
+    "StochasticDepth": lambda: StochasticDepth(0.5, seed=7),
+}
+
+
+@pytest.mark.parametrize("make", STRUCTURED.values(), ids=STRUCTURED)
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_models_with_structured_layers(make, jit_compile, tmp_path):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(12, 6, 5, 4)).astype(np.float32)
+    y = generator.normal(size=(12, 1)).astype(np.float32)
+
+    def fit(model, **kwargs):
+        model.fit(x, y, batch_size=4, shuffle=False, verbose=0, **kwargs)
+        return [weight.copy() for weight in model.get_weights()]
+
+    model = keras.Sequential([keras.Input((None, None, 4)), make()])
+    model.add(keras.layers.GlobalAveragePooling2D())
+    model.add(keras.layers.Dense(1))
+    model.compile("adam", "mse", jit_compile=jit_compile)
+    ramp = fastdrop_keras.RateSchedule(lambda epoch: 0.25)
+    fit(model, callbacks=[ramp])
+    model.save(tmp_path / "model.keras")
+    resumed = keras.models.load_model(tmp_path / "model.keras")
+    assert resumed.layers[0].rate == 0.25
+    assert state_of(resumed.layers[0]) == state_of(model.layers[0]) == [7, 3]
+    for got, want in zip(fit(resumed), fit(model), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def result_and_gradient(function, x):
+    y, gradient = jax.vjp(function, jnp.asarray(x))
+    return y, gradient(jnp.ones_like(y))[0]
+
+
+@pytest.mark.parametrize("make", STRUCTURED.values(), ids=STRUCTURED)
+def test_recomputations_of_structured_layers(make):
+    layer, other = make(), make()
+    x = np.random.default_rng(0).normal(size=(3, 6, 5, 4)).astype(np.float32)
+    layer(x), other(x)
+    other.set_weights(layer.get_weights())
+
+    def block(one):
+        return lambda x: one(one(x, training=True) ** 2, training=True)
+
+    for _ in range(2):
+        for got, want in zip(
+            result_and_gradient(keras.remat(block(layer)), x),
+            result_and_gradient(block(other), x),
+            strict=True,
+        ):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    assert state_of(layer) == state_of(other) == [7, 4]
+
+
+def test_a_model_whose_shapes_keras_computes_by_a_call_of_structured_layers():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.steps = [make() for make in STRUCTURED.values()]
+
+        def call(self, x, training=False):
+            for step in self.steps:
+                x = step(x, training=training)
+            return x
+
+    assert Model()(keras.Input((None, None, 4)), training=True).shape == (None, None, None, 4)
+
+
+def test_stochastic_depth_of_keras_is_converted_and_back():
+    theirs = keras.src.applications.convnext.StochasticDepth(0.3, name="depth")
+    model = keras.Sequential([keras.Input((4,)), theirs])
+    ours = fastdrop_keras.convert(model, verbose=False)
+    assert type(ours.layers[0]) is StochasticDepth
+    assert ours.layers[0].rate == 0.3
+    back = fastdrop_keras.to_keras(ours, verbose=False).layers[0]
+    assert type(back) is type(theirs)
+    assert back.drop_path_rate == 0.3
 
 
 # The environment.
