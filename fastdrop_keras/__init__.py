@@ -11,6 +11,10 @@ _backend = _requirements.check()
 
 # After the check, which explains why one of these imports would fail.
 from fastdrop import __version__  # noqa: E402
+from fastdrop_keras.adaptive import (  # noqa: E402
+    ConcreteDropout,
+    VariationalGaussianDropout,
+)
 from fastdrop_keras.averaging import exact_average, weight_scaling  # noqa: E402
 from fastdrop_keras.backend import show_config  # noqa: E402
 from fastdrop_keras.conversion import ConversionReport, LayerReport, convert, to_keras  # noqa: E402
@@ -38,6 +42,7 @@ else:
 
 __all__ = [
     "AlphaDropout",
+    "ConcreteDropout",
     "ConversionReport",
     "DropBlock2D",
     "DropConnectConv2D",
@@ -51,6 +56,7 @@ __all__ = [
     "SpatialDropout2D",
     "SpatialDropout3D",
     "StochasticDepth",
+    "VariationalGaussianDropout",
     "__version__",
     "convert",
     "cosine_ramp",

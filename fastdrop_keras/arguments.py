@@ -45,6 +45,19 @@ def _checked_float(value: Any, argument: str, expected: str, most: float) -> flo
     return number
 
 
+def checked_number(value: Any, argument: str) -> float:
+    """Return `value`, the value of `argument`, as a finite Python float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise wrong_type(argument, "a finite number", value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise wrong_value(argument, "a finite number", value)
+    return number
+
+
 def checked_seed(seed: Any) -> int | None:
     """Return `seed` as a Python integer that fits Keras's seed generators."""
     if seed is None:

@@ -11,15 +11,21 @@ import keras
 from fastdrop_keras.random_layer import RandomLayer
 
 
-def dropout_layers(model: Any, needed_by: str) -> list[RandomLayer]:
+def dropout_layers(model: Any, needed_by: str, of_set_rates: bool = False) -> list[RandomLayer]:
     """Return the layers of this package in `model`, for the public function `needed_by`.
+
+    With `of_set_rates`, only those whose rates can be set.
 
     Raises:
         TypeError: If `model` is not a Keras model.
         ValueError: If it has no such layer.
     """
     check_model(model, needed_by)
-    found = [layer for layer in model._flatten_layers() if isinstance(layer, RandomLayer)]
+    found = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, RandomLayer) and (layer.has_set_rate or not of_set_rates)
+    ]
     if not found:
         raise ValueError(
             f"`{needed_by}` needs a model with dropout layers of fastdrop_keras, and the model "

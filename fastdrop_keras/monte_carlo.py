@@ -261,7 +261,9 @@ class _Passes:
             path
             for path, line in layers_with_paths(self._model)
             # At rate 0 a call changes nothing.
-            if line[-1] in self._layers and line[-1].rate > 0 and id(line[-1]) not in self._called
+            if line[-1] in self._layers
+            and line[-1]._rate.value > 0
+            and id(line[-1]) not in self._called
         ]
         if not self._called:
             raise ValueError(

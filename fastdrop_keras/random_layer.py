@@ -26,6 +26,8 @@ class SeededLayer(keras.layers.Layer):
     """
 
     _input_rank: int | None = None  # any
+    # Whether users set the rate. Other layers learn it.
+    has_set_rate = True
 
     def __init__(
         self,

@@ -17,6 +17,8 @@ from fastdrop_keras.random_layer import RandomLayer
 class RateSchedule(keras.callbacks.Callback):
     """Sets the rate of a model's dropout layers before each epoch, or before each step.
 
+    Layers that learn their rates, such as `fastdrop_keras.ConcreteDropout`, are left alone.
+
     A new rate takes effect without retracing. When training ends, the layers keep the last rate,
     also in their configurations, so a saved model has the rate in use. At the end of each epoch,
     the callback adds the rate to the logs, and thus to the history.
@@ -75,7 +77,7 @@ class RateSchedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Find the layers; called by Keras."""
-        found = dropout_layers(self.model, "RateSchedule")
+        found = dropout_layers(self.model, "RateSchedule", of_set_rates=True)
         self._layers = found if self._choice is None else _chosen(found, self._choice)
         if self.unit == "step" and self.model.optimizer is None:
             raise ValueError(

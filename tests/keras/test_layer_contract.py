@@ -28,21 +28,21 @@ each_layer = pytest.mark.parametrize("layer_class", LAYERS, ids=lambda cls: cls.
 class TestKerasChecks(testing.TestCase):
     """Keras's own checks of a layer: serialization, building, symbolic calls, a training step."""
 
-    def check(self, layer_class, init_kwargs, input_shape):
+    def check(self, layer_class, init_kwargs, input_shape, output_shape=None, weights=0, losses=0):
         for training in (True, False):
             self.run_layer_test(
                 layer_class,
                 init_kwargs=init_kwargs,
                 input_shape=input_shape,
                 call_kwargs={"training": training},
-                expected_output_shape=input_shape,
-                expected_num_trainable_weights=0,
+                expected_output_shape=output_shape or input_shape,
+                expected_num_trainable_weights=weights,
                 expected_num_non_trainable_weights=0,
                 expected_num_non_trainable_variables=1,
                 expected_num_seed_generators=1,
-                expected_num_losses=0,
+                expected_num_losses=losses,
                 supports_masking=True,
-                assert_built_after_instantiation=True,
+                assert_built_after_instantiation=weights == 0,
             )
 
     def test_dropout(self):
@@ -71,6 +71,17 @@ class TestKerasChecks(testing.TestCase):
     def test_spatial_3d_channels_first(self):
         kwargs = {"rate": 0.5, "data_format": "channels_first", "seed": 3}
         self.check(fastdrop_keras.SpatialDropout3D, kwargs, (2, 3, 4, 4, 5))
+
+    def test_variational_gaussian(self):
+        for per in ("layer", "unit"):
+            kwargs = {"kl_weight": 0.01, "per": per, "initial_rate": 0.2, "seed": 3}
+            layer_class = fastdrop_keras.VariationalGaussianDropout
+            self.check(layer_class, kwargs, (2, 3, 4), weights=1, losses=1)
+
+    def test_concrete(self):
+        kwargs = {"layer": keras.layers.Dense(5), "noise_shape": [None, 1, 4], "seed": 3}
+        layer_class = fastdrop_keras.ConcreteDropout
+        self.check(layer_class, kwargs, (2, 3, 4), (2, 3, 5), weights=3, losses=1)
 
 
 # Arguments.

@@ -1,0 +1,354 @@
+"""Defines layers that learn how much to drop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from fastdrop_keras.arguments import (
+    checked_noise_shape,
+    checked_number,
+    checked_rate,
+    wrong_type,
+    wrong_value,
+)
+from fastdrop_keras.backend import BACKEND
+from fastdrop_keras.inputs import NoiseShape
+from fastdrop_keras.random_layer import RandomLayer, check_keras_3
+
+
+class LearnedDropout(RandomLayer):
+    """Multiplies its inputs by a differentiable function of a learned rate and normal numbers."""
+
+    has_set_rate = False
+
+    def __init__(self, initial_rate: float, seed: int | None, **kwargs: Any) -> None:
+        # The standard deviation of the numbers.
+        RandomLayer.__init__(self, 1.0, seed=seed, **kwargs)
+        self.initial_rate = checked_rate(initial_rate, "initial_rate")
+        if self.initial_rate in (0, 1):
+            raise wrong_value("initial_rate", "a float above 0 and below 1", initial_rate)
+
+    def _numbers(self, inputs: Any, seed: Any, mask_shape: NoiseShape | None, dtype: str) -> Any:
+        """Return standard normal numbers for the elements of `inputs`."""
+        zeros = ops.zeros_like(inputs, dtype=dtype)
+        return BACKEND.draw("gaussian_noise", zeros, seed, self._rate.read(), mask_shape)
+
+    def _operation(self, inputs: Any, seed: Any, mask_shape: NoiseShape | None) -> tuple[Any, Any]:
+        return self._operation_again(inputs, seed, mask_shape), seed
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments to make a layer like this one."""
+        config = keras.layers.Layer.get_config(self)
+        return {**config, "initial_rate": self.initial_rate, "seed": self.seed}
+
+
+@keras.saving.register_keras_serializable(package="fastdrop")
+class VariationalGaussianDropout(LearnedDropout):
+    """Multiplies its inputs by Gaussian noise, and learns the variance of the noise.
+
+    In training, the layer multiplies each element by a number from the normal distribution of mean
+    1 and variance `alpha = rate / (1 - rate)`, as Gaussian dropout does. It learns `alpha`, one for
+    all inputs or one for each unit (the last axis). In inference it returns its inputs.
+
+    The noise of an input unit is noise of all weights of that unit in the next layer. The prior of
+    Kingma, Salimans and Welling (2015) for it, uniform in the logarithm, gives the layer a loss:
+    `kl_weight` times the sum over the units of the Kullback-Leibler divergence, which the authors
+    approximate, but for a constant, by a polynomial of `alpha`. The loss asks for more noise, and
+    the data ask for less. As in the paper, `alpha` is at most 1, a rate of 0.5.
+
+    The noise is that of `fastdrop.gaussian_noise` with the seed and the number of the call, on each
+    backend. State, checkpointing, compilation and `mc_predict` are as for `fastdrop_keras.Dropout`.
+    `fastdrop_keras.RateSchedule` does not change the layer's rate.
+
+    Args:
+        kl_weight: Finite number, 0 or larger: the weight of the divergence in the loss. For a loss
+            that is the mean over samples of the negative log-likelihood, `1 / N` with N training
+            samples.
+        per: `"layer"` or `"unit"`: what has an `alpha` of its own.
+        initial_rate: Float above 0, at most 0.5: the first rate.
+        seed: Integer from 0 to 2**63 - 1, or `None`, as for `fastdrop_keras.Dropout`.
+        **kwargs: The arguments of every Keras layer: `name`, `dtype`, `trainable` and so on.
+
+    Call arguments:
+        inputs: Tensor of up to 64 dimensions, at least 1, of dtype float16, bfloat16, float32 or
+            float64. The size of its last axis must be known.
+        training: Boolean, or a boolean tensor: whether to add noise. `fit` sets it.
+
+    Output shape:
+        The shape of the input.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If `kl_weight`, `per`, `initial_rate` or `seed` is not a valid value.
+        RuntimeError: On JAX, if the layer draws in a traced function without its state.
+
+    Reference:
+
+    - [Kingma, Salimans and Welling, 2015](https://arxiv.org/abs/1506.02557)
+
+    Example:
+
+    >>> import keras
+    >>> layer = VariationalGaussianDropout(1 / 60000, per="unit", initial_rate=0.2, seed=1)
+    >>> y = layer(keras.ops.ones((10, 3)), training=True)
+    >>> layer.rate.round(3)
+    array([0.2, 0.2, 0.2], dtype=float32)
+    >>> [loss.shape for loss in layer.losses]
+    [TensorShape([])]
+    """
+
+    def __init__(
+        self,
+        kl_weight: float,
+        per: str = "layer",
+        initial_rate: float = 0.5,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        LearnedDropout.__init__(self, initial_rate, seed, **kwargs)
+        if self.initial_rate > 0.5:
+            raise wrong_value("initial_rate", "a float above 0 and up to 0.5", initial_rate)
+        self.kl_weight = checked_weight(kl_weight, "kl_weight")
+        if per not in ("layer", "unit"):
+            raise wrong_value("per", "'layer' or 'unit'", repr(per))
+        self.per = per
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make the weight; called by Keras."""
+        self._units = known_units(self, input_shape, -1)
+        shape = () if self.per == "layer" else (self._units,)
+        self.log_alpha = add_log_alpha(self, shape, self.initial_rate, self._divergence)
+
+    @property  # type: ignore[misc]
+    def rate(self) -> Any:
+        """NumPy array of the learned rates, `alpha / (1 + alpha)`, with one for each `alpha`."""
+        return ops.convert_to_numpy(ops.sigmoid(self.log_alpha))
+
+    def _mask_shape(self) -> None:
+        return None
+
+    def _operation_again(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None) -> Any:
+        numbers = self._numbers(inputs, saved, mask_shape, inputs.dtype)
+        return inputs * (1 + ops.exp(self.log_alpha / 2) * numbers)
+
+    def _divergence(self, log_alpha: Any) -> Any:
+        """Return the layer's loss."""
+        units = self._units if self.per == "layer" else 1
+        return self.kl_weight * units * ops.sum(divergence(log_alpha))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments to make a layer like this one."""
+        config = LearnedDropout.get_config(self)
+        return {**config, "kl_weight": self.kl_weight, "per": self.per}
+
+
+def add_log_alpha(
+    layer: keras.Layer, shape: Sequence[int], rate: float, regularizer: Any
+) -> keras.Variable:
+    """Add the weight of variational dropout to a layer: logarithms of variances up to 1."""
+    return layer.add_weight(
+        name="log_alpha",
+        shape=shape,
+        initializer=keras.initializers.Constant(math.log(rate / (1 - rate))),
+        regularizer=regularizer,
+        constraint=lambda log_alpha: ops.minimum(log_alpha, 0),
+    )
+
+
+def divergence(log_alpha: Any) -> Any:
+    """Return each divergence, but for a constant, as Kingma et al. approximate it up to alpha 1."""
+    alpha = ops.exp(log_alpha)
+    polynomial = alpha * (1.16145124 + alpha * (-1.50204118 + alpha * 0.58629921))
+    return -log_alpha / 2 - polynomial
+
+
+def known_units(layer: keras.Layer, input_shape: Sequence[int | None], axis: int) -> int:
+    """Return the size of an axis, or raise a ValueError if it is not known."""
+    units = input_shape[axis] if input_shape else None
+    if units is None:
+        raise ValueError(
+            f"{type(layer).__name__} needs the size of axis {axis} of its inputs. "
+            f"Received: inputs of shape {tuple(input_shape)}"
+        )
+    return units
+
+
+@keras.saving.register_keras_serializable(package="fastdrop")
+class ConcreteDropout(LearnedDropout, keras.layers.Wrapper):
+    """Drops the inputs of a layer, and learns the rate.
+
+    Concrete dropout (Gal, Hron and Kendall, 2017) makes the mask differentiable: in training, the
+    layer multiplies each element of its inputs by `1 - drop`, where
+
+        drop = sigmoid((logit(rate) + logit(u)) / temperature)
+
+    with a uniform number `u`. At low temperatures, `drop` is close to 0 or to 1. The layer
+    multiplies the result by `1 / (1 - rate)`, and calls the wrapped layer. In inference it calls
+    the wrapped layer with the inputs. No element is dropped completely: a NaN stays NaN.
+
+    The rate is a weight. The loss that trains it is the divergence of the paper, for a wrapped
+    layer with the weights `kernel` and inputs of `units` units:
+
+        weight_regularizer * sum(kernel ** 2) / (1 - rate)
+        + dropout_regularizer * units * (rate * log(rate) + (1 - rate) * log(1 - rate))
+
+    It takes the place of a regularizer of the kernel. The learned rate falls with more data.
+
+    `u` is the normal distribution function of the numbers that `fastdrop.gaussian_noise` draws with
+    the seed and the number of the call, on each backend. The mask is computed in the dtype of the
+    weights. State, checkpointing, compilation and `mc_predict` are as for `fastdrop_keras.Dropout`.
+    `fastdrop_keras.RateSchedule` does not change the layer's rate.
+
+    Args:
+        layer: Keras layer with a weight `kernel`, such as `keras.layers.Dense` or `Conv2D`.
+        weight_regularizer: Finite number, 0 or larger: `l**2 / (tau * N)` for weights with a prior
+            length-scale `l`, N training samples and the precision `tau`, the inverse of the
+            variance of the observations' noise.
+        dropout_regularizer: Finite number, 0 or larger: `2 / (tau * N)` for the mean squared
+            error, and half of it for a cross-entropy.
+        initial_rate: Float between 0 and 1, without both: the first rate.
+        temperature: Finite number above 0.
+        noise_shape: Tuple or list of integers or `None`, as for `fastdrop_keras.Dropout`:
+            `(None, 1, 1, None)` drops entire feature maps before a `Conv2D`.
+        seed: Integer from 0 to 2**63 - 1, or `None`, as for `fastdrop_keras.Dropout`.
+        **kwargs: The arguments of every Keras layer: `name`, `dtype`, `trainable` and so on.
+
+    Call arguments:
+        inputs: Tensor for the wrapped layer, of dtype float16, bfloat16, float32 or float64.
+        training: Boolean, or a boolean tensor: whether to drop. `fit` sets it.
+
+    Output shape:
+        The wrapped layer's.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is not a valid value, or when the layer is built, if the wrapped
+            layer has no `kernel`; in training, if `noise_shape` does not fit the inputs.
+        RuntimeError: On JAX, if the layer drops in a traced function without its state.
+
+    Reference:
+
+    - [Gal, Hron and Kendall, 2017](https://arxiv.org/abs/1705.07832), whose program has the same
+      defaults
+
+    Example:
+
+    >>> import keras
+    >>> layer = ConcreteDropout(keras.layers.Dense(4), seed=1)
+    >>> layer(keras.ops.ones((2, 3)), training=True).shape
+    TensorShape([2, 4])
+    >>> round(layer.rate, 3)
+    0.1
+    """
+
+    def __init__(
+        self,
+        layer: keras.Layer,
+        weight_regularizer: float = 1e-6,
+        dropout_regularizer: float = 1e-5,
+        initial_rate: float = 0.1,
+        temperature: float = 0.1,
+        noise_shape: Iterable[int | None] | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(layer, keras.Layer):
+            raise wrong_type("layer", "a Keras layer", layer)
+        LearnedDropout.__init__(self, initial_rate, seed, **kwargs)
+        self.layer = layer
+        self.weight_regularizer = checked_weight(weight_regularizer, "weight_regularizer")
+        self.dropout_regularizer = checked_weight(dropout_regularizer, "dropout_regularizer")
+        self.temperature = checked_number(temperature, "temperature")
+        if self.temperature <= 0:
+            raise wrong_value("temperature", "a finite number above 0", temperature)
+        self.noise_shape = checked_noise_shape(noise_shape)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Build the wrapped layer, and make the weight; called by Keras."""
+        keras.layers.Wrapper.build(self, input_shape)
+        if not hasattr(self.layer, "kernel"):
+            raise ValueError(
+                "ConcreteDropout needs a layer with a weight `kernel`. "
+                f"Received: layer={self.layer!r} (of type {type(self.layer).__name__})"
+            )
+        channels_first = getattr(self.layer, "data_format", None) == "channels_first"
+        self._units = known_units(self, input_shape, 1 if channels_first else -1)
+        self.rate_logit = self.add_weight(
+            name="rate_logit",
+            shape=(),
+            initializer=keras.initializers.Constant(
+                math.log(self.initial_rate / (1 - self.initial_rate))
+            ),
+            regularizer=self._divergence,
+            autocast=False,
+        )
+
+    @property  # type: ignore[misc]
+    def rate(self) -> float:
+        """Float between 0 and 1. The learned rate."""
+        return float(ops.convert_to_numpy(ops.sigmoid(self.rate_logit)))
+
+    def call(self, inputs: Any, training: Any = False) -> Any:
+        """Drop elements in training, and call the wrapped layer."""
+        check_keras_3(inputs)
+        return self.layer(self._draw(inputs, training, self._mask_shape()))
+
+    def _mask_shape(self) -> NoiseShape | None:
+        return self.noise_shape
+
+    def _operation_again(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None) -> Any:
+        numbers = self._numbers(inputs, saved, mask_shape, self.variable_dtype)
+        uniform = (1 + ops.erf(numbers / math.sqrt(2))) / 2
+        # Finite, as in the authors' program.
+        epsilon = keras.config.epsilon()
+        noise = ops.log(uniform + epsilon) - ops.log(1 - uniform + epsilon)
+        kept = ops.sigmoid(-(self.rate_logit + noise) / self.temperature)
+        return inputs * ops.cast(kept * self._scale(self.rate_logit), inputs.dtype)
+
+    @staticmethod
+    def _scale(logit: Any) -> Any:
+        """Return `1 / (1 - rate)`."""
+        return 1 + ops.exp(logit)
+
+    def _divergence(self, logit: Any) -> Any:
+        """Return the layer's loss."""
+        squares = ops.sum(ops.square(self.layer.kernel))
+        rate = ops.sigmoid(logit)
+        entropy = rate * ops.softplus(-logit) + (1 - rate) * ops.softplus(logit)
+        return (
+            self.weight_regularizer * squares * self._scale(logit)
+            - self.dropout_regularizer * self._units * entropy
+        )
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> Sequence[int | None]:
+        """Return the wrapped layer's output shape."""
+        shape: Sequence[int | None] = self.layer.compute_output_shape(input_shape)
+        return shape
+
+    def compute_output_spec(self, inputs: Any, training: Any = False) -> Any:
+        """Return the wrapped layer's output shape and dtype."""
+        return self.layer.compute_output_spec(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments to make a layer like this one."""
+        return {
+            **LearnedDropout.get_config(self),
+            "layer": keras.saving.serialize_keras_object(self.layer),
+            "weight_regularizer": self.weight_regularizer,
+            "dropout_regularizer": self.dropout_regularizer,
+            "temperature": self.temperature,
+            "noise_shape": self.noise_shape,
+        }
+
+
+def checked_weight(value: Any, argument: str) -> float:
+    """Return `value`, the weight of a loss, as a Python float."""
+    number = checked_number(value, argument)
+    if number < 0:
+        raise wrong_value(argument, "a finite number, 0 or larger", value)
+    return number
