@@ -33,7 +33,15 @@ NAN, INF = float("nan"), float("inf")
 RATES = [0, 1, 0.0, -0.0, 0.5, 1.0, 2**-49, 1 - 2**-53, np.float16(0.25), np.int8(1), np.uint64(0)]
 RATES += [np.array(0.5), np.array(0.25, np.float16), np.array(1, np.int8)]
 WRONG_RATES = [-1, 2, 1 + 2**-52, -5e-324, NAN, INF, 10**400, True, None, "0.5", b"1", 0.5j]
-WRONG_RATES += [[0.5], np.array([0.5j]), np.array(1.5), np.array(False), np.float64(1.5), object, {}]
+WRONG_RATES += [
+    [0.5],
+    np.array([0.5j]),
+    np.array(1.5),
+    np.array(False),
+    np.float64(1.5),
+    object,
+    {},
+]
 STDDEVS = [0, -0.0, 1, 0.5, 1e300, 5e-324, np.float16(0.25), np.int8(3), np.array(0.5)]
 WRONG_STDDEVS = [-1, -5e-324, NAN, INF, 10**400, True, None, "0.5", b"1", 0.5j, [0.5]]
 WRONG_STDDEVS += [np.array([0.5]), np.array(False), np.float64(-1.5), object, {}]
