@@ -21,6 +21,7 @@ _PACKAGES = {
 # `make matrix` tests with the oldest and the newest version.
 _PRIVATE: dict[str, tuple[str, ...]] = {
     "keras.src.backend": ("in_symbolic_scope", "in_stateless_scope"),
+    "keras.src.applications.convnext": ("StochasticDepth",),
     # Keras has no public walk through layers that are not models.
     "keras.layers.Layer": ("_flatten_layers",),
 }
