@@ -94,4 +94,5 @@ def test_structured(measure, name):
         group="in a graph, forward and backward",
         ours={"fastdrop_keras": training_step(ours(), shape)},
         peers={peer: training_step(theirs(), shape)},
+        seconds=1.5,
     )

@@ -324,6 +324,8 @@ STRUCTURED = {
 }
 
 
+# Of torch.compile itself.
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize(
     ("name", "jit_compile"),
     [*((name, False) for name in STRUCTURED), ("DropConnectDense", True), ("DropBlock2D", True)],
