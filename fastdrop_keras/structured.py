@@ -203,8 +203,8 @@ class DropBlock2D(RandomLayer):
             / ((height - block_height + 1) * (width - block_width + 1)),
 
     so about `rate` of the elements are dropped, and fewer if blocks overlap. The other elements are
-    multiplied by the number of all elements of the batch over the number of kept ones, or by 1
-    if none is kept. In inference the layer returns its inputs.
+    multiplied by the number of all elements of the batch over the number of kept ones. In inference
+    the layer returns its inputs.
 
     As in the authors' code, a block that is larger than the image becomes as large as the image.
 
@@ -234,7 +234,8 @@ class DropBlock2D(RandomLayer):
         The shape of the input.
 
     Raises:
-        TypeError: If `rate`, `block_size` or `seed` has the wrong type.
+        TypeError: If `rate`, `block_size` or `seed` has the wrong type; in training, if the inputs
+            have another dtype.
         ValueError: If an argument is not a valid value.
 
     Reference:
