@@ -219,9 +219,8 @@ class DropBlock2D(RandomLayer):
         data_format: `"channels_first"` or `"channels_last"`, or `None` for the value of
             `keras.config.image_data_format()`.
         seed: Integer from 0 to 2**63 - 1, or `None`, as for `fastdrop_keras.Dropout`.
-        per_channel: Boolean, whether each channel has blocks of its own, which the paper found to
-            work better and which its algorithm does. `False` drops the same blocks in all channels,
-            which is faster.
+        per_channel: Boolean, whether each channel has blocks of its own, as in the paper and in the
+            authors' code. `False` drops the same blocks in all channels, which is faster.
         name, dtype, **kwargs: The arguments of every Keras layer.
 
     Call arguments:
