@@ -339,7 +339,7 @@ def _argument(layer: keras.Layer, name: str) -> Any:
     if name in _RATES:
         name = next(one for one in _RATES if hasattr(layer, one))
     elif name == "seed":
-        # `seed` may be the generator, or ConvNeXt's layer has none.
+        # The `seed` of KerasHub's MiT is the generator. ConvNeXt's layer has no seed.
         return getattr(layer, "_seed_val", getattr(layer, "seed", None))
     return getattr(layer, name)
 
