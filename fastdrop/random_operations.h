@@ -20,6 +20,7 @@ enum random_kind {
     GAUSSIAN_NOISE,
     ALPHA_DROPOUT,
     ALPHA_DROPOUT_GRADIENT,
+    BERNOULLI, /* 1 for the elements that are kept, and 0 for others: x has their rates */
     RANDOM_KINDS
 };
 
@@ -96,6 +97,8 @@ static inline int draw_kind(const fastdrop_api *api, const fastdrop_dropout *dro
         return api->noise(dropout, parameter, 1, y, NULL, x, NULL);
     case ALPHA_DROPOUT:
         return alpha_drop(api, dropout, y, x);
+    case BERNOULLI:
+        return api->bernoulli(dropout, y, NULL, x, NULL, NULL);
     default:
         return api->forward(dropout, y, NULL, x, NULL, NULL);
     }

@@ -13,7 +13,7 @@
                 array
    stream       int64: the version of the random stream that the program was made with
    kind         int64: an enum random_kind; without it DROPOUT. Only DROPOUT and
-                ALPHA_DROPOUT_GRADIENT have blocks
+                ALPHA_DROPOUT_GRADIENT have blocks. BERNOULLI has no noise shape
 
    The mask or the noise is drawn anew in each call, so the gradient of DROPOUT and GAUSSIAN_DROPOUT
    for x is the same function of dy.
@@ -443,6 +443,8 @@ static xla_error *draw(const xla_call *call) {
         float_state_leave(saved);
         if (done == FASTDROP_NO_MEMORY)
             return failure(call, RESOURCE_EXHAUSTED, "There is no memory for a dropout's mask");
+        if (done == FASTDROP_BAD_RATE)
+            return invalid(call, "`rate` must be from 0 to 1 for each element");
         if (done != FASTDROP_OK)
             return invalid(call, "fastdrop refused the dropout, with status %d of fastdrop.h",
                            done);

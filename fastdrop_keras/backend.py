@@ -77,7 +77,9 @@ class Backend(Protocol):
         - "gaussian_dropout": `x * (1 + s * n)`, `s = sqrt(rate / (1 - rate))`, at a rate below 1;
         - "gaussian_noise": `x + stddev * n`, at a finite standard deviation of 0 or more;
         - "alpha_dropout": `fastdrop.alpha_dropout` at a rate;
-        - "alpha_dropout_gradient": its derivative, `dropout` with alpha dropout's scale.
+        - "alpha_dropout_gradient": its derivative, `dropout` with alpha dropout's scale;
+        - "bernoulli": 1 for the elements that `fastdrop.dropout` keeps at the rates `x`, and 0 for
+          the others. It has no gradient, no noise shape, and ignores `parameter`.
         """
 
     def runs_around(self, layer: Any, training: bool) -> tuple[Any, list[Any]]:

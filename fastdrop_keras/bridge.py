@@ -165,6 +165,8 @@ def draw(
     Arguments and errors are as for `dropout`, with the float64 scalar `parameter` for the rate.
     """
     x = _checked(x)
+    if kind == "bernoulli":
+        x = tf.stop_gradient(x)
     return _current_bridge().draw(kind, x, seed, parameter, _fitted(noise_shape, x))
 
 

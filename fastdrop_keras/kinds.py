@@ -8,9 +8,10 @@ KINDS = {
     "gaussian_noise": 2,
     "alpha_dropout": 3,
     "alpha_dropout_gradient": 4,
+    "bernoulli": 5,
 }
 
-# The kinds of the derivatives. Noise that is added has none: its derivative is the identity.
+# The kinds of the derivatives. Of noise that is added, it is the identity; of "bernoulli", zero.
 DERIVATIVES = {
     "dropout": "dropout",
     "gaussian_dropout": "gaussian_dropout",

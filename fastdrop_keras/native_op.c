@@ -379,7 +379,9 @@ static fastdrop_dropout dropout_of(const operation *op, const shapes *of, double
 }
 
 static void check_done(int done, TF_Status *status) {
-    if (done != FASTDROP_OK)
+    if (done == FASTDROP_BAD_RATE)
+        invalid(status, "`rate` must be from 0 to 1 for each element");
+    else if (done != FASTDROP_OK)
         invalid(status, "fastdrop refused the dropout, with status %d of fastdrop.h", done);
 }
 

@@ -115,12 +115,18 @@ def _alpha_dropout_gradient(dy: np.ndarray, rate: float, **how: Any) -> tuple[np
     return fastdrop.dropout(dy, rate, scale=scale, store_mask=False, **how)
 
 
+def _bernoulli(rates: np.ndarray, _: float, **how: Any) -> tuple[np.ndarray, Any]:
+    mask = fastdrop.draw_mask(rates.shape, rates, seed=how["seed"])
+    return np.asarray(mask).astype(rates.dtype), mask
+
+
 _FUNCTIONS: dict[str, Callable[..., tuple[np.ndarray, Any]]] = {
     "dropout": functools.partial(fastdrop.dropout, store_mask=False),
     "gaussian_dropout": fastdrop.gaussian_dropout,
     "gaussian_noise": fastdrop.gaussian_noise,
     "alpha_dropout": fastdrop.alpha_dropout,
     "alpha_dropout_gradient": _alpha_dropout_gradient,
+    "bernoulli": _bernoulli,
 }
 
 
