@@ -238,7 +238,9 @@ def _vectorized(call: Any) -> Any:
     (x, x_is_stacked, _), (saved, saved_is_stacked, _), (entries, _, _) = call.inputs
     if x.shape.rank is None or saved.shape.rank is None:
         return pfor._fallback_converter(call)
-    if x_is_stacked and not saved_is_stacked and saved.shape.rank == 1:
+    kind = _kind_of(call.op)
+    shared = x_is_stacked and not saved_is_stacked and saved.shape.rank == 1
+    if shared and kind != "bernoulli":
         # The iterations share their masks.
         entries = tf.concat([[1], entries], axis=0)
     elif x_is_stacked or saved_is_stacked:
@@ -248,7 +250,7 @@ def _vectorized(call: Any) -> Any:
             for tensor, stacked in ((x, x_is_stacked), (saved, saved_is_stacked))
         )
     return pfor.wrap(
-        _called(_kind_of(call.op), x, saved, entries), x_is_stacked or saved_is_stacked
+        _called(kind, x, saved, entries), x_is_stacked or saved_is_stacked
     )
 
 

@@ -14,6 +14,7 @@ from reference import assert_same_bits
 import fastdrop
 import fastdrop_keras
 from fastdrop_keras import AlphaDropout, GaussianDropout, GaussianNoise, xla_bridge
+from fastdrop_keras.backend import BACKEND
 
 LAYERS = [GaussianDropout, GaussianNoise, AlphaDropout]
 each_layer = pytest.mark.parametrize("layer_class", LAYERS, ids=lambda cls: cls.__name__)
@@ -300,6 +301,51 @@ def test_checkpointing_uses_the_noise_of_the_forward_pass(layer_class, way):
     slope = expected_gradient(layer_class, 2 * drawn, 0.3, 42)
     np.testing.assert_allclose(dx, slope, rtol=1e-5, atol=1e-6)
     assert layer.seed_generator.state.numpy().tolist() == [42, 1]
+
+
+# Decisions at a rate for each element.
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+def test_bernoulli_keeps_what_the_array_function_keeps(way, dtype):
+    rates = np.random.default_rng(1).random((5, 4099)).astype(dtype)
+    rates[0, :9] = [0, 1, 0, 1, 0, 1, 0, 1, 0]
+    seed, unused = tf.constant([42, 3], tf.int64), tf.constant(0.0, tf.float64)
+
+    def gradient(rates):
+        with tf.GradientTape() as tape:
+            tape.watch(rates)
+            y = BACKEND.draw("bernoulli", rates, seed, unused)
+        return y, tape.gradient(y, rates, unconnected_gradients="zero")
+
+    y, slope = way(gradient)(tf.constant(rates))
+    stream = fastdrop.Stream(42)
+    stream.state = {"seed": 42, "step": 3}
+    kept = np.asarray(fastdrop.dropout(np.ones_like(rates), rates, seed=stream)[1])
+    assert_same_bits(y.numpy(), kept.astype(dtype))
+    assert_same_bits(slope.numpy(), np.zeros_like(rates))
+
+
+@pytest.mark.parametrize("rate", [-0.5, 1.5, math.nan])
+def test_bernoulli_refuses_other_rates(way, rate):
+    rates = tf.constant([0.5, rate, 0.5])
+    seed, unused = tf.constant([42, 3], tf.int64), tf.constant(0.0, tf.float64)
+    with pytest.raises((ValueError, tf.errors.OpError), match="`rate` must be"):
+        way(lambda rates: BACKEND.draw("bernoulli", rates, seed, unused))(rates)
+
+
+@needs_xla
+def test_bernoulli_in_a_vectorized_map_with_one_seed():
+    """All iterations share the numbers of one seed."""
+    rates = tf.constant(np.random.default_rng(1).random((4, 33)), tf.float32)
+    seed, unused = tf.constant([42, 3], tf.int64), tf.constant(0.0, tf.float64)
+
+    def draw(rates):
+        return BACKEND.draw("bernoulli", rates, seed, unused)
+
+    y = tf.function(lambda rates: tf.vectorized_map(draw, rates), jit_compile=True)(rates)
+    for i in range(4):
+        assert_same_bits(y[i].numpy(), draw(rates[i]).numpy())
 
 
 # Operations.
