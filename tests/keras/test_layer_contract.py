@@ -17,8 +17,15 @@ LAYERS = [
     fastdrop_keras.SpatialDropout1D,
     fastdrop_keras.SpatialDropout2D,
     fastdrop_keras.SpatialDropout3D,
+    fastdrop_keras.AlphaDropout,
+    fastdrop_keras.GaussianDropout,
+    fastdrop_keras.GaussianNoise,
 ]
+SPATIAL = LAYERS[1:4]
 each_layer = pytest.mark.parametrize("layer_class", LAYERS, ids=lambda cls: cls.__name__)
+each_layer_with_a_rate = pytest.mark.parametrize(
+    "layer_class", LAYERS[:-1], ids=lambda cls: cls.__name__
+)
 
 
 # Keras's check trains a model without weights on a generator, and warns about both.
@@ -83,6 +90,16 @@ class TestKerasChecks(testing.TestCase):
         layer_class = fastdrop_keras.ConcreteDropout
         self.check(layer_class, kwargs, (2, 3, 4), (2, 3, 5), weights=3, losses=1)
 
+    def test_alpha_dropout(self):
+        kwargs = {"rate": 0.2, "noise_shape": [None, 1], "seed": 3}
+        self.check(fastdrop_keras.AlphaDropout, kwargs, (2, 3))
+
+    def test_gaussian_dropout(self):
+        self.check(fastdrop_keras.GaussianDropout, {"rate": 0.2, "seed": 3}, (2, 3))
+
+    def test_gaussian_noise(self):
+        self.check(fastdrop_keras.GaussianNoise, {"stddev": 0.2, "seed": 3}, (2, 3))
+
 
 # Arguments.
 
@@ -101,7 +118,7 @@ OUTSIDE = [-0.5, 1.5, -1e-9, 1 + 1e-9, float("nan"), float("inf"), 2]
 WRONG_TYPE = [True, False, None, "0.5", [0.5], (0.5,), np.array([0.5]), np.str_("a"), 0.5j]
 
 
-@each_layer
+@each_layer_with_a_rate
 @pytest.mark.parametrize("rate", OUTSIDE + WRONG_TYPE, ids=repr)
 def test_bad_rate(layer_class, rate):
     error = ValueError if rate in OUTSIDE else TypeError
@@ -211,7 +228,7 @@ def test_noise_shape_that_is_refused_at_run_time():
         f(tf.ones((3, 5)))
 
 
-@pytest.mark.parametrize("layer_class", LAYERS[2:], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("layer_class", SPATIAL[1:], ids=lambda cls: cls.__name__)
 def test_data_format(layer_class):
     assert layer_class(0.5).data_format == "channels_last"
     keras.config.set_image_data_format("channels_first")
@@ -235,7 +252,7 @@ def test_call_context_arguments_of_every_layer(layer_class):
 # Inputs.
 
 
-@pytest.mark.parametrize("layer_class", LAYERS[1:], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("layer_class", SPATIAL, ids=lambda cls: cls.__name__)
 def test_rank_of_the_input(layer_class):
     rank = layer_class(0.5).input_spec.ndim
     with pytest.raises(ValueError, match=f"expected ndim={rank}, found ndim={rank + 1}"):
@@ -282,6 +299,9 @@ def test_ragged_and_sparse_inputs_are_refused():
             0.25, "channels_first", 7, "a", "mixed_float16", trainable=False
         ),
         lambda: fastdrop_keras.SpatialDropout3D(0.25, "channels_first", 7, "a", "mixed_float16"),
+        lambda: fastdrop_keras.AlphaDropout(0.25, (None, 1), 7, name="a", dtype="mixed_float16"),
+        lambda: fastdrop_keras.GaussianDropout(0.25, 7, name="a", dtype="mixed_float16"),
+        lambda: fastdrop_keras.GaussianNoise(0.25, 7, name="a", dtype="mixed_float16"),
     ],
 )
 def test_config_reproduces_the_layer(layer):
@@ -303,7 +323,8 @@ def test_registered_name(layer_class):
     for made in (layer_class, getattr(keras.layers, name)):
         serialized = keras.saving.serialize_keras_object(made(0.5))
         assert type(keras.saving.deserialize_keras_object(serialized)) is made
-    short = {"class_name": f"fastdrop>{name}", "config": {"rate": 0.5}}
+    argument = "stddev" if name == "GaussianNoise" else "rate"
+    short = {"class_name": f"fastdrop>{name}", "config": {argument: 0.5}}
     assert type(keras.layers.deserialize(short)) is layer_class
 
 
