@@ -168,6 +168,29 @@ def test_spatial(measure, layer, shape):
     measure_chains(measure, x, "forward and backward", str(shape), layer, peers=KERAS, layer=layer)
 
 
+@DIRECTIONS
+@pytest.mark.parametrize("layer", ["GaussianDropout", "GaussianNoise", "AlphaDropout"])
+@pytest.mark.exponents((12, 16, 20, 24), quick=(16,))
+def test_noise(measure, exponent, layer, direction):
+    """One layer in a graph, beside Keras's of the same name."""
+    x = tf.ones([2**exponent])
+
+    def call_of(package):
+        drawn = functools.partial(getattr(package, layer)(RATE, seed=1), training=True)
+        graph = tf.function(step([drawn], direction))
+        graph(x)
+        return lambda: graph(x)
+
+    measure(
+        "one layer",
+        f"2^{exponent}",
+        group=f"{layer}, {direction}",
+        ours={"fastdrop_keras": call_of(fastdrop_keras)},
+        peers={f"keras.layers.{layer}": call_of(keras.layers)},
+        seconds=1.5,
+    )
+
+
 class VariationalByKeras(keras.layers.Layer):
     """Variational dropout in operations of Keras."""
 
