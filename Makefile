@@ -58,8 +58,8 @@ build/%/built: $(VENV)/installed-dev $(SOURCES) $(wildcard fastdrop/*.py fastdro
 # is mostly TensorFlow or statistics of the same bits, and what builds its own kernels.
 WITH_BUILD = PYTHONPATH=$(CURDIR)/build/$(1)/lib FASTDROP_BUILD=$(1) PYTHONMALLOC=malloc
 PYTEST_NUMPY := $(VENV)/bin/pytest -p no:cacheprovider -m "not long" -k "not many_times" \
-  $(addprefix --ignore tests/,jax keras torch test_examples.py test_statistics.py test_other_machines.py \
-  test_races.py)
+  $(addprefix --ignore tests/,jax keras torch test_examples.py test_experiments.py test_statistics.py \
+  test_other_machines.py test_races.py)
 LIBRARY = $(shell $(or $(CC),gcc) -print-file-name=$(1))
 
 # No search for leaks: an interpreter leaves thousands of its own objects behind when it ends.
