@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from sklearn.datasets import load_digits
+from threadpoolctl import threadpool_limits
 
 import fastdrop
 from experiments.page import Section, Work, best, compared, line, plot, spread
@@ -53,7 +54,9 @@ def run(work: Work) -> Section:
         images = images[generator.permutation(len(images))[:ROWS]]
         shown = generator.random(images.shape) < SHOWN
         mean = images[shown].mean()
-        fitted = mean + factorize(images - mean, shown, factors, rate, seed, steps)
+        # The matrices are too small for several threads.
+        with threadpool_limits(1):
+            fitted = mean + factorize(images - mean, shown, factors, rate, seed, steps)
         error = 100 * np.sqrt(np.mean((fitted - images)[~shown] ** 2))
         results.setdefault((factors, rate), []).append(float(error))
     return section(results, rates, work.seeds, steps)

@@ -11,27 +11,38 @@ import keras
 from experiments.digits import WRONG, split, title
 from experiments.networks import Trainer, dense, network
 from experiments.page import Section, Work, bars, best, compared, plot, spread
-from fastdrop_keras import DropConnectDense, Dropout
+from fastdrop_keras import DropConnectDense, Dropout, VariationalGaussianDropout
 
 RATE = 0.5
 NONE, BERNOULLI = "no dropout", "Bernoulli"
 WIDTHS = (128, 128)
+IMAGES = 900
 
 # The layers of a hidden layer of each network.
 KINDS: dict[str, Callable[[int], list[keras.Layer]]] = {
     NONE: lambda width: [dense(width)],
     BERNOULLI: lambda width: [dense(width), Dropout(RATE)],
     "Bernoulli, one mask for the batch": lambda width: [dense(width), Dropout(RATE, (1, None))],
+    "variational Gaussian": lambda width: [
+        dense(width),
+        VariationalGaussianDropout(1 / IMAGES, per="unit"),
+    ],
     "DropConnect": lambda width: [DropConnectDense(width, RATE, "relu")],
 }
 CLAIM = (
     "Gaussian noise works as well as Bernoulli dropout or better "
     "([Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html), section 10). "
+    "Variational dropout learns the variance of the noise ([Kingma, Salimans and Welling, 2015]"
+    "(https://arxiv.org/abs/1506.02557)). "
     "DropConnect, which drops weights in place of units, is better "
     "([Wan et al., 2013](https://proceedings.mlr.press/v28/wan13.html)); it has one mask for the "
     "batch here, as dropout can have too."
 )
-ABOUT = f"Bernoulli and DropConnect: rate {RATE:g}, DropConnect for the hidden layers' weights."
+ABOUT = (
+    f"Bernoulli and DropConnect: rate {RATE:g}; DropConnect drops the hidden layers' weights. "
+    "Variational: a rate for each unit, and the divergence in the loss, divided by the number of "
+    "training images."
+)
 
 
 def run(work: Work) -> Section:
@@ -43,7 +54,7 @@ def run(work: Work) -> Section:
     for kind, of_kind in itertools.groupby(runs, key=lambda run: run[0]):
         trainer = Trainer(partial(network, WIDTHS, KINDS[kind]))
         for _, wrong, seed in of_kind:
-            digits = split(seed, wrong=wrong)
+            digits = split(seed, training=IMAGES, wrong=wrong)
             trainer.train(digits, seed, epochs)
             results.setdefault((kind, wrong), []).append(trainer.test_accuracy(digits))
     return section(results, work.seeds, epochs)
