@@ -11,7 +11,12 @@ import keras
 from experiments.digits import WRONG, split, title
 from experiments.networks import Trainer, dense, network
 from experiments.page import Section, Work, bars, best, compared, plot, spread
-from fastdrop_keras import DropConnectDense, Dropout, VariationalGaussianDropout
+from fastdrop_keras import (
+    DropConnectDense,
+    Dropout,
+    GaussianDropout,
+    VariationalGaussianDropout,
+)
 
 RATE = 0.5
 NONE, BERNOULLI = "no dropout", "Bernoulli"
@@ -23,6 +28,7 @@ KINDS: dict[str, Callable[[int], list[keras.Layer]]] = {
     NONE: lambda width: [dense(width)],
     BERNOULLI: lambda width: [dense(width), Dropout(RATE)],
     "Bernoulli, one mask for the batch": lambda width: [dense(width), Dropout(RATE, (1, None))],
+    "Gaussian": lambda width: [dense(width), GaussianDropout(RATE)],
     "variational Gaussian": lambda width: [
         dense(width),
         VariationalGaussianDropout(1 / IMAGES, per="unit"),
@@ -39,7 +45,8 @@ CLAIM = (
     "batch here, as dropout can have too."
 )
 ABOUT = (
-    f"Bernoulli and DropConnect: rate {RATE:g}; DropConnect drops the hidden layers' weights. "
+    f"Bernoulli, Gaussian and DropConnect: rate {RATE:g}; DropConnect drops the weights of the "
+    "hidden layers. "
     "Variational: a rate for each unit, and the divergence in the loss, divided by the number of "
     "training images."
 )
