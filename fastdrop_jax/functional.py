@@ -55,7 +55,10 @@ def dropout(
         key: Key of `jax.random` with 2 or 4 words (threefry, rbg and unsafe_rbg), typed or raw.
         x: Array of float16, bfloat16, float32 or float64, of any shape.
         rate: Fraction of the elements to drop, from 0 to 1. A traced rate has its own precision:
-            float32 unless JAX's 64-bit types are enabled.
+            float32 unless JAX's 64-bit types are enabled. Or an array of rates, which is broadcast
+            to `x`, or to the shape that has 1 for each shared dimension. Each element is then
+            dropped at its own rate, by other decisions than at one rate for all. They are those of
+            `fastdrop.dropout`, and kept elements are equal to its results up to rounding.
         noise_shape: For each dimension of `x` its size, `None` for that, or 1 to share decisions
             along it. A shape with fewer entries and without `None` belongs to the last dimensions.
         broadcast_dims: The dimensions along which decisions are shared, as in Flax. Not together
@@ -84,6 +87,10 @@ def dropout(
     >>> jax.grad(lambda x: fastdrop_jax.dropout(key, x, 0.5).sum())(jnp.ones(8))
     Array([0., 2., 0., 0., 0., 0., 2., 0.], dtype=float32)
     """
+    if np.ndim(rate):
+        x, key = _checked_input(x), _checked_key(key)
+        entries = _entries(x, noise_shape, broadcast_dims)
+        return _drop_at_rates(key, x, _checked_rates(rate, x, entries))
     return _drawn("dropout", key, x, _checked_rate(rate), noise_shape, broadcast_dims)
 
 
@@ -317,6 +324,16 @@ def _draw(
     return operation.draw(x, words_of(key, parameter), noise_shape, kind)
 
 
+@functools.partial(jax.jit, inline=True)
+def _drop_at_rates(key: jax.Array, x: jax.Array, rates: jax.Array) -> jax.Array:
+    """Drop elements by rates of the mask's shape."""
+    unused = np.zeros(2, np.uint32)
+    kept = operation.draw(rates, words_of(key, unused), (None,) * x.ndim, "bernoulli") != 0
+    # Not infinite at rate 1, since the gradient would be NaN.
+    scale = jnp.where(kept, 1 / (1 - lax.stop_gradient(rates)), 0)
+    return jnp.where(kept, x * scale, 0).astype(x.dtype)
+
+
 def words_of(key: jax.Array, parameter: jax.Array | np.ndarray) -> jax.Array:
     """Return the words of the operation for a key, and a number as a scalar or its bits."""
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -369,6 +386,26 @@ def _checked_rate(rate: Any) -> float | jax.Array:
     if isinstance(number, float) and not 0 <= number <= 1:
         raise ValueError(f"`rate` must be in [0, 1], got {rate!r}")
     return number
+
+
+def _checked_rates(given: Any, x: jax.Array, entries: NoiseShape) -> jax.Array:
+    """Return an array of rates with the mask's shape and a dtype that the handler takes."""
+    dtype = getattr(given, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"`rate` must be a number or an array of floats, got {given!r}")
+    shape = [1 if entry == 1 else size for entry, size in zip(entries, x.shape, strict=True)]
+    try:
+        rates = jnp.broadcast_to(given, shape)
+    except ValueError as error:
+        raise ValueError(
+            f"`rate` must have a shape that can be broadcast to {tuple(shape)}, got {given.shape}"
+        ) from error
+    if not isinstance(given, jax.core.Tracer):
+        numbers = np.asarray(given)
+        wrong = numbers[~((numbers >= 0) & (numbers <= 1))]
+        if wrong.size:
+            raise ValueError(f"`rate` must be in [0, 1] for each element, got {wrong[0]}")
+    return rates.astype(jnp.result_type(rates.dtype, x.dtype, np.float32))
 
 
 def _checked_number(number: Any, name: str) -> float | jax.Array:

@@ -35,9 +35,18 @@ NoiseShape = tuple[int | None, ...]
 jax.ffi.register_ffi_target(_xla.NAME, jax.ffi.pycapsule(_xla.load().fastdrop_dropout_handler))
 
 # In the order of the handler's numbers.
-KINDS = ("dropout", "gaussian_dropout", "gaussian_noise", "alpha_dropout", "alpha_dropout_gradient")
+KINDS = (
+    "dropout",
+    "gaussian_dropout",
+    "gaussian_noise",
+    "alpha_dropout",
+    "alpha_dropout_gradient",
+    # x has rates, and y is 1 where an element is kept, else 0. No elements share decisions.
+    "bernoulli",
+)
 
-# The kinds whose derivative is not the identity. It is of a linear kind.
+# The kinds of the derivatives, which are linear. That of noise is the identity, and that of
+# decisions zero.
 _DERIVATIVES = {
     "dropout": "dropout",
     "gaussian_dropout": "gaussian_dropout",
@@ -97,6 +106,8 @@ def _derivative(primals: Any, tangents: Any, *, noise_shape: NoiseShape, kind: s
     y = draw(x, words, noise_shape, kind)
     if kind in _DERIVATIVES:
         return y, draw(tangent, words, noise_shape, _DERIVATIVES[kind])
+    if kind == "bernoulli":
+        return y, ad.Zero(jax.typeof(y).to_tangent_aval())
     return y, _equally_varying(tangent, words)[0]
 
 
@@ -114,6 +125,9 @@ def _batch(
     arrays: Sequence[Any], dims: Sequence[Any], *, noise_shape: NoiseShape, kind: str
 ) -> Any:
     (x, words), (x_dim, words_dim) = arrays, dims
+    if words_dim is None and kind == "bernoulli":
+        # Their decisions are equal only where their rates are.
+        words, words_dim = jnp.broadcast_to(words, (x.shape[x_dim], *words.shape)), 0
     if words_dim is None:
         # All share their decisions. The dimensions of the words come first.
         first = words.ndim - 1
@@ -182,6 +196,8 @@ def _draw_by_jax(
             return (x + parameter.astype(numbers.dtype) * numbers).astype(x.dtype)
         stddev = jnp.sqrt(parameter / (1 - parameter)).astype(numbers.dtype)
         return (x * (1 + stddev * numbers)).astype(x.dtype)
+    if kind == "bernoulli":
+        return jax.random.bernoulli(key, 1 - x.astype(jnp.float32), x.shape).astype(x.dtype)
     keep = 1 - parameter
     kept = jax.random.bernoulli(key, keep, shape)
     if kind == "dropout":

@@ -70,6 +70,9 @@ def _backward(
     return operation(dy, bits, scale, _shared(dy, noise_shape)), 0
 
 
+_BERNOULLI = 5  # a kind of `draw` whose elements share no decisions
+
+
 def _draw(
     info: Any,
     in_dims: Any,
@@ -80,7 +83,7 @@ def _draw(
     noise_shape: list[int] | None = None,
 ) -> Any:
     operation = OPERATIONS.draw.default
-    if in_dims[1] is not None:
+    if in_dims[1] is not None or kind == _BERNOULLI:
         return _one_by_one(operation, info, in_dims, x, seed, kind, parameter, noise_shape)
     x = x.movedim(in_dims[0], 0)
     return operation(x, seed, kind, parameter, _shared(x, noise_shape)), 0

@@ -213,10 +213,12 @@ enum Kind : int64_t {
     GAUSSIAN_DROPOUT,
     GAUSSIAN_NOISE,
     ALPHA_DROPOUT,
-    ALPHA_DROPOUT_GRADIENT
+    ALPHA_DROPOUT_GRADIENT,
+    BERNOULLI /* x has rates, and y is 1 where an element is kept, else 0 */
 };
 
-/* The kind of the derivative, which is linear; that of GAUSSIAN_NOISE is the identity. */
+/* The kind of the derivative, which is linear; that of GAUSSIAN_NOISE is the identity, and that of
+   BERNOULLI is zero. */
 int64_t derivative_of(int64_t kind) {
     return kind == ALPHA_DROPOUT ? (int64_t)ALPHA_DROPOUT_GRADIENT : kind;
 }
@@ -261,6 +263,13 @@ Tensor draw_cpu(const Tensor &x, const Tensor &seed, int64_t kind, double parame
         check(api->bias_forward(&dropout, y.mutable_data_ptr(), Strides(y), x.const_data_ptr(),
                                 Strides(x), bias.const_data_ptr(), 1, shift.const_data_ptr(),
                                 repeated, nullptr));
+        return y;
+    }
+    case BERNOULLI: {
+        const int status = api->bernoulli(&dropout, y.mutable_data_ptr(), Strides(y),
+                                          x.const_data_ptr(), Strides(x), nullptr);
+        TORCH_CHECK_VALUE(status != FASTDROP_BAD_RATE, "Each rate has to be between 0 and 1");
+        check(status);
         return y;
     }
     default:
@@ -505,6 +514,8 @@ Tensor draw_autograd(DispatchKeySet keys, const Tensor &x, const Tensor &seed, i
         y = draw_operation().redispatch(keys & c10::after_autograd_keyset, x, seed, kind, parameter,
                                         noise_shape);
     }
+    if (kind == BERNOULLI)
+        return y;
     if (torch::autograd::compute_requires_grad(x)) {
         auto node = new_node<DrawBackward>();
         node->set_next_edges(torch::autograd::collect_next_edges(x));

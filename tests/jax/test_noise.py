@@ -12,7 +12,14 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fastdrop
-from fastdrop_jax import alpha_dropout, functional, gaussian_dropout, gaussian_noise, operation
+from fastdrop_jax import (
+    alpha_dropout,
+    dropout,
+    functional,
+    gaussian_dropout,
+    gaussian_noise,
+    operation,
+)
 
 KEY = jax.random.key(5)
 FUNCTIONS = [gaussian_dropout, gaussian_noise, alpha_dropout]
@@ -126,8 +133,8 @@ def test_bad_numbers_are_named(function, parameter, error, words):
 @pytest.mark.parametrize(
     ("function", "parameter", "words"),
     [
-        (gaussian_dropout, 1.0, "`rate` must be at least 0, and below 1 for Gaussian dropout"),
-        (gaussian_dropout, math.nan, "`rate` must be at least 0, and below 1"),
+        (gaussian_dropout, 1.0, "`rate` must be below 1 for Gaussian dropout. Received: 1"),
+        (gaussian_dropout, math.nan, "`rate` must be from 0 to 1. Received: -?nan"),
         (gaussian_noise, -1.0, "`stddev` must be finite and at least 0. Received: -1"),
         (gaussian_noise, math.inf, "`stddev` must be finite and at least 0. Received: inf"),
         (alpha_dropout, 1.5, "`rate` must be from 0 to 1. Received: 1.5"),
@@ -207,6 +214,71 @@ def test_the_noise_is_that_of_the_whole_array(function, spec, kind):
     assert jnp.allclose(gradient(found), gradient(x), rtol=1e-5)
 
 
+RATES = [("float32", (7, 700)), ("float16", (700,)), ("float32", (7, 1)), ("bfloat16", (1, 700))]
+
+
+def rates_of(dtype, shape):
+    rates = np.random.default_rng(3).uniform(size=shape)
+    rates.flat[:2] = 0, 1
+    return jnp.asarray(rates, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("rate_dtype", "shape"), RATES)
+def test_each_element_has_its_own_rate(dtype, rate_dtype, shape):
+    x, rates = numbers((7, 700), dtype), rates_of(rate_dtype, shape)
+    wide = np.broadcast_to(np.asarray(rates, np.float64), x.shape)
+    kept = reference.keep_by_rates(seed_of(KEY), 0, wide, x.shape)
+    keep = np.where(kept, 1 - wide, 1)
+    right = np.where(kept, np.asarray(x, np.float64) / keep, 0)
+    close = {"rtol": 1e-3 if dtype == "float16" else 1e-6}
+    for call in (dropout, jax.jit(dropout)):
+        y = np.asarray(call(KEY, x, rates))
+        assert y.dtype == x.dtype
+        assert np.allclose(y, right, **close)
+        assert ((y == 0) == ~kept).all()
+    drop = jax.jit(lambda x: (dropout(KEY, x, rates).astype("float32") ** 2).sum())
+    assert np.allclose(jax.grad(drop)(x), 2 * right / keep, **close)
+    slope = jax.grad(lambda rates: dropout(KEY, x, rates).sum())(rates)
+    assert (slope == 0).all()
+    x = x.at[0].set(jnp.nan)
+    assert (np.isnan(dropout(KEY, x, rates)[0]) == kept[0]).all()
+
+
+def test_rates_of_shared_decisions():
+    x, rates = numbers((7, 700)), rates_of("float32", (700,))
+    kept = reference.keep_by_rates(seed_of(KEY), 0, np.asarray(rates), (1, 700))
+    for shared in ({"noise_shape": (1, None)}, {"broadcast_dims": (0,)}):
+        y = dropout(KEY, x, rates, **shared)
+        assert ((y != 0) == np.broadcast_to(kept, x.shape)).all()
+    with pytest.raises(ValueError, match=r"`rate` .* broadcast to \(1, 700\), got \(7, 700\)"):
+        dropout(KEY, x, jnp.zeros((7, 700)), noise_shape=(1, None))
+
+
+def test_a_traced_array_of_rates_is_checked_at_run_time():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="`rate` must be from 0 to 1 for each"):
+        jax.jit(dropout)(KEY, jnp.ones(3), jnp.array([0.5, 1.5, 0]))
+
+
+@pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (None, None, 0), (0, 0, 0)])
+def test_vmap_over_rates_is_a_loop(axes):
+    keys = jax.random.split(KEY, 4)
+    x = numbers((4, 30) if axes[1] == 0 else (30,))
+    rates = rates_of("float32", (4, 30) if axes[2] == 0 else (30,))
+    given = (KEY if axes[0] is None else keys, x, rates)
+    found = jax.vmap(dropout, in_axes=axes)(*given)
+    for i in range(4):
+        one = [a if axis is None else a[i] for a, axis in zip(given, axes, strict=True)]
+        assert (found[i] == dropout(*one)).all()
+
+
+def test_rates_of_an_array_that_is_distributed():
+    mesh = jax.make_mesh((4,), ("a",), axis_types=(AxisType.Auto,))
+    x, rates = numbers((8, 1200)), rates_of("float32", (8, 1200))
+    found = [jax.device_put(array, NamedSharding(mesh, P("a"))) for array in (x, rates)]
+    assert (jax.jit(dropout)(KEY, *found) == jax.jit(dropout)(KEY, x, rates)).all()
+
+
 def test_programs_of_each_function_differ_in_the_cache():
     """The key of JAX's compilation cache has their text alone."""
     mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
@@ -247,7 +319,7 @@ def test_programs_for_other_devices_use_jax_alone(function, platform):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("kind", operation.KINDS[1:])
+@pytest.mark.parametrize("kind", operation.KINDS[1:-1])
 def test_jax_draws_the_distribution_on_other_devices(kind, dtype):
     """The function that such a program calls, here on the CPU."""
     x = jnp.full((200, 500), 2, dtype)
@@ -285,3 +357,14 @@ def test_alpha_dropouts_constants_are_rounded_to_float16_once():
     assert np.float16(shift) != np.float16(np.float32(shift))
     right = expected(alpha_dropout, x, KEY, rate)
     reference.assert_same_bits(np.asarray(alpha_dropout(KEY, jnp.asarray(x), rate)), right)
+
+
+def test_jax_drops_at_rates_on_other_devices():
+    x, rates = numbers((7, 700)), rates_of("float32", (7, 700))
+    exported = jax.export.export(jax.jit(dropout), platforms=["tpu"])(KEY, x, rates)
+    assert "custom_call" not in exported.mlir_module()
+    words = functional.words_of(KEY, np.zeros(2, np.uint32))
+    rates = jnp.repeat(jnp.array([0, 0.2, 0.9, 1]), 10000)
+    kept = operation._draw_by_jax(rates, words, noise_shape=(None,), kind="bernoulli")
+    assert set(np.unique(kept)) == {0, 1}
+    assert np.allclose(kept.reshape(4, -1).mean(1), [1, 0.8, 0.1, 0], atol=0.02)

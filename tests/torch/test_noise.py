@@ -19,6 +19,7 @@ FUNCTIONS = {
     "gaussian_dropout": (F.gaussian_dropout, fastdrop_torch.GaussianDropout),
     "gaussian_noise": (F.gaussian_noise, fastdrop_torch.GaussianNoise),
 }
+BERNOULLI = 5
 KINDS = ["dropout", *FUNCTIONS, "alpha_dropout", "alpha_dropout_gradient"]
 LAYOUTS = {
     "C order": lambda x: x,
@@ -185,3 +186,25 @@ def test_nothing_but_the_seed_is_kept_for_the_gradient(name):
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         FUNCTIONS[name][0](numbers(1000).requires_grad_(), 0.5)
     assert sum(x.numel() for x in kept) <= 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bernoulli_decides_by_each_elements_rate(dtype, layout):
+    rates = torch.rand((3, 40, 50), dtype=torch.float64).to(dtype)
+    rates.flatten()[:2] = torch.tensor([0, 1])
+    rates = LAYOUTS[layout](rates).requires_grad_()
+    y = torch.ops.fastdrop.draw(rates, torch.tensor([7, 0, 3]), BERNOULLI, 0.0)
+    right = reference.keep_by_rates(3 * 2**64 + 7, 0, array_of(rates), rates.shape)
+    assert (array_of(y) == right).all()
+    assert y.dtype == dtype
+    assert not y.requires_grad
+    batched = torch.func.vmap(
+        lambda rates: torch.ops.fastdrop.draw(rates, torch.tensor([7, 0, 3]), BERNOULLI, 0.0)
+    )(rates.detach()[None].repeat(2, 1, 1, 1))
+    assert torch.equal(batched, torch.stack([y, y]))
+
+
+def test_a_bad_rate_of_an_element_is_refused():
+    with pytest.raises(ValueError, match="Each rate has to be between 0 and 1"):
+        torch.ops.fastdrop.draw(torch.tensor([0.5, 1.5]), torch.tensor([7, 0]), BERNOULLI, 0.0)
