@@ -30,7 +30,6 @@ from fastdrop_keras import (
     layer_state,
 )
 from fastdrop_keras.backend import BACKEND
-from fastdrop_keras.kinds import KINDS
 
 DATA = pathlib.Path(__file__).parent.parent / "data"
 DTYPES = {
@@ -492,6 +491,9 @@ def test_tensorflow_is_not_imported():
     assert not any(name.startswith("tensorflow.") for name in sys.modules)
 
 
+KINDS = ("gaussian_dropout", "gaussian_noise", "alpha_dropout", "alpha_dropout_gradient")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_draw(kind, dtype):
@@ -515,3 +517,16 @@ def test_draw(kind, dtype):
                 assert_same_bits(np.asarray(gradient(t)[0]), right)
     with pytest.raises(TypeError, match="int32"):
         BACKEND.draw(kind, jnp.ones(3, "int32"), jnp.array([7, 5], "uint32"), parameter)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_draw_of_decisions(dtype):
+    rates = np.random.default_rng(0).uniform(size=(40, 50)).astype(DTYPES[dtype])
+    seed, rate = jnp.array([7, 5], "uint32"), BACKEND.Rate(0.0).read()
+    right = reference.keep_by_rates(7, 5, rates, rates.shape)
+    with jax.enable_x64(dtype == "float64"):
+        y, gradient = jax.vjp(
+            lambda x: BACKEND.draw("bernoulli", x, seed, rate), jnp.asarray(rates)
+        )
+        assert_same_bits(np.asarray(y), right.astype(rates.dtype))
+        assert (gradient(y)[0] == 0).all()

@@ -27,7 +27,6 @@ from fastdrop_keras import (
     StochasticDepth,
 )
 from fastdrop_keras.backend import BACKEND
-from fastdrop_keras.kinds import KINDS
 
 DATA = pathlib.Path(__file__).parent.parent / "data"
 DTYPES = {
@@ -391,6 +390,9 @@ def test_tensorflow_is_not_imported():
     assert not any(name.startswith("tensorflow.") for name in sys.modules)
 
 
+KINDS = ("gaussian_dropout", "gaussian_noise", "alpha_dropout", "alpha_dropout_gradient")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_draw(kind, dtype):
@@ -410,3 +412,13 @@ def test_draw(kind, dtype):
     with pytest.raises(TypeError, match="int32"):
         BACKEND.draw(kind, torch.ones(3, dtype=torch.int32), torch.tensor([7, 5]), parameter)
     assert BACKEND.draw(kind, torch.ones(3, device="meta"), None, parameter).shape == (3,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_draw_of_decisions(dtype):
+    rates = np.random.default_rng(0).uniform(size=(40, 50)).astype(DTYPES[dtype])
+    x = keras.ops.convert_to_tensor(rates).requires_grad_()
+    y = BACKEND.draw("bernoulli", x, torch.tensor([7, 5]), BACKEND.Rate(0.0).read())
+    right = reference.keep_by_rates(7, 5, rates, rates.shape)
+    assert_same_bits(keras.ops.convert_to_numpy(y), right.astype(rates.dtype))
+    assert not y.requires_grad
