@@ -30,8 +30,7 @@ cdef double ALPHA = 1.7580993408473766  # SELU's scale times its alpha; its leas
 cdef tuple alpha_dropped(object x, object rate, object seed, object noise_shape, object out,
                          bint in_place):
     """Check the arguments and drop; return the result and the mask."""
-    cdef double checked = rate_of(rate)
-    cdef Request request = request_of(rate, seed, noise_shape, None, True)
+    cdef Request request = request_of(rate_of(rate), seed, noise_shape, None, True)
     cdef np.ndarray from_ = inplace_of(x, "x") if in_place else own_view(input_of(x, "x"))
     cdef int kind = kind_of(from_, "x")
     cdef np.ndarray to = from_

@@ -10,7 +10,7 @@ from fastdrop._stream import Stream
 
 def dropout(
     x: ArrayLike,
-    rate: _Rate,
+    rate: _Rate | NDArray[Any],
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,
@@ -20,7 +20,7 @@ def dropout(
 ) -> tuple[NDArray[Any], Mask]: ...
 def dropout_(
     x: NDArray[Any],
-    rate: _Rate,
+    rate: _Rate | NDArray[Any],
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,

@@ -27,9 +27,10 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
     x : array_like
         An array of any shape and strides, of dtype float16, float32, float64 or bfloat16
         (ml_dtypes).
-    rate : float
+    rate : float or numpy.ndarray
         The probability of dropping an element, in [0, 1]; exact to 2**-48. It may be a NumPy scalar
-        or an array without dimensions.
+        or an array without dimensions. An array of rates, which NumPy broadcasts to the mask's
+        shape, gives each element a rate of its own [3]_; see Notes.
     seed : int, numpy.random.SeedSequence, Stream or None, optional
         An int in [0, 2**128) or a SeedSequence gives the same mask at each call. A `Stream` gives a
         new mask at each call: the call takes its next step. None takes the next step of the
@@ -73,12 +74,19 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
     -----
     A call that raises changes no array and takes no step of a stream.
 
+    An array of rates has the dtype float16, float32, float64, bfloat16 or an integer dtype. Each
+    element's decision depends on its own rate, the seed, the step and its index, not on the other
+    rates. A kept element is multiplied by its own ``1 / (1 - rate)``, computed in float64 and then
+    rounded. The mask holds a copy of the rates. An array of equal rates drops other elements than
+    the same rate as a number.
+
     References
     ----------
     .. [1] N. Srivastava et al., "Dropout: a simple way to prevent neural networks from
        overfitting", JMLR 15, 2014, section 10.
     .. [2] G. E. Hinton et al., "Improving neural networks by preventing co-adaptation of feature
        detectors", arXiv:1207.0580, 2012.
+    .. [3] J. Ba and B. Frey, "Adaptive dropout for training deep neural networks", NeurIPS 2013.
 
     Examples
     --------
@@ -88,6 +96,14 @@ def dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None,
     array([0., 2., 0., 0., 0., 2.])
     >>> mask
     <fastdrop.Mask shape=(6,), rate=0.5, scale=2, seed=1, step=0, 1 bytes>
+
+    A rate for each row:
+
+    >>> y, mask = fastdrop.dropout(np.ones((3, 4)), np.array([[0.0], [0.5], [1.0]]), seed=1)
+    >>> y
+    array([[1., 1., 1., 1.],
+           [0., 0., 2., 0.],
+           [0., 0., 0., 0.]])
     """
     cdef Request request = request_of(rate, seed, noise_shape, scale, store_mask)
     cdef np.ndarray from_ = own_view(input_of(x, "x"))

@@ -130,8 +130,7 @@ def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     >>> fastdrop.relu_dropout_grad(np.ones(6), mask)
     array([2., 0., 0., 2., 0., 2.])
     """
-    cdef double checked = rate_of(rate)
-    cdef Request request = request_of(rate, seed, noise_shape, scale, True)
+    cdef Request request = request_of(rate_of(rate), seed, noise_shape, scale, True)
     cdef np.ndarray from_ = own_view(input_of(x, "x"))
     cdef int kind = kind_of(from_, "x")
     cdef Mask mask = request.new_mask((<object>from_).shape)
@@ -265,8 +264,7 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
     >>> dbias
     array([4., 2., 2.])
     """
-    cdef double checked = rate_of(rate)
-    cdef Request request = request_of(rate, seed, noise_shape, scale, store_mask)
+    cdef Request request = request_of(rate_of(rate), seed, noise_shape, scale, store_mask)
     # Conversions may run a user's code. They all come before own_view.
     cdef np.ndarray from_ = input_of(x, "x")
     cdef np.ndarray checked_bias = None if bias is None else input_of(bias, "bias")

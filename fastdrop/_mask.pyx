@@ -56,9 +56,9 @@ cdef class Mask:
         The shape of the arrays that the mask applies to.
     noise_shape : tuple of int
         The shape of the bits: `shape`, with 1 for each dimension that shares its decisions.
-    rate : float or None
+    rate : float, numpy.ndarray or None
         The probability of dropping; None if the mask was packed without one.
-    scale : float
+    scale : float or numpy.ndarray
         The factor of kept elements.
     seed, step : int or None
         The stream position that the bits were drawn at. None for packed bits, for bits that ReLU
@@ -116,8 +116,9 @@ cdef class Mask:
         ----------
         kept : array_like of bool, or Mask
             True where an element is kept. Its shape becomes the mask's shape.
-        rate : float or None, optional
-            The probability of dropping, in [0, 1]: the mask's `rate`, without other effect.
+        rate : float, numpy.ndarray or None, optional
+            The probability of dropping, in [0, 1], or an array that NumPy broadcasts to kept's
+            shape: the mask's `rate`, without other effect.
         scale : float, optional
             The factor of kept elements.
 
@@ -730,8 +731,8 @@ def draw_mask(shape, rate, *, seed=None, noise_shape=None, scale=None, offset=0,
     ----------
     shape : int or tuple of int
         The shape of the arrays that the mask applies to.
-    rate : float
-        The probability of dropping an element, in [0, 1]; exact to 2**-48.
+    rate : float or numpy.ndarray
+        As for `dropout`.
     seed : int, numpy.random.SeedSequence, Stream or None, optional
         As for `dropout`.
     noise_shape : tuple of int and None, optional

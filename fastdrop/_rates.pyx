@@ -46,8 +46,21 @@ cdef extern from "simd/float_state.h" nogil:
 cdef extern from * nogil:
     """
     #define set_flag(flag) __atomic_store_n(flag, 1, __ATOMIC_RELAXED)
+
+    /* NaN is no rate. In C, since Cython compares float with its own constants as double. */
+    #define ARE_RATES(type) \\
+        static int type##s_are_rates(const type *rates, uint64_t count) { \\
+            int wrong = 0; \\
+            for (uint64_t i = 0; i < count; i++) \\
+                wrong |= !((rates[i] >= 0) & (rates[i] <= 1)); \\
+            return !wrong; \\
+        }
+    ARE_RATES(float)
+    ARE_RATES(double)
     """
     void set_flag(int *flag)
+    bint floats_are_rates(const float *rates, uint64_t count)
+    bint doubles_are_rates(const double *rates, uint64_t count)
 
 cdef enum:
     GROUP = 32                      # elements; the kernel begins at a multiple of it
@@ -178,17 +191,9 @@ cdef struct Check:
 
 
 cdef bint are_rates(const void *rates, bint double_rates, uint64_t count) noexcept nogil:
-    cdef const float *singles = <const float *>rates
-    cdef const double *doubles = <const double *>rates
-    cdef bint right = True
-    cdef uint64_t i
     if double_rates:
-        for i in range(count):
-            right &= (doubles[i] >= 0.0) & (doubles[i] <= 1.0)  # not NaN
-    else:
-        for i in range(count):
-            right &= (singles[i] >= 0.0) & (singles[i] <= 1.0)
-    return right
+        return doubles_are_rates(<const double *>rates, count)
+    return floats_are_rates(<const float *>rates, count)
 
 
 cdef void check_blocks(void *context, int64_t begin, int64_t end) noexcept nogil:

@@ -3,16 +3,24 @@
 ``reference.keep_by_rates`` decides as docs/stream.md defines it.
 """
 
+import copy
+import hashlib
+import math
+import pathlib
+import pickle
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
 import reference
 from pairwise import pairs_of
 from reference import assert_same_bits
-from test_values import DTYPES, values
+from test_values import DTYPES, LAYOUTS, Placed, values
 
 import fastdrop
 
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "stream.md"
 F4 = np.float32
 RATE_DTYPES = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16, np.int8, np.uint64]
 POSITIONS = [(0, 0), (1, 0), (0, 1), (2**64, 7), (2**128 - 1, 2**64 - 1)]
@@ -82,3 +90,179 @@ def test_every_shape(isa, dtype, rate_dtype, case, store_mask):
     assert_same_bits(z, want)
     y, _ = fastdrop.dropout(x, rates, scale=-2.5, **options)
     assert_same_bits(y, reference.dropout(x, kept, -2.5))
+
+
+@pairs_of("layout out_layout dtype", LAYOUTS, LAYOUTS, DTYPES)
+def test_every_layout(isa, layout, out_layout, dtype):
+    shape = (5, 7, 130)
+    rates = rates_like((7, 130))
+    x = Placed(values(dtype, shape), **LAYOUTS[layout](3))
+    out = Placed(values(dtype, shape, 1), **LAYOUTS[out_layout](3))
+    given = Placed(rates, **LAYOUTS[out_layout](2)).array
+    want, _ = expected(values(dtype, shape), rates, 3)
+    y, _ = fastdrop.dropout(x.array, given, seed=3, out=out.array)
+    assert_same_bits(y, want)
+    x.assert_untouched()
+    out.assert_rest_untouched()
+    mask = fastdrop.dropout_(x.array, given, seed=3)
+    assert_same_bits(x.array, want)
+    x.assert_rest_untouched()
+    assert_same_bits(mask.apply(values(dtype, shape), out=out.array), want)
+
+
+def test_known_decisions(isa, stream_at):
+    rows = re.findall(
+        r"^\| (\w+) \| (\d+) \| (\d+) \| (\d+) \| `([0-9a-f]+)` \|$", PAGE.read_text(), re.M
+    )
+    assert len(rows) == 6
+    for seed, step, size, kept, answer in rows:
+        n = int(size)
+        mask = fastdrop.draw_mask(n, np.arange(n) / n, seed=stream_at(int(seed, 0), int(step)))
+        content = mask.bits.tobytes()
+        assert answer in (content.hex(), hashlib.sha256(content).hexdigest())
+        assert mask.count() == int(kept)
+
+
+def test_a_rate_decides_about_its_own_element_alone():
+    rates = np.full(9000, 0.5)
+    before = fastdrop.draw_mask(9000, rates, seed=5).unpack()
+    for index in (0, 100, 4095, 4096, 8999):
+        other = rates.copy()
+        other[index] = before[index]  # 1 drops what is kept, and 0 keeps what is dropped
+        changed = np.flatnonzero(fastdrop.draw_mask(9000, other, seed=5).unpack() != before)
+        assert changed.tolist() == [index]
+
+
+@pytest.mark.parametrize("offset", [0, 1, 7, 8, 31, 32, 33, 4095, 4096, 5000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_masks_at_offsets_are_slices(isa, offset, dtype):
+    rates = rates_like((9001,), dtype)
+    kept = reference.keep_by_rates(7, 0, rates, (9001,), offset)
+    for store_mask in (True, False):
+        mask = fastdrop.draw_mask(9001, rates, seed=7, offset=offset, store_mask=store_mask)
+        np.testing.assert_array_equal(mask.unpack(), kept)
+        np.testing.assert_array_equal(mask[100:5000], kept[100:5000])
+        assert mask.count() == kept.sum()
+        x = values(DTYPES[2], (9001,))
+        want = reference.dropout_by_scales(x, kept, reference.scales_of_rates(rates))
+        assert_same_bits(mask.apply(x), want)
+
+
+def test_threads_do_not_change_the_result():
+    x, rates = values(DTYPES[2], (300, 1000)), rates_like((300, 1000))
+    want, _ = expected(x, rates, 1)
+    for threads in (1, 2, 3):
+        with fastdrop.num_threads(threads):
+            assert_same_bits(fastdrop.dropout(x, rates, seed=1)[0], want)
+
+
+@pytest.mark.parametrize("wrong", [-5e-324, -0.25, 1 + 2**-52, np.nan, np.inf])
+def test_a_wrong_rate_is_refused_by_its_index(wrong):
+    stream = fastdrop.Stream(1)
+    x = np.ones((3, 5000))
+    rates = np.full((3, 5000), 0.5)
+    rates[2, 4321] = wrong
+    message = rf"`rate`.*{re.escape(repr(np.float64(wrong)))} at index \(2, 4321\)"
+    for call in (
+        lambda: fastdrop.dropout_(x, rates, seed=stream),
+        lambda: fastdrop.dropout(x, rates, seed=stream, out=x),
+        lambda: fastdrop.draw_mask(x.shape, rates, seed=stream),
+        lambda: fastdrop.Mask.pack(x > 0, rate=rates),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert (x == 1).all()
+    assert stream.step == 0
+
+
+@pytest.mark.parametrize(
+    ("rates", "error"),
+    [
+        (np.array([True, False, True]), TypeError),
+        (np.array([0.5, 0.5, 0.5], object), TypeError),
+        (np.array(["0.5"]), TypeError),
+        (np.array([0.5j]), TypeError),
+        (np.array([0, 2, 1]), ValueError),
+        (np.full(4, 0.5), ValueError),
+        (np.full((1, 3), 0.5), ValueError),
+        (np.full(0, 0.5), ValueError),
+    ],
+    ids=repr,
+)
+def test_other_arrays_are_refused(rates, error):
+    stream, x = fastdrop.Stream(1), np.ones(3)
+    for call in (
+        lambda: fastdrop.dropout_(x, rates, seed=stream),
+        lambda: fastdrop.draw_mask(3, rates, seed=stream),
+        lambda: fastdrop.Mask.pack(x > 0, rate=rates),
+    ):
+        with pytest.raises(error, match="`rate`"):
+            call()
+    assert (x == 1).all()
+    assert stream.step == 0
+
+
+def test_functions_that_take_one_rate_refuse_an_array():
+    x, rates = np.ones(3), np.full(3, 0.5)
+    for call in (
+        lambda: fastdrop.relu_dropout(x, rates),
+        lambda: fastdrop.bias_dropout_add(x, None, None, rates),
+        lambda: fastdrop.alpha_dropout(x, rates),
+        lambda: fastdrop.gaussian_dropout(x, rates),
+    ):
+        with pytest.raises(TypeError, match="`rate` must be a number"):
+            call()
+
+
+@pytest.mark.parametrize("store_mask", [True, False])
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_the_mask_of_an_array(store_mask, scale):
+    rates = rates_like((4, 1))
+    options = {"seed": 2, "store_mask": store_mask, "scale": scale}
+    _, mask = fastdrop.dropout(np.ones((4, 300)), rates, **options)
+    before = rates.copy()
+    rates[...] = 0.25  # the mask has a copy
+    assert_same_bits(mask.rate, before)
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        mask.rate.flags.writeable = True
+    want = reference.scales_of_rates(before) if scale is None else scale
+    np.testing.assert_array_equal(mask.scale, want)
+    again = pickle.loads(pickle.dumps(mask))
+    assert again == mask
+    assert again.nbytes == mask.nbytes
+    np.testing.assert_array_equal(again.scale, want)
+    assert copy.deepcopy(mask) is mask
+    x = values(DTYPES[2], (4, 300))
+    assert_same_bits(again.apply(x), mask.apply(x))
+    assert fastdrop.draw_mask((4, 300), rates, **options) != mask
+    assert fastdrop.draw_mask((4, 300), 0.5, **options) != mask
+    assert fastdrop.draw_mask((4, 300), before.astype(np.float64), **options) == mask
+    assert "rate=array of shape (4, 1)" in repr(mask)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rate", np.array([0.5, 1.5])),
+        ("rate", np.array([0.5, 0.5, 0.5])),
+        ("rate", None),
+        ("scale", np.array([1.0, np.inf])),
+        ("scale", np.array([1, 2])),
+        ("scale", np.ones(3)),
+        ("scale", math.nan),
+    ],
+    ids=str,
+)
+def test_a_crafted_pickle_is_refused(field, value):
+    mask = fastdrop.draw_mask(2, np.array([0.25, 0.5]), seed=1)
+    restore, (state,) = mask.__reduce__()
+    assert restore(state) == mask
+    with pytest.raises((TypeError, ValueError), match=r"`(rate|scale|state)`"):
+        restore(state | {field: value})
+
+
+def test_a_packed_mask_may_have_rates():
+    mask = fastdrop.Mask.pack(np.ones((2, 3), bool), rate=np.array([0.5, 0.25, 0]), scale=2)
+    np.testing.assert_array_equal(mask.rate, [0.5, 0.25, 0])
+    assert (mask.scale, mask.seed) == (2, None)
+    assert_same_bits(mask.apply(np.ones((2, 3))), np.full((2, 3), 2.0))

@@ -83,7 +83,7 @@ cdef void rates(const stream_key *key, uint64_t first, const rate_operands *on) 
     while done < on.size:
         count = min(on.size - done, <uint64_t>GROUP)
         bytes = (count + 7) // 8
-        if on.scales == NULL:
+        if key != NULL or on.scales == NULL:
             keeps_of(keeps, on, done, count)
         kept = 0
         if key == NULL:

@@ -262,6 +262,10 @@ static inline floats floats_sqrt(floats x) { return _mm512_sqrt_ps(x); }
 static inline unsigned doubles_signs(doubles x) {
     return (unsigned)_mm512_movepi64_mask((__m512i)x);
 }
+static inline floats rounded_to_floats(doubles low, doubles high) {
+    __m512 rounded = _mm512_castps256_ps512(_mm512_cvtpd_ps(low));
+    return _mm512_insertf32x8(rounded, _mm512_cvtpd_ps(high), 1);
+}
 #include "rates.h"
 
 #endif

@@ -269,6 +269,9 @@ static inline unsigned doubles_signs(doubles x) {
     longs_of_two bits = (longs_of_two)x;
     return (unsigned)(bits[0] >> 63 | bits[1] >> 63 << 1);
 }
+static inline floats rounded_to_floats(doubles low, doubles high) {
+    return vcvt_high_f32_f64(vcvt_f32_f64((float64x2_t)low), (float64x2_t)high);
+}
 #include "rates.h"
 
 #endif

@@ -280,6 +280,9 @@ static inline unsigned doubles_signs(doubles x) {
     longs_of_two bits = (longs_of_two)x;
     return (unsigned)(bits[0] >> 63 | bits[1] >> 63 << 1);
 }
+static inline floats rounded_to_floats(doubles low, doubles high) {
+    return (floats){(float)low[0], (float)low[1], (float)high[0], (float)high[1]};
+}
 #include "rates.h"
 
 #endif

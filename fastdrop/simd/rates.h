@@ -2,7 +2,8 @@
    defines each operation.
 
    It is written once, as normal.h is, in GNU C's vectors of the width that an instruction set's
-   header chooses; the header also defines doubles_signs, the sign bits of `doubles`. */
+   header chooses; the header also defines doubles_signs, the sign bits of `doubles`, and
+   rounded_to_floats. */
 #ifndef FASTDROP_RATES_H
 #define FASTDROP_RATES_H
 
@@ -54,12 +55,8 @@ static inline void inverses(double *scales, const double *keeps) {
     }
 }
 
-/* The scales, rounded to float. */
-static inline void rounded_scales(float *rounded, const double *scales) {
-    for (int i = 0; i < RATED; i += DOUBLES) {
-        few_floats scale = __builtin_convertvector(doubles_load(scales + i), few_floats);
-        memcpy(rounded + i, &scale, sizeof scale);
-    }
+static inline floats rounded_scales(const double *scales) {
+    return rounded_to_floats(doubles_load(scales), doubles_load(scales + DOUBLES));
 }
 
 /* All bits of each lane whose bit is set. */
@@ -80,10 +77,8 @@ static inline longs kept_long_lanes(uint32_t kept) {
 
 /* ---- from * scale where kept, 0 elsewhere; at scale 1 a copy, also of a signalling NaN ---- */
 static inline void keep_by_f32(float *to, const float *from, uint32_t kept, const double *scales) {
-    float rounded[RATED];
-    rounded_scales(rounded, scales);
     for (int i = 0; i < RATED; i += FLOATS) {
-        floats x = floats_load(from + i), scale = floats_load(rounded + i);
+        floats x = floats_load(from + i), scale = rounded_scales(scales + i);
         ints result = chosen(scale == 1.0f, x, x * scale) & kept_lanes(kept >> i);
         memcpy(to + i, &result, sizeof result);
     }
@@ -103,10 +98,8 @@ static inline void keep_by_f64(double *to, const double *from, uint32_t kept,
 #define KEEP_BY(name) \
     static inline void keep_by_##name(name *to, const name *from, uint32_t kept, \
                                       const double *scales) { \
-        float rounded[RATED]; \
-        rounded_scales(rounded, scales); \
         for (int i = 0; i < RATED; i += FLOATS) { \
-            floats scale = floats_load(rounded + i); \
+            floats scale = rounded_scales(scales + i); \
             name narrowed[FLOATS]; \
             shorts x, product; \
             narrow_##name(narrowed, wide_##name(from + i) * scale); \
