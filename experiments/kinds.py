@@ -75,7 +75,9 @@ def section(results: dict[tuple[str, float], list[float]], seeds: int, epochs: i
         bars(axes, values)
         axes.set(xlabel="test accuracy (%)", title=title(wrong))
     found = [
-        compared(title(WRONG), kind, values, other, of_labels[WRONG][other])
+        compared(
+            f"Accuracy with {title(WRONG).lower()}", kind, values, other, of_labels[WRONG][other]
+        )
         for kind, values in of_labels[WRONG].items()
         for other in [NONE if kind == BERNOULLI else BERNOULLI]
         if kind != NONE

@@ -45,10 +45,16 @@ def section(
         axes.legend()
     none, inside, both = (results[WRONG, i, r] for i, r in ((0.0, 0.0), (0.0, 0.5), (0.1, 0.5)))
     found = [
-        compared(title(WRONG), "rate 0.5 inside", inside, "no dropout", none),
-        compared(title(WRONG), "0.1 in the input and 0.5 inside", both, "0.5 inside alone", inside),
+        compared(accuracy_with(WRONG), "rate 0.5 inside", inside, "no dropout", none),
         compared(
-            title(0.0),
+            accuracy_with(WRONG),
+            "0.1 in the input and 0.5 inside",
+            both,
+            "0.5 inside alone",
+            inside,
+        ),
+        compared(
+            accuracy_with(0.0),
             "rate 0.5 inside",
             results[0.0, 0.0, 0.5],
             "no dropout",
@@ -68,7 +74,7 @@ def section(
         "([Arpit et al., 2017](https://arxiv.org/abs/1706.05394)). Rates of 0.5 inside and less in "
         "the input are typical "
         "([Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html)).",
-        f"scikit-learn's digits: 900 random images for training, of which {WRONG:.0%} have another "
+        f"scikit-learn's digits: 900 random images for training, of which {100 * WRONG:.0f} % have another "
         "digit's label or none has, and the other 897 with correct labels for the test. "
         f"64-128-128-10 units, ReLU, Adam, {epochs} epochs in batches of 100, and {seeds} seeds, "
         "each with its own split, weights and masks. Test accuracy in %, mean ± standard deviation "
@@ -78,3 +84,8 @@ def section(
         figure,
         found,
     )
+
+
+def accuracy_with(wrong: float) -> str:
+    """Return what the sentences compare."""
+    return f"Accuracy with {title(wrong).lower()}"
