@@ -88,8 +88,9 @@ def section(
         "Dropout of the factors acts as a penalty on their products, which lowers the rank "
         "([Cavazza et al., 2018](https://arxiv.org/abs/1710.05092)), so that more factors than "
         "needed do less harm.",
-        f"{ROWS} random digits as the rows of a matrix of 64 columns, of which {100 * SHOWN:.0f} % of the "
-        "entries are shown. The matrix minus the mean of these is the product of two factors, "
+        f"{ROWS} random digits as the rows of a matrix of 64 columns, of which "
+        f"{100 * SHOWN:.0f} % of the entries are shown. The matrix minus the mean of these "
+        "is the product of two factors, "
         f"fitted by {steps} steps of Adam in NumPy, where `fastdrop.dropout` drops the rows' "
         f"factors. {seeds} seeds. Root mean square error on the hidden entries, in % of the range "
         "of a pixel, with all factors; mean ± standard deviation.",

@@ -74,8 +74,9 @@ def section(
         "([Arpit et al., 2017](https://arxiv.org/abs/1706.05394)). Rates of 0.5 inside and less in "
         "the input are typical "
         "([Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html)).",
-        f"scikit-learn's digits: 900 random images for training, of which {100 * WRONG:.0f} % have another "
-        "digit's label or none has, and the other 897 with correct labels for the test. "
+        "scikit-learn's digits: 900 random images for training, of which "
+        f"{100 * WRONG:.0f} % have another digit's label or none has, and the other 897 "
+        "with correct labels for the test. "
         f"64-128-128-10 units, ReLU, Adam, {epochs} epochs in batches of 100, and {seeds} seeds, "
         "each with its own split, weights and masks. Test accuracy in %, mean ± standard deviation "
         "of the seeds.",

@@ -86,8 +86,8 @@ def section(results: dict[str, list[float]], seeds: int, epochs: int) -> Section
         "regularizers ([Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html), "
         "table 9).",
         "The network and the digits of the first experiment: 800 training and 200 validation "
-        f"images with {100 * WRONG:.0f} % wrong labels, the other 797 for the test. Dropout: rate 0.5 "
-        "inside, not tuned. L2: a factor of "
+        f"images with {100 * WRONG:.0f} % wrong labels, the other 797 for the test. Dropout: rate "
+        "0.5 inside, not tuned. L2: a factor of "
         f"{', '.join(f'{p:g}' for p in PENALTIES[1:])} for the sum of the squared weights, the "
         "best on the validation images. Early stopping: the epoch that is best on the validation "
         f"images. At most {epochs} epochs, {seeds} seeds. Accuracy in %, mean ± standard "

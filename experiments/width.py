@@ -61,9 +61,10 @@ def section(
         "Dropout reduces a network's capacity, so a larger network gains more: where n units are "
         "best without dropout, n / (1 - rate) are a good number with it "
         "([Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html), appendix A).",
-        f"The digits of the first experiment with {100 * WRONG:.0f} % wrong labels. One hidden layer with "
-        f"ReLU, no dropout of the input, Adam, {epochs} epochs, {seeds} seeds. Accuracy in %; the "
-        "gain in points is a difference of two runs with equal seeds. Mean ± standard deviation.",
+        f"The digits of the first experiment with {100 * WRONG:.0f} % wrong labels. One hidden "
+        f"layer with ReLU, no dropout of the input, Adam, {epochs} epochs, {seeds} seeds. "
+        "Accuracy in %; the gain in points is a difference of two runs with equal seeds. "
+        "Mean ± standard deviation.",
         ["hidden units", "no dropout", "rate 0.5", "gain"],
         [
             [str(w), spread(results[w, 0.0]), spread(results[w, 0.5]), spread(gains[w])]
