@@ -56,10 +56,20 @@ def transformer_encoder(drop):
     return inputs, keras.layers.GlobalAveragePooling1D()(x), made_up(16, length, width), 16
 
 
+def recurrent_network(drop):
+    """An LSTM with both of its dropouts, which `convert` replaces."""
+    length, width = 50, 64
+    rate = 0.0 if drop is no_dropout else RATE
+    inputs = keras.Input((length, width))
+    x = keras.layers.LSTM(128, dropout=rate, recurrent_dropout=rate, seed=1)(inputs)
+    return inputs, x, made_up(32, length, width), 32
+
+
 NETWORKS = {
     "digits, 64-512-512-10, batch 128": digits_network,
     "convolutional, 32 x 32 x 3, batch 64": convolutional_network,
     "transformer encoder, 64 x 128, batch 16": transformer_encoder,
+    "LSTM, 50 x 64, 128 units, batch 32": recurrent_network,
 }
 
 

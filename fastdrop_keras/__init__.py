@@ -25,6 +25,14 @@ from fastdrop_keras.layers import (  # noqa: E402
     SpatialDropout3D,
 )
 from fastdrop_keras.noise_layers import AlphaDropout, GaussianDropout, GaussianNoise  # noqa: E402
+from fastdrop_keras.recurrent import (  # noqa: E402
+    GRU,
+    LSTM,
+    GRUCell,
+    LSTMCell,
+    SimpleRNN,
+    SimpleRNNCell,
+)
 from fastdrop_keras.schedule import RateSchedule, cosine_ramp, linear_ramp  # noqa: E402
 from fastdrop_keras.structured import (  # noqa: E402
     DropBlock2D,
@@ -41,6 +49,8 @@ else:
     from fastdrop_keras.only_tensorflow import get_bridge, mc_predict, set_bridge
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "AlphaDropout",
     "ConcreteDropout",
     "ConversionReport",
@@ -48,10 +58,14 @@ __all__ = [
     "DropConnectConv2D",
     "DropConnectDense",
     "Dropout",
+    "GRUCell",
     "GaussianDropout",
     "GaussianNoise",
+    "LSTMCell",
     "LayerReport",
     "RateSchedule",
+    "SimpleRNN",
+    "SimpleRNNCell",
     "SpatialDropout1D",
     "SpatialDropout2D",
     "SpatialDropout3D",

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import inspect
 import sys
 import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 from keras.src.applications import convnext
 
-from fastdrop_keras import layer_code, layer_state, models, switch
+from fastdrop_keras import layer_code, layer_state, models, recurrent, switch
 from fastdrop_keras.backend import BACKEND
 from fastdrop_keras.structured import StochasticDepth
 
 _TO_OURS: dict[type, type] = {**switch.CLASSES, convnext.StochasticDepth: StochasticDepth}
 _TO_KERAS: dict[type, type] = {ours: theirs for theirs, ours in _TO_OURS.items()}
+_RECURRENT_TO_KERAS: dict[type, type] = {ours: theirs for theirs, ours in switch.RECURRENT.items()}
 # KerasHub's models have classes of their own for stochastic depth.
 _OF_KERAS_HUB = {
     "keras_hub.src.models.mit.mit_layers": "DropPath",
@@ -130,8 +132,9 @@ def convert(
     """Replaces Keras's dropout and noise layers in a model by the layers of this package.
 
     It finds `Dropout`, `SpatialDropout1D`, `2D` and `3D`, `AlphaDropout`, `GaussianDropout` and
-    `GaussianNoise` wherever Keras does: in nested models, wrappers and attributes of layers, such
-    as `MultiHeadAttention`. The layers keep their names, rates, standard deviations, seeds, noise
+    `GaussianNoise`, and `LSTM`, `GRU`, `SimpleRNN` and their cells if they have a rate that is not
+    0, wherever Keras does: in nested models, wrappers and attributes of layers, such as
+    `MultiHeadAttention`. The layers keep their names, rates, standard deviations, seeds, noise
     shapes, data formats, dtype policies, flags and the states of their seed generators, but draw
     other masks and other noise. The rest of the model does not change.
 
@@ -158,9 +161,9 @@ def convert(
 
     The report lists the layers that stay Keras's: other subclasses of its dropout layers;
     `GaussianDropout` at rate 1, whose noise would be infinite; layers that drop without a dropout
-    layer (recurrent cells, `keras.layers.Attention`, layers whose own code draws random numbers);
-    layers in objects, functions and bound methods that the model refers to and Keras does not
-    search; and layers that are not built, since they may make dropout layers then.
+    layer (other recurrent cells, `keras.layers.Attention`, layers whose own code draws random
+    numbers); layers in objects, functions and bound methods that the model refers to and Keras does
+    not search; and layers that are not built, since they may make dropout layers then.
 
     A layer that makes its own dropout layer, such as `MultiHeadAttention`, makes Keras's again when
     a `.keras` file is loaded. Convert the loaded model again.
@@ -272,22 +275,38 @@ def _change(model: keras.Model, classes: dict[type, type]) -> list[LayerReport]:
     reports, changes = [], []
     for path, line in models.layers_with_paths(model):
         layer, note = line[-1], _creator_note(line)
-        after = classes.get(_dropout_class(layer))
+        after = _new_class(layer, classes)
         if after is None:
             note = _reason_to_stay(layer, classes)
             if classes is _TO_OURS and _is_unbuilt(layer) and not any(map(_is_unbuilt, line[:-1])):
                 note = "not built: call it once, then convert it again"
         else:
             try:
-                changes.append((layer, _replacement(layer, after)))
+                changes.append(_change_of(layer, after))
             except (TypeError, ValueError, RuntimeError, OverflowError) as error:
                 after, note = None, str(error)
         if after or note:
             reports.append(LayerReport(path or model.name, type(layer), after, note))
     # After the loop: an error in it leaves the model unchanged.
-    for layer, replacement in changes:
-        _become(layer, replacement, type(replacement))
+    for change in changes:
+        change()
     return reports
+
+
+def _new_class(layer: keras.Layer, classes: dict[type, type]) -> type | None:
+    """Return the class that a layer gets, or `None` if it keeps its own."""
+    if type(layer) in switch.RECURRENT and classes is _TO_OURS and recurrent.drops(layer):
+        return switch.RECURRENT[type(layer)]
+    if type(layer) in _RECURRENT_TO_KERAS and classes is _TO_KERAS:
+        return _RECURRENT_TO_KERAS[type(layer)]
+    return classes.get(_dropout_class(layer))
+
+
+def _change_of(layer: keras.Layer, after: type) -> Callable[[], None]:
+    """Return a function that makes `layer` one of the class `after`, if it can be."""
+    if after in _RECURRENT_TO_KERAS or after in switch.RECURRENT:
+        return recurrent.change_of(layer, after)
+    return functools.partial(_become, layer, _replacement(layer, after), after)
 
 
 def _dropout_class(layer: keras.Layer) -> type:
@@ -367,7 +386,7 @@ def _become(layer: keras.Layer, replacement: keras.Layer, new_class: type) -> No
 
 def _reason_to_stay(layer: keras.Layer, classes: dict[type, type]) -> str:
     """Return why a layer that drops is not changed, or an empty string if it does not drop."""
-    if _dropout_class(layer) in classes.values():
+    if _dropout_class(layer) in classes.values() or type(layer) in _RECURRENT_TO_KERAS:
         return ""
     if isinstance(layer, tuple(classes)):
         return f"a subclass with {_base_and_addition(layer)[1]!r} of its own"
@@ -415,7 +434,7 @@ def _missed(model: keras.Model, classes: dict[type, type]) -> tuple[list[LayerRe
                 notes.append(
                     f"{path or model.name}: the `tf.function` {attribute!r} keeps its trace"
                 )
-        elif _dropout_class(value) in classes or _reason_to_stay(value, classes):
+        elif _new_class(value, classes) or _reason_to_stay(value, classes):
             note = f"Keras does not find it in the attribute {attribute!r}"
         if note:
             where = "/".join(filter(None, (path, layer.name)))

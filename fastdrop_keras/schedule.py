@@ -12,6 +12,7 @@ from fastdrop_keras.arguments import checked_count, checked_rate, wrong_type, wr
 from fastdrop_keras.backend import BACKEND
 from fastdrop_keras.models import dropout_layers
 from fastdrop_keras.random_layer import RandomLayer
+from fastdrop_keras.recurrent import MaskDropout
 
 
 class RateSchedule(keras.callbacks.Callback):
@@ -30,7 +31,9 @@ class RateSchedule(keras.callbacks.Callback):
         schedule: Function of the number of the epoch or step, from 0. Returns the rate: a float
             between 0 and 1.
         layers: A dropout layer of this package, the name of one, or several of both. A name means
-            every layer with this name. `None` for all dropout layers in the model, at any depth.
+            every layer with this name. `None` for all dropout layers in the model, at any depth,
+            except for those in recurrent layers. A recurrent layer has two, with these names:
+            `"input_dropout"` and `"recurrent_dropout"`.
         unit: `"epoch"` or `"step"`, the unit that `schedule` counts. A step is an update of the
             weights. With `steps_per_execution` above 1, the rate is set once for so many steps.
         log_as: String, the key of the rate in the logs.
@@ -78,7 +81,12 @@ class RateSchedule(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Find the layers; called by Keras."""
         found = dropout_layers(self.model, "RateSchedule", of_set_rates=True)
-        self._layers = found if self._choice is None else _chosen(found, self._choice)
+        if self._choice is None:
+            self._layers = [one for one in found if not isinstance(one, MaskDropout)]
+            if not self._layers:
+                raise wrong_value("layers", 'names, such as "recurrent_dropout"', None)
+        else:
+            self._layers = _chosen(found, self._choice)
         if self.unit == "step" and self.model.optimizer is None:
             raise ValueError(
                 "`RateSchedule` with unit='step' needs `model.optimizer.iterations`, and the model "

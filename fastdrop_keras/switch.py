@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from fastdrop_keras import recurrent
 from fastdrop_keras.layers import Dropout, SpatialDropout1D, SpatialDropout2D, SpatialDropout3D
 from fastdrop_keras.noise_layers import AlphaDropout, GaussianDropout, GaussianNoise
 
@@ -19,6 +20,14 @@ _OURS = (
 )
 # Our class for each of Keras's.
 CLASSES: dict[type, type] = {getattr(keras.layers, ours.__name__): ours for ours in _OURS}
+# The same for recurrent layers and cells, which stay Keras's if they do not drop.
+RECURRENT: dict[type, type] = {
+    getattr(keras.layers, ours.__name__): ours
+    for ours in (
+        *(recurrent.LSTM, recurrent.GRU, recurrent.SimpleRNN),
+        *(recurrent.LSTMCell, recurrent.GRUCell, recurrent.SimpleRNNCell),
+    )
+}
 
 # Whether Keras's classes create our layers: in this context, with `None` for the global setting.
 _made_here: contextvars.ContextVar[bool | None] = contextvars.ContextVar("made", default=None)
@@ -34,6 +43,8 @@ def _create_ours(root: type) -> None:
         here = _made_here.get()
         if _made_everywhere if here is None else here:
             keras_class = CLASSES.get(keras_class, keras_class)
+            if keras_class in RECURRENT and recurrent.asks_for_dropout(keras_class, args, kwargs):
+                keras_class = RECURRENT[keras_class]
         return new_of_keras(keras_class, *args, **kwargs)
 
     # `help` would print the signature of `new`.
@@ -41,7 +52,7 @@ def _create_ours(root: type) -> None:
     root.__new__ = staticmethod(new)  # type: ignore[assignment]
 
 
-for _class in CLASSES:
+for _class in (*CLASSES, *RECURRENT):
     if not any(base in CLASSES for base in _class.__mro__[1:]):
         _create_ours(_class)
 
@@ -51,7 +62,8 @@ def enable() -> None:
 
     `keras.layers.Dropout(0.5)` then returns a `fastdrop_keras.Dropout`, also when Keras or other
     code calls it, for example in `MultiHeadAttention` and when a model is loaded. The same holds
-    for `SpatialDropout1D`, `2D` and `3D`, `AlphaDropout`, `GaussianDropout` and `GaussianNoise`.
+    for `SpatialDropout1D`, `2D` and `3D`, `AlphaDropout`, `GaussianDropout` and `GaussianNoise`,
+    and for `LSTM`, `GRU`, `SimpleRNN` and their cells if they are given a rate that is not 0.
     Subclasses of Keras's layers do not change.
 
     Example:

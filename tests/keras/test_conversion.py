@@ -1006,6 +1006,10 @@ class Theirs(layers.Dropout):
         return super().call(x, training=training) * 2
 
 
+class OwnCell(layers.LSTMCell):
+    """A subclass of a recurrent cell that drops."""
+
+
 def test_unconverted_layers_are_listed_with_the_reason():
     x = keras.Input(X.shape[1:])
     h = x
@@ -1013,15 +1017,7 @@ def test_unconverted_layers_are_listed_with_the_reason():
         Theirs(0.1, name="subclass"),
         layers.GaussianDropout(1, name="gaussian"),
         layers.Dropout(0.1, seed=-1, name="bad_seed"),
-        layers.LSTM(8, return_sequences=True, dropout=0.1, name="lstm"),
-        layers.Bidirectional(
-            layers.GRU(4, return_sequences=True, recurrent_dropout=0.1), name="bi"
-        ),
-        layers.RNN(
-            layers.StackedRNNCells([layers.LSTMCell(8, dropout=0.1, name="c")], name="cells"),
-            return_sequences=True,
-            name="rnn",
-        ),
+        layers.RNN(OwnCell(8, dropout=0.1, name="cell"), return_sequences=True, name="rnn"),
         layers.GRU(8, return_sequences=True, name="no_dropout"),
         layers.SpatialDropout1D(0.1, name="converted"),
     ):
@@ -1036,10 +1032,7 @@ def test_unconverted_layers_are_listed_with_the_reason():
     assert reasons.pop("gaussian").startswith("Invalid value received for argument `rate`.")
     assert reasons == {
         "subclass": "a subclass with 'call' of its own",
-        "lstm/lstm_cell": "drops without a dropout layer",
-        "bi/forward_gru/gru_cell": "drops without a dropout layer",
-        "bi/backward_gru/gru_cell": "drops without a dropout layer",
-        "rnn/cells/c": "drops without a dropout layer",
+        "rnn/cell": "drops without a dropout layer",
         "attention": "drops without a dropout layer",
         "additive": "drops without a dropout layer",
     }

@@ -30,5 +30,10 @@ def test_models_on_pytorch():
     run_with_pytorch("test_models.py")
 
 
+def test_recurrent_layers_on_pytorch():
+    run_with_pytorch("test_recurrent.py")
+
+
 def test_every_file_is_run():
-    assert {path.name for path in FOLDER.glob("test_*.py")} == {"test_layers.py", "test_models.py"}
+    files = {path.name for path in FOLDER.glob("test_*.py")}
+    assert files == {"test_layers.py", "test_models.py", "test_recurrent.py"}
