@@ -13,6 +13,7 @@ _backend = _requirements.check()
 from fastdrop import __version__  # noqa: E402
 from fastdrop_keras.adaptive import (  # noqa: E402
     ConcreteDropout,
+    VariationalDense,
     VariationalGaussianDropout,
 )
 from fastdrop_keras.averaging import exact_average, weight_scaling  # noqa: E402
@@ -70,6 +71,7 @@ __all__ = [
     "SpatialDropout2D",
     "SpatialDropout3D",
     "StochasticDepth",
+    "VariationalDense",
     "VariationalGaussianDropout",
     "__version__",
     "convert",

@@ -19,19 +19,20 @@ from fastdrop_keras.arguments import (
 from fastdrop_keras.backend import BACKEND
 from fastdrop_keras.inputs import NoiseShape
 from fastdrop_keras.random_layer import RandomLayer, check_keras_3
+from fastdrop_keras.structured import DropConnect
 
 
 class LearnedDropout(RandomLayer):
     """Multiplies its inputs by a differentiable function of a learned rate and normal numbers."""
 
     has_set_rate = False
+    # They save more for the gradient than a mask.
+    rematerialized_call = keras.layers.Layer.rematerialized_call
 
     def __init__(self, initial_rate: float, seed: int | None, **kwargs: Any) -> None:
         # The standard deviation of the numbers.
         RandomLayer.__init__(self, 1.0, seed=seed, **kwargs)
-        self.initial_rate = checked_rate(initial_rate, "initial_rate")
-        if self.initial_rate in (0, 1):
-            raise wrong_value("initial_rate", "a float above 0 and below 1", initial_rate)
+        self.initial_rate = initial_rate
 
     def _numbers(self, inputs: Any, seed: Any, mask_shape: NoiseShape | None, dtype: str) -> Any:
         """Return standard normal numbers for the elements of `inputs`."""
@@ -110,9 +111,8 @@ class VariationalGaussianDropout(LearnedDropout):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        LearnedDropout.__init__(self, initial_rate, seed, **kwargs)
-        if self.initial_rate > 0.5:
-            raise wrong_value("initial_rate", "a float above 0 and up to 0.5", initial_rate)
+        rate = checked_initial_rate(initial_rate, "up to 0.5")
+        LearnedDropout.__init__(self, rate, seed, **kwargs)
         self.kl_weight = checked_weight(kl_weight, "kl_weight")
         if per not in ("layer", "unit"):
             raise wrong_value("per", "'layer' or 'unit'", repr(per))
@@ -134,7 +134,8 @@ class VariationalGaussianDropout(LearnedDropout):
 
     def _operation_again(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None) -> Any:
         numbers = self._numbers(inputs, saved, mask_shape, inputs.dtype)
-        return inputs * (1 + ops.exp(self.log_alpha / 2) * numbers)
+        deviation = ops.cast(ops.exp(self.log_alpha / 2), inputs.dtype)
+        return inputs * (1 + deviation * numbers)
 
     def _divergence(self, log_alpha: Any) -> Any:
         """Return the layer's loss."""
@@ -147,6 +148,127 @@ class VariationalGaussianDropout(LearnedDropout):
         return {**config, "kl_weight": self.kl_weight, "per": self.per}
 
 
+@keras.saving.register_keras_serializable(package="fastdrop")
+class VariationalDense(DropConnect, keras.layers.Dense):
+    """Is a `keras.layers.Dense` that learns how noisy each of its weights is.
+
+    In training, each weight `w` is normal with the mean `w` and the variance `alpha * w**2`, where
+    the layer learns an `alpha` for each weight. By the local reparameterization of Kingma, Salimans
+    and Welling (2015), the layer does not draw the weights: for each sample it draws the sums
+    `inputs @ kernel` from their normal distribution, of variance `inputs**2 @ (alpha * kernel**2)`.
+    The bias has no noise. In inference the weights are their means.
+
+    The loss is `kl_weight` times the sum over the weights of the divergence, as for
+    `fastdrop_keras.VariationalGaussianDropout`, and `alpha` is at most 1. The layer cannot be
+    quantized.
+
+    Args:
+        units: Positive integer, the size of the output.
+        kl_weight: Finite number, 0 or larger, as for `VariationalGaussianDropout`.
+        activation: The activation function, as for `keras.layers.Dense`.
+        initial_rate: Float above 0, at most 0.5: the first `alpha / (1 + alpha)`.
+        seed: Integer from 0 to 2**63 - 1, or `None`, as for `fastdrop_keras.Dropout`.
+        **kwargs: The other arguments of `keras.layers.Dense`, such as `use_bias`.
+
+    Call arguments:
+        inputs: Tensor of shape `(batch_size, ..., input_dim)`.
+        training: Boolean, or a boolean tensor: whether to add noise. `fit` sets it.
+
+    Output shape:
+        `(batch_size, ..., units)`.
+
+    Raises:
+        TypeError, ValueError: If an argument is not valid, as for `keras.layers.Dense` and
+            `fastdrop_keras.VariationalGaussianDropout`.
+        NotImplementedError: If the layer is quantized.
+
+    Reference:
+
+    - [Kingma, Salimans and Welling, 2015](https://arxiv.org/abs/1506.02557)
+
+    Example:
+
+    >>> import keras
+    >>> layer = VariationalDense(4, kl_weight=1 / 60000, seed=1)
+    >>> layer(keras.ops.ones((2, 3)), training=True).shape
+    TensorShape([2, 4])
+    >>> layer.rate.shape
+    (3, 4)
+    """
+
+    has_set_rate = False
+    # Keras's are for the kernel and the bias alone.
+    save_own_variables = keras.layers.Layer.save_own_variables
+    load_own_variables = keras.layers.Layer.load_own_variables
+
+    def __init__(
+        self,
+        units: int,
+        kl_weight: float,
+        activation: Any = None,
+        initial_rate: float = 0.5,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        keras.layers.Dense.__init__(self, units, activation, **kwargs)
+        self._add_rate_and_seed(1.0, seed)
+        self.kl_weight = checked_weight(kl_weight, "kl_weight")
+        self.initial_rate = checked_initial_rate(initial_rate, "up to 0.5")
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make the weights; called by Keras."""
+        DropConnect.build(self, input_shape)
+        shape = self.kernel.shape
+        self.log_alpha = add_log_alpha(self, shape, self.initial_rate, self._divergence)
+
+    @property  # type: ignore[misc]
+    def rate(self) -> Any:
+        """NumPy array of the learned `alpha / (1 + alpha)` of each weight."""
+        return ops.convert_to_numpy(ops.sigmoid(self.log_alpha))
+
+    def call(self, inputs: Any, training: Any = False) -> Any:
+        """Return the outputs, with noise in training."""
+        outputs = ops.matmul(inputs, self.kernel)
+        zeros = ops.zeros_like(outputs)
+        numbers = self._draw(zeros, training, self._mask_shape())
+        # In inference the numbers are the zeros.
+        if numbers is not zeros:
+            outputs += ops.cast(self._deviation(inputs), outputs.dtype) * numbers
+        if self.bias is not None:
+            outputs = ops.add(outputs, self.bias)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def _deviation(self, inputs: Any) -> Any:
+        """Return the standard deviation of the sums, in the dtype of the weights."""
+        squares, of_kernel = (
+            ops.square(ops.cast(one, self.variable_dtype)) for one in (inputs, self.kernel)
+        )
+        variance = ops.matmul(squares, ops.exp(self.log_alpha) * of_kernel)
+        # The derivative of the square root is infinite at 0.
+        positive = variance > 0
+        return ops.where(positive, ops.sqrt(ops.where(positive, variance, 1)), 0)
+
+    def _operation(self, inputs: Any, seed: Any, mask_shape: NoiseShape | None) -> tuple[Any, Any]:
+        return self._operation_again(inputs, seed, mask_shape), seed
+
+    def _operation_again(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None) -> Any:
+        return BACKEND.draw("gaussian_noise", inputs, saved, self._rate.read(), mask_shape)
+
+    def _divergence(self, log_alpha: Any) -> Any:
+        """Return the layer's loss."""
+        return self.kl_weight * ops.sum(divergence(log_alpha))
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> Sequence[int | None]:
+        """Return the output's shape."""
+        shape: tuple[int | None, ...] = keras.layers.Dense.compute_output_shape(self, input_shape)
+        return shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments to make a layer like this one."""
+        own = {"kl_weight": self.kl_weight, "initial_rate": self.initial_rate, "seed": self.seed}
+        return {**keras.layers.Dense.get_config(self), **own}
+
+
 def add_log_alpha(
     layer: keras.Layer, shape: Sequence[int], rate: float, regularizer: Any
 ) -> keras.Variable:
@@ -157,6 +279,7 @@ def add_log_alpha(
         initializer=keras.initializers.Constant(math.log(rate / (1 - rate))),
         regularizer=regularizer,
         constraint=lambda log_alpha: ops.minimum(log_alpha, 0),
+        autocast=False,
     )
 
 
@@ -259,7 +382,8 @@ class ConcreteDropout(LearnedDropout, keras.layers.Wrapper):
     ) -> None:
         if not isinstance(layer, keras.Layer):
             raise wrong_type("layer", "a Keras layer", layer)
-        LearnedDropout.__init__(self, initial_rate, seed, **kwargs)
+        rate = checked_initial_rate(initial_rate, "below 1")
+        LearnedDropout.__init__(self, rate, seed, **kwargs)
         self.layer = layer
         self.weight_regularizer = checked_weight(weight_regularizer, "weight_regularizer")
         self.dropout_regularizer = checked_weight(dropout_regularizer, "dropout_regularizer")
@@ -344,6 +468,14 @@ class ConcreteDropout(LearnedDropout, keras.layers.Wrapper):
             "temperature": self.temperature,
             "noise_shape": self.noise_shape,
         }
+
+
+def checked_initial_rate(value: Any, bound: str) -> float:
+    """Return `initial_rate` as a Python float above 0 and "up to 0.5" or "below 1"."""
+    rate = checked_rate(value, "initial_rate")
+    if rate in (0, 1) or (rate > 0.5 and bound == "up to 0.5"):
+        raise wrong_value("initial_rate", f"a float above 0 and {bound}", value)
+    return rate
 
 
 def checked_weight(value: Any, argument: str) -> float:

@@ -14,6 +14,7 @@ from fastdrop_keras import (
     ConcreteDropout,
     Dropout,
     RateSchedule,
+    VariationalDense,
     VariationalGaussianDropout,
     mc_predict,
 )
@@ -174,6 +175,61 @@ def test_variational_dropout_learns_which_units_are_noise():
     assert max(rates) <= 0.5
 
 
+@pytest.mark.usefixtures("bridge")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_float16", "mixed_bfloat16"])
+def test_the_sums_of_noisy_weights_are_normal(dtype, run):
+    layer = VariationalDense(5, 0.1, "tanh", 0.3, seed=7, dtype=dtype)
+    layer.build(X.shape)
+    alpha = np.random.default_rng(2).uniform(0.05, 0.9, (7, 5))
+    bias = np.arange(5) / 5
+    layer.log_alpha.assign(np.log(alpha))
+    layer.bias.assign(bias)
+    kernel = np.float64(layer.kernel.numpy())
+    tolerance = {"float64": 1e-6, "float32": 1e-5}.get(dtype, 4e-2)
+    np.testing.assert_allclose(layer(X), np.tanh(X @ kernel + bias), rtol=tolerance, atol=tolerance)
+    call = run(lambda x: layer(x, training=True))
+    kind = tf.as_dtype(layer.compute_dtype).as_numpy_dtype
+    for step in range(2):
+        y = call(tf.constant(X))
+        assert y.dtype == layer.compute_dtype
+        numbers = normals((20, 5), 7, step, dtype=kind).astype(np.float64)
+        deviation = np.sqrt(X.astype(np.float64) ** 2 @ (alpha * kernel**2))
+        expected = np.tanh(X @ kernel + deviation * numbers + bias)
+        np.testing.assert_allclose(tf.cast(y, "float64"), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_the_noise_of_drawn_weights_has_the_same_distribution():
+    layer = VariationalDense(1, 0.1, initial_rate=0.2, use_bias=False, seed=7)
+    x = np.repeat(X[:1], 100_000, axis=0)
+    sums = layer(x, training=True).numpy()[:, 0]
+    kernel = layer.kernel.numpy()[:, 0]
+    drawn = kernel * (1 + 0.5 * np.random.default_rng(0).normal(size=(100_000, 7)))
+    expected = drawn @ X[0]
+    assert abs(sums.mean() - expected.mean()) < 5 * expected.std() / math.sqrt(50_000)
+    # Five standard deviations of the logarithm of the ratio of two variances.
+    assert abs(math.log(sums.var() / expected.var())) < 5 * math.sqrt(4 / 100_000)
+
+
+def test_without_inputs_noisy_weights_have_finite_gradients():
+    layer = VariationalDense(2, 0.1, seed=1)
+    x = tf.zeros((3, 4))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+    assert np.all(y == 0)
+    gradients = tape.gradient(y, [x, *[v.value for v in layer.trainable_variables]])
+    assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
+def test_gradients_of_noisy_weights():
+    check_gradients(
+        lambda: VariationalDense(
+            2, 0.3, "tanh", 0.2, seed=5, kernel_initializer="ones", dtype="float64"
+        ),
+        X[:4],
+    )
+
+
 # Concrete dropout.
 
 
@@ -263,7 +319,11 @@ def test_with_more_data_concrete_dropout_learns_a_smaller_rate():
     assert rates[1] < rates[0] / 2
 
 
-# Both.
+# All.
+
+
+def noisy_weights(**kwargs):
+    return VariationalDense(5, 0.1, initial_rate=0.3, **kwargs)
 
 
 def variational(**kwargs):
@@ -274,7 +334,7 @@ def concrete(**kwargs):
     return ConcreteDropout(keras.layers.Dense(5), 0.1, 0.2, 0.3, 0.4, (None, 7), **kwargs)
 
 
-learning = pytest.mark.parametrize("make", [variational, concrete])
+learning = pytest.mark.parametrize("make", [variational, noisy_weights, concrete])
 
 
 def model_of(layer):
@@ -357,6 +417,8 @@ def test_a_schedule_leaves_learned_rates_alone(make):
         (lambda v: VariationalGaussianDropout(1, "unit", v), "initial_rate", 0.6),
         (lambda v: VariationalGaussianDropout(1, "unit", v), "initial_rate", 0),
         (lambda v: VariationalGaussianDropout(1, seed=v), "seed", -1),
+        (lambda v: VariationalDense(1, v), "kl_weight", -1),
+        (lambda v: VariationalDense(1, 1, None, v), "initial_rate", 1.0),
         (lambda v: ConcreteDropout(v), "layer", 3),
         (lambda v: ConcreteDropout(keras.layers.Dense(1), v), "weight_regularizer", -1e-6),
         (lambda v: ConcreteDropout(keras.layers.Dense(1), 0, v), "dropout_regularizer", True),
