@@ -13,6 +13,7 @@ _backend = _requirements.check()
 from fastdrop import __version__  # noqa: E402
 from fastdrop_keras.adaptive import (  # noqa: E402
     ConcreteDropout,
+    Standout,
     VariationalDense,
     VariationalGaussianDropout,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "SpatialDropout1D",
     "SpatialDropout2D",
     "SpatialDropout3D",
+    "Standout",
     "StochasticDepth",
     "VariationalDense",
     "VariationalGaussianDropout",

@@ -1,4 +1,4 @@
-"""Defines layers that learn how much to drop."""
+"""Defines layers that learn how much to drop, or compute it from their inputs."""
 
 from __future__ import annotations
 
@@ -16,36 +16,131 @@ from fastdrop_keras.arguments import (
     wrong_type,
     wrong_value,
 )
-from fastdrop_keras.backend import BACKEND
 from fastdrop_keras.inputs import NoiseShape
-from fastdrop_keras.random_layer import RandomLayer, check_keras_3
-from fastdrop_keras.structured import DropConnect
+from fastdrop_keras.noise_layers import DrawLayer
+from fastdrop_keras.random_layer import SampledLayer, check_keras_3
+from fastdrop_keras.structured import RandomKernel
 
 
-class LearnedDropout(RandomLayer):
+@keras.saving.register_keras_serializable(package="fastdrop")
+class Standout(DrawLayer, SampledLayer):
+    """Applies an activation function, and drops each unit with a probability of its own.
+
+    Adaptive dropout (Ba and Frey, 2013) keeps a unit with a probability that a second network
+    computes from the inputs of the unit. The authors find that this network learns weights that are
+    close to `alpha * w + beta`, where `w` are the unit's own weights, and so use these. This layer
+    comes after the layer with the weights, which may be any, without an activation function:
+
+        Dense(256), Standout("relu")
+
+    From the weighted sum `z` of a unit, its input, the layer computes `activation(z)` and the keep
+    probability `sigmoid(alpha * z + beta)`: units with large sums are kept. (`beta` is added to the
+    sum, as the published programs do. The paper adds it to each weight.) In training a dropped unit
+    is `+0.0` and a kept one is not scaled. In inference each unit is multiplied by its keep
+    probability.
+
+    In training the gradient takes the mask for a constant, as the authors do: it does not pass
+    through the keep probability. In inference it does.
+
+    The decisions are a pure function of the seed, the number of the call, the position and the keep
+    probability in the layer's compute dtype, the same as those of `fastdrop.dropout` at the rates
+    `1 - keep`, on each backend. State, checkpointing and compilation are as for
+    `fastdrop_keras.Dropout`. In `mc_predict` each input has its own mask, also with
+    `shared_masks=True`. `fastdrop_keras.RateSchedule` leaves the layer alone.
+
+    Args:
+        activation: Activation function, or its name, as for `keras.layers.Dense`. `None` for the
+            identity.
+        alpha: Finite number, the factor of the sums. With 0, all units are kept with probability
+            `sigmoid(beta)`.
+        beta: Finite number, added to the scaled sums. With -5, few units are kept.
+        seed: Integer from 0 to 2**63 - 1, or `None`, as for `fastdrop_keras.Dropout`.
+        **kwargs: The arguments of every Keras layer: `name`, `dtype`, `trainable` and so on.
+
+    Call arguments:
+        inputs: Tensor of up to 64 dimensions, of dtype float16, bfloat16, float32 or float64.
+        training: Boolean, or a boolean tensor: whether to drop. `fit` sets it.
+
+    Output shape:
+        The shape of the input.
+
+    Raises:
+        TypeError: If `alpha`, `beta` or `seed` has the wrong type.
+        ValueError: If `activation`, `alpha`, `beta` or `seed` is not a valid value.
+        RuntimeError: On JAX, if the layer drops in a traced function without its state.
+
+    Reference:
+
+    - [Ba and Frey, 2013](https://papers.nips.cc/paper/5032-adaptive-dropout-for-training-deep-neural-networks)
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> layer = Standout("relu", seed=42)
+    >>> z = np.array([[-4, -2, 0, 2, 4]], "float32")
+    >>> keras.ops.convert_to_numpy(layer(z)).round(3)
+    array([[0.   , 0.   , 0.   , 1.762, 3.928]], dtype=float32)
+    >>> kept = keras.ops.convert_to_numpy(layer(np.repeat(z, 1000, 0), training=True)) > 0
+    >>> kept.mean(0).round(1)
+    array([0. , 0. , 0. , 0.9, 1. ])
+    """
+
+    _kind = "bernoulli"
+
+    def __init__(
+        self,
+        activation: Any = None,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # The kernel ignores the number. Above 0, `mc_predict` expects that the layer is called.
+        SampledLayer.__init__(self, 1.0, seed, **kwargs)
+        self.activation = keras.activations.get(activation)
+        self.alpha = checked_number(alpha, "alpha")
+        self.beta = checked_number(beta, "beta")
+
+    def call(self, inputs: Any, training: Any = False) -> Any:
+        """Drop units in training, and multiply them by their keep probabilities in inference."""
+        check_keras_3(inputs)
+        keep = ops.sigmoid(self.alpha * inputs + self.beta)
+        # In inference the keep probabilities themselves.
+        mask = self._draw(keep, training, None, of_samples=False)
+        return ops.where(mask == 0, 0, self.activation(inputs) * mask)
+
+    def _operation_again(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None) -> Any:
+        # A NaN is kept: it has no probability.
+        rates = ops.where(ops.isnan(inputs), 0, 1 - inputs)
+        return DrawLayer._operation_again(self, rates, saved, mask_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments to make a layer like this one."""
+        config = SampledLayer.get_config(self)
+        activation = keras.activations.serialize(self.activation)
+        return {**config, "activation": activation, "alpha": self.alpha, "beta": self.beta}
+
+
+class LearnedDropout(DrawLayer, SampledLayer):
     """Multiplies its inputs by a differentiable function of a learned rate and normal numbers."""
 
-    has_set_rate = False
-    # They save more for the gradient than a mask.
+    _kind = "gaussian_noise"
+    # It saves more for the gradient than a mask.
     rematerialized_call = keras.layers.Layer.rematerialized_call
 
     def __init__(self, initial_rate: float, seed: int | None, **kwargs: Any) -> None:
         # The standard deviation of the numbers.
-        RandomLayer.__init__(self, 1.0, seed=seed, **kwargs)
+        SampledLayer.__init__(self, 1.0, seed, **kwargs)
         self.initial_rate = initial_rate
 
-    def _numbers(self, inputs: Any, seed: Any, mask_shape: NoiseShape | None, dtype: str) -> Any:
+    def _numbers(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None, dtype: str) -> Any:
         """Return standard normal numbers for the elements of `inputs`."""
         zeros = ops.zeros_like(inputs, dtype=dtype)
-        return BACKEND.draw("gaussian_noise", zeros, seed, self._rate.read(), mask_shape)
-
-    def _operation(self, inputs: Any, seed: Any, mask_shape: NoiseShape | None) -> tuple[Any, Any]:
-        return self._operation_again(inputs, seed, mask_shape), seed
+        return DrawLayer._operation_again(self, zeros, saved, mask_shape)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments to make a layer like this one."""
-        config = keras.layers.Layer.get_config(self)
-        return {**config, "initial_rate": self.initial_rate, "seed": self.seed}
+        return {**SampledLayer.get_config(self), "initial_rate": self.initial_rate}
 
 
 @keras.saving.register_keras_serializable(package="fastdrop")
@@ -124,13 +219,10 @@ class VariationalGaussianDropout(LearnedDropout):
         shape = () if self.per == "layer" else (self._units,)
         self.log_alpha = add_log_alpha(self, shape, self.initial_rate, self._divergence)
 
-    @property  # type: ignore[misc]
+    @property
     def rate(self) -> Any:
         """NumPy array of the learned rates, `alpha / (1 + alpha)`, with one for each `alpha`."""
         return ops.convert_to_numpy(ops.sigmoid(self.log_alpha))
-
-    def _mask_shape(self) -> None:
-        return None
 
     def _operation_again(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None) -> Any:
         numbers = self._numbers(inputs, saved, mask_shape, inputs.dtype)
@@ -149,7 +241,7 @@ class VariationalGaussianDropout(LearnedDropout):
 
 
 @keras.saving.register_keras_serializable(package="fastdrop")
-class VariationalDense(DropConnect, keras.layers.Dense):
+class VariationalDense(DrawLayer, RandomKernel, SampledLayer, keras.layers.Dense):
     """Is a `keras.layers.Dense` that learns how noisy each of its weights is.
 
     In training, each weight `w` is normal with the mean `w` and the variance `alpha * w**2`, where
@@ -196,7 +288,7 @@ class VariationalDense(DropConnect, keras.layers.Dense):
     (3, 4)
     """
 
-    has_set_rate = False
+    _kind = "gaussian_noise"
     # Keras's are for the kernel and the bias alone.
     save_own_variables = keras.layers.Layer.save_own_variables
     load_own_variables = keras.layers.Layer.load_own_variables
@@ -211,17 +303,17 @@ class VariationalDense(DropConnect, keras.layers.Dense):
         **kwargs: Any,
     ) -> None:
         keras.layers.Dense.__init__(self, units, activation, **kwargs)
-        self._add_rate_and_seed(1.0, seed)
+        self._add_value_and_seed(1.0, seed)
         self.kl_weight = checked_weight(kl_weight, "kl_weight")
         self.initial_rate = checked_initial_rate(initial_rate, "up to 0.5")
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make the weights; called by Keras."""
-        DropConnect.build(self, input_shape)
+        RandomKernel.build(self, input_shape)
         shape = self.kernel.shape
         self.log_alpha = add_log_alpha(self, shape, self.initial_rate, self._divergence)
 
-    @property  # type: ignore[misc]
+    @property
     def rate(self) -> Any:
         """NumPy array of the learned `alpha / (1 + alpha)` of each weight."""
         return ops.convert_to_numpy(ops.sigmoid(self.log_alpha))
@@ -247,12 +339,6 @@ class VariationalDense(DropConnect, keras.layers.Dense):
         # The derivative of the square root is infinite at 0.
         positive = variance > 0
         return ops.where(positive, ops.sqrt(ops.where(positive, variance, 1)), 0)
-
-    def _operation(self, inputs: Any, seed: Any, mask_shape: NoiseShape | None) -> tuple[Any, Any]:
-        return self._operation_again(inputs, seed, mask_shape), seed
-
-    def _operation_again(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None) -> Any:
-        return BACKEND.draw("gaussian_noise", inputs, saved, self._rate.read(), mask_shape)
 
     def _divergence(self, log_alpha: Any) -> Any:
         """Return the layer's loss."""
@@ -412,7 +498,7 @@ class ConcreteDropout(LearnedDropout, keras.layers.Wrapper):
             autocast=False,
         )
 
-    @property  # type: ignore[misc]
+    @property
     def rate(self) -> float:
         """Float between 0 and 1. The learned rate."""
         return float(ops.convert_to_numpy(ops.sigmoid(self.rate_logit)))

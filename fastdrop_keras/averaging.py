@@ -138,7 +138,7 @@ def _layer_of(model: Any, layer: Any) -> BaseDropout:
     """Return the layer that the argument `layer` of `exact_average` selects in `model`."""
     if not (layer is None or isinstance(layer, (str, keras.layers.Layer))):
         raise wrong_type("layer", "a layer, its name or None", layer)
-    layers = dropout_layers(model, "exact_average")
+    layers = dropout_layers(model, "exact_average", RandomLayer)
     found = [one for one in layers if layer is None or layer is one or layer == one.name]
     names = [one.name for one in layers]
     if len(found) != 1:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
-from fastdrop_keras.random_layer import RandomLayer
+from fastdrop_keras.random_layer import SampledLayer
+
+_Layer = TypeVar("_Layer", bound=SampledLayer)
 
 
-def dropout_layers(model: Any, needed_by: str, of_set_rates: bool = False) -> list[RandomLayer]:
-    """Return the layers of this package in `model`, for the public function `needed_by`.
-
-    With `of_set_rates`, only those whose rates can be set.
+def dropout_layers(model: Any, needed_by: str, layer_class: type[_Layer]) -> list[_Layer]:
+    """Return the layers of `layer_class` in `model`, for the public function `needed_by`.
 
     Raises:
         TypeError: If `model` is not a Keras model.
         ValueError: If it has no such layer.
     """
     check_model(model, needed_by)
-    found = [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, RandomLayer) and (layer.has_set_rate or not of_set_rates)
-    ]
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, layer_class)]
     if not found:
         raise ValueError(
             f"`{needed_by}` needs a model with dropout layers of fastdrop_keras, and the model "

@@ -17,7 +17,7 @@ from fastdrop_keras.arguments import checked_count, checked_length, checked_seed
 from fastdrop_keras.bridge import get_bridge
 from fastdrop_keras.inputs import NoiseShape
 from fastdrop_keras.models import dropout_layers, layers_with_paths
-from fastdrop_keras.random_layer import RandomLayer, sampler
+from fastdrop_keras.random_layer import SampledLayer, sampler
 
 # The distance of the first steps of two batches: a pass can call a layer so often.
 _STEPS_OF_A_BATCH = 2**32
@@ -136,7 +136,7 @@ def mc_predict(
 
 def _passes_of(model: keras.Model, shared_masks: bool) -> _Passes:
     """Return the passes that `model` keeps, or new ones if it or the bridge has changed."""
-    layers = dropout_layers(model, "mc_predict")
+    layers = dropout_layers(model, "mc_predict", SampledLayer)
     # The traced function depends on these objects: `compile`, new layers and new variables replace
     # some of them. Python may reuse the id of a deleted object, so the list has the objects.
     made_for = [getattr(model, "_compile_config", None), *model._flatten_layers(), *model.variables]
@@ -157,7 +157,7 @@ class _Passes:
     """
 
     def __init__(
-        self, model: keras.Model, layers: list[RandomLayer], shared: bool, made_for: list[Any]
+        self, model: keras.Model, layers: list[SampledLayer], shared: bool, made_for: list[Any]
     ) -> None:
         self._made_for = made_for
         # The variables and attributes are for one pass at a time.
@@ -203,7 +203,7 @@ class _Passes:
 
     def apply(
         self,
-        layer: RandomLayer,
+        layer: SampledLayer,
         inputs: tf.Tensor,
         mask_shape: NoiseShape | None,
         of_samples: bool,
@@ -214,7 +214,7 @@ class _Passes:
 
     def _draw(
         self,
-        layer: RandomLayer,
+        layer: SampledLayer,
         inputs: tf.Tensor,
         mask_shape: NoiseShape | None,
         of_samples: bool,
@@ -242,7 +242,7 @@ class _Passes:
         # A mask of fewer dimensions is shared along the first axis already.
         return seed, (1, *mask_shape[1:]) if len(mask_shape) == rank and rank else mask_shape
 
-    def _refuse_other_functions(self, layer: RandomLayer) -> None:
+    def _refuse_other_functions(self, layer: SampledLayer) -> None:
         """Raise an error in the model's own `tf.function`: its trace would always drop."""
         graph = tf.compat.v1.get_default_graph()
         # The graphs of branches and loops have subclasses of `FuncGraph`.

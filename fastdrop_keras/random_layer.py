@@ -26,8 +26,6 @@ class SeededLayer(keras.layers.Layer):
     """
 
     _input_rank: int | None = None  # any
-    # Whether users set the rate. Other layers learn it.
-    has_set_rate = True
 
     def __init__(
         self,
@@ -143,8 +141,25 @@ class SeededLayer(keras.layers.Layer):
         return {**keras.layers.Layer.get_config(self), "seed": self.seed}
 
 
-class RandomLayer(SeededLayer):
-    """Has a rate, and applies dropout or another random operation, in `mc_predict` too."""
+class SampledLayer(SeededLayer):
+    """Applies its random operation in `mc_predict` too."""
+
+    def _draw(
+        self,
+        inputs: Any,
+        training: Any,
+        mask_shape: NoiseShape | None,
+        *,
+        of_samples: bool = True,
+    ) -> Any:
+        drawing = sampler.get()
+        if drawing is not None:
+            return drawing.apply(self, inputs, mask_shape, of_samples)
+        return SeededLayer._draw(self, inputs, training, mask_shape, of_samples=of_samples)
+
+
+class RandomLayer(SampledLayer):
+    """Has a rate that can be set, and applies dropout or another random operation."""
 
     def __init__(
         self,
@@ -187,19 +202,6 @@ class RandomLayer(SeededLayer):
     @rate.setter
     def rate(self, value: float) -> None:
         self._rate.value = self._checked_rate(value)
-
-    def _draw(
-        self,
-        inputs: Any,
-        training: Any,
-        mask_shape: NoiseShape | None,
-        *,
-        of_samples: bool = True,
-    ) -> Any:
-        drawing = sampler.get()
-        if drawing is not None:
-            return drawing.apply(self, inputs, mask_shape, of_samples)
-        return SeededLayer._draw(self, inputs, training, mask_shape, of_samples=of_samples)
 
     def _operation(self, inputs: Any, seed: Any, mask_shape: NoiseShape | None) -> tuple[Any, Any]:
         return BACKEND.dropout(inputs, seed, self._rate.read(), mask_shape)

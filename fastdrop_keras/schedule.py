@@ -80,7 +80,7 @@ class RateSchedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Find the layers; called by Keras."""
-        found = dropout_layers(self.model, "RateSchedule", of_set_rates=True)
+        found = dropout_layers(self.model, "RateSchedule", RandomLayer)
         if self._choice is None:
             self._layers = [one for one in found if not isinstance(one, MaskDropout)]
             if not self._layers:

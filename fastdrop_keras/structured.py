@@ -13,11 +13,11 @@ from keras.src.backend import in_symbolic_scope
 from fastdrop_keras.arguments import checked_count, checked_data_format, wrong_value
 from fastdrop_keras.backend import BACKEND
 from fastdrop_keras.inputs import NoiseShape, wrong_input
-from fastdrop_keras.random_layer import RandomLayer
+from fastdrop_keras.random_layer import RandomLayer, SeededLayer
 
 
-class DropConnect(RandomLayer):
-    """Drops elements of the kernel of a layer of Keras, the next among the bases."""
+class RandomKernel(SeededLayer):
+    """Uses the kernel of a layer of Keras, the last among the bases, in a random operation."""
 
     # Of a layer with weights, gradient checkpointing computes everything again but the mask.
     rematerialized_call = keras.layers.Layer.rematerialized_call
@@ -34,6 +34,10 @@ class DropConnect(RandomLayer):
 
     def _mask_shape(self) -> NoiseShape | None:
         return None
+
+
+class DropConnect(RandomKernel, RandomLayer):
+    """Drops elements of the kernel."""
 
     def _thinned_kernel(self, training: Any) -> Any:
         kernel = ops.convert_to_tensor(self.kernel)

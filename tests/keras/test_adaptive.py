@@ -14,9 +14,11 @@ from fastdrop_keras import (
     ConcreteDropout,
     Dropout,
     RateSchedule,
+    Standout,
     VariationalDense,
     VariationalGaussianDropout,
     mc_predict,
+    xla_bridge,
 )
 
 X = np.random.default_rng(0).normal(0, 2, (20, 7)).astype(np.float32)
@@ -78,6 +80,63 @@ def check_gradients(make, x, variables_of=lambda layer: layer.trainable_variable
     gradients = tape.gradient(total, [inputs, *[v.value for v in variables_of(layer)]])
     for array, gradient in zip([x, *arrays], gradients, strict=True):
         np.testing.assert_allclose(gradient, numerical_gradient(loss, array), rtol=1e-5, atol=1e-7)
+
+
+# Standout.
+
+
+@pytest.mark.usefixtures("bridge")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_standout_keeps_units_with_their_own_probabilities(dtype, run):
+    layer = Standout("relu", 0.5, -0.25, seed=7, dtype=dtype)
+    x = tf.cast(X, dtype)
+    # At the probabilities in the layer's dtype.
+    rates = 1 - tf.sigmoid(0.5 * x - 0.25)
+    call = run(lambda x: layer(x, training=True))
+    for step in range(2):
+        y = call(x)
+        assert y.dtype == dtype
+        ones = np.ones_like(rates)
+        kept = fastdrop.dropout(ones, rates.numpy(), seed=stream_of(7, step))[0] > 0
+        np.testing.assert_array_equal(y, np.where(kept, np.maximum(x, 0), 0))
+
+
+def test_the_fraction_that_standout_keeps():
+    layer = Standout(alpha=0.7, beta=-0.4, seed=1)
+    for z in (-3, -0.5, 1, 2.5):
+        kept = layer(np.full((100, 1000), z, np.float32), training=True).numpy() != 0
+        p = sigmoid(0.7 * z - 0.4)
+        # Five standard deviations.
+        assert abs(kept.mean() - p) < 5 * math.sqrt(p * (1 - p) / kept.size)
+
+
+def test_standout_multiplies_by_the_probabilities_in_inference(run):
+    y = run(Standout("tanh", 0.5, -0.25))(tf.constant(X))
+    np.testing.assert_allclose(y, np.tanh(X) * sigmoid(0.5 * X - 0.25), rtol=1e-5)
+
+
+def test_the_mask_of_standout_is_a_constant_in_training_alone():
+    z = tf.constant(X)
+    for training in (True, False):
+        layer = Standout("tanh", 0.5, -0.25, seed=3)
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            y = layer(z, training=training)
+        gradient = tape.gradient(y, z)
+        if training:
+            np.testing.assert_allclose(
+                gradient, (1 - np.tanh(X) ** 2) * (y.numpy() != 0), rtol=1e-4
+            )
+    check_gradients(
+        lambda: Standout("tanh", 0.5, -0.25, seed=3, dtype="float64"), X[:4], training=False
+    )
+
+
+def test_standout_drops_infinities_to_zero_and_keeps_nan():
+    y = Standout(seed=3)(np.array([-np.inf, np.inf, np.nan], np.float32), training=True).numpy()
+    assert y[0].view(np.int32) == 0
+    assert y[1] == np.inf
+    assert np.isnan(y[2])
 
 
 # Variational dropout.
@@ -322,6 +381,10 @@ def test_with_more_data_concrete_dropout_learns_a_smaller_rate():
 # All.
 
 
+def standout(**kwargs):
+    return Standout("tanh", 0.5, 0.1, **kwargs)
+
+
 def noisy_weights(**kwargs):
     return VariationalDense(5, 0.1, initial_rate=0.3, **kwargs)
 
@@ -334,7 +397,9 @@ def concrete(**kwargs):
     return ConcreteDropout(keras.layers.Dense(5), 0.1, 0.2, 0.3, 0.4, (None, 7), **kwargs)
 
 
-learning = pytest.mark.parametrize("make", [variational, noisy_weights, concrete])
+LEARNING = [variational, noisy_weights, concrete]
+learning = pytest.mark.parametrize("make", LEARNING)
+each = pytest.mark.parametrize("make", [standout, *LEARNING])
 
 
 def model_of(layer):
@@ -359,7 +424,7 @@ def test_a_saved_model_has_the_learned_rate_and_the_seeds_state(make, tmp_path):
     np.testing.assert_array_equal(*(one(X, training=True) for one in (model, again)))
 
 
-@learning
+@each
 def test_a_recomputation_uses_the_noise_of_the_forward_pass(make):
     inner, layer = make(seed=3), make(seed=3)
     gradients = []
@@ -378,6 +443,16 @@ def test_a_recomputation_uses_the_noise_of_the_forward_pass(make):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+def test_mc_predict_gives_each_input_of_standout_its_mask():
+    model = keras.Sequential([keras.Input((7,)), standout(seed=3)])
+    x = np.repeat(X[:1], 4, axis=0)
+    for shared in (False, True):
+        mean, deviation = mc_predict(model, x, 400, seed=1, shared_masks=shared, verbose=False)
+        p = sigmoid(0.5 * x + 0.1)
+        np.testing.assert_allclose(deviation, abs(np.tanh(x)) * np.sqrt(p * (1 - p)), atol=0.1)
+        assert np.ptp(mean[:, 0]) > 0
+
+
 @learning
 def test_mc_predict_draws(make):
     model = model_of(make(seed=3))
@@ -387,6 +462,27 @@ def test_mc_predict_draws(make):
     assert np.ptp(mean[:, 0]) > 0
     mean, deviation = mc_predict(model, x, 5, seed=1, shared_masks=True, verbose=False)
     np.testing.assert_allclose(np.ptp(mean, axis=0), 0, atol=1e-5)
+
+
+@pytest.mark.skipif(bool(xla_bridge.WHY_NOT), reason=xla_bridge.WHY_NOT)
+@each
+def test_xla_gives_the_noise_of_eager_calls(make):
+    layer, other = make(seed=3), make(seed=3)
+    layer(X)
+    other(X)
+    other.set_weights(layer.get_weights())
+
+    def both_passes(one, x):
+        with tf.GradientTape() as tape:
+            y = one(x, training=True)
+        return y, tape.gradient(y, [v.value for v in one.trainable_variables])
+
+    x = tf.constant(X)
+    compiled = tf.function(lambda x: both_passes(other, x), jit_compile=True)
+    for _ in range(2):
+        results = [tf.nest.flatten(both) for both in (both_passes(layer, x), compiled(x))]
+        for pair in zip(*results, strict=True):
+            np.testing.assert_allclose(*pair, rtol=1e-4, atol=1e-4)
 
 
 @learning
@@ -426,6 +522,8 @@ def test_a_schedule_leaves_learned_rates_alone(make):
         (lambda v: ConcreteDropout(keras.layers.Dense(1), temperature=v), "temperature", 0),
         (lambda v: ConcreteDropout(keras.layers.Dense(1), noise_shape=v), "noise_shape", 5),
         (lambda v: VariationalGaussianDropout(v), "kl_weight", 10**400),
+        (lambda v: Standout(alpha=v), "alpha", math.nan),
+        (lambda v: Standout(beta=v), "beta", "1"),
     ],
 )
 def test_bad_arguments(make, argument, value):

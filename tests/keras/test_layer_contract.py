@@ -79,6 +79,16 @@ class TestKerasChecks(testing.TestCase):
         kwargs = {"rate": 0.5, "data_format": "channels_first", "seed": 3}
         self.check(fastdrop_keras.SpatialDropout3D, kwargs, (2, 3, 4, 4, 5))
 
+    def test_standout(self):
+        self.check(fastdrop_keras.Standout, {}, (2, 3))
+        kwargs = {"activation": "relu", "alpha": 0.5, "beta": -1, "seed": 3}
+        self.check(fastdrop_keras.Standout, kwargs, (2, 3, 4))
+
+    def test_variational_dense(self):
+        kwargs = {"units": 5, "kl_weight": 0.01, "initial_rate": 0.2, "seed": 3}
+        layer_class = fastdrop_keras.VariationalDense
+        self.check(layer_class, kwargs, (2, 3, 4), (2, 3, 5), weights=3, losses=1)
+
     def test_variational_gaussian(self):
         for per in ("layer", "unit"):
             kwargs = {"kl_weight": 0.01, "per": per, "initial_rate": 0.2, "seed": 3}

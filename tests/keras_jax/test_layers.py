@@ -1,6 +1,7 @@
 """On JAX, the layers have the values, gradients and errors that they have on TensorFlow."""
 
 import concurrent.futures
+import math
 import pathlib
 import re
 import sys
@@ -19,6 +20,7 @@ from reference import assert_same_bits, blocks_kept, drop_block
 import fastdrop
 import fastdrop_keras
 from fastdrop_keras import (
+    ConcreteDropout,
     DropBlock2D,
     DropConnectConv2D,
     DropConnectDense,
@@ -27,6 +29,8 @@ from fastdrop_keras import (
     SpatialDropout2D,
     SpatialDropout3D,
     StochasticDepth,
+    VariationalDense,
+    VariationalGaussianDropout,
     layer_state,
 )
 from fastdrop_keras.backend import BACKEND
@@ -485,6 +489,40 @@ def test_a_state_that_a_generator_cannot_hold_is_refused():
     with pytest.raises(ValueError, match=r"uint32 cannot hold.*\[4294967296, 0\]"):
         layer_state.set_position(generator, [2**32, 0])
     assert layer_state.position(generator).tolist() == [7, 0]
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_layers_that_learn_their_rates(policy):
+    """With the noise of `fastdrop.gaussian_noise`, in the formulas of the papers."""
+    x, tolerance = numbers((20, 7)), 1e-3 if policy == "float32" else 0.1
+    stream = fastdrop.Stream(7)
+
+    def normals(shape, dtype):
+        numbers, _ = fastdrop.gaussian_noise(np.zeros(shape, dtype), 1.0, seed=stream)
+        return numbers.astype(np.float64)
+
+    def check(layer, expected):
+        y = layer(jnp.asarray(x), training=True)
+        assert keras.backend.standardize_dtype(y.dtype) == layer.compute_dtype
+        y = keras.ops.cast(y, "float32")
+        np.testing.assert_allclose(np.asarray(y), expected, rtol=tolerance, atol=tolerance)
+
+    half = DTYPES["float32" if policy == "float32" else "bfloat16"]
+    layer = VariationalGaussianDropout(0.1, "unit", 0.2, seed=7, dtype=policy)
+    check(layer, x * (1 + 0.5 * normals(x.shape, half)))
+    np.testing.assert_allclose(layer.rate, np.full(7, 0.2), rtol=1e-6)
+    layer = VariationalDense(
+        7, 0.1, initial_rate=0.2, seed=7, kernel_initializer="identity", dtype=policy
+    )
+    stream.state = {"seed": 7, "step": 0}
+    check(layer, x + 0.5 * abs(x) * normals(x.shape, half))
+    inner = keras.layers.Dense(7, kernel_initializer="identity", dtype=policy)
+    layer = ConcreteDropout(inner, initial_rate=0.3, temperature=0.2, seed=7, dtype=policy)
+    stream.state = {"seed": 7, "step": 0}
+    u = np.vectorize(math.erf)(normals(x.shape, np.float32) / math.sqrt(2)) / 2 + 0.5
+    logits = math.log(0.3 / 0.7) + np.log(u + 1e-7) - np.log(1 - u + 1e-7)
+    check(layer, x / (1 + np.exp(logits / 0.2)) / 0.7)
+    assert round(layer.rate, 5) == 0.3
 
 
 def test_tensorflow_is_not_imported():

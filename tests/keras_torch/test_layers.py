@@ -1,6 +1,7 @@
 """On PyTorch, the layers have the values, gradients and errors that they have on TensorFlow."""
 
 import concurrent.futures
+import math
 import pathlib
 import re
 import sys
@@ -17,6 +18,7 @@ from reference import assert_same_bits, blocks_kept, drop_block
 import fastdrop
 import fastdrop_keras
 from fastdrop_keras import (
+    ConcreteDropout,
     DropBlock2D,
     DropConnectConv2D,
     DropConnectDense,
@@ -25,6 +27,8 @@ from fastdrop_keras import (
     SpatialDropout2D,
     SpatialDropout3D,
     StochasticDepth,
+    VariationalDense,
+    VariationalGaussianDropout,
 )
 from fastdrop_keras.backend import BACKEND
 
@@ -384,6 +388,40 @@ def test_files_of_tensorflow_are_read(expected):
     ]:
         y = loaded.get_layer(name)(torch.ones(shape), training=True)
         assert torch.equal(y, expected.factors(shape, rate, seed, 3, noise_shape))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_layers_that_learn_their_rates(policy):
+    """With the noise of `fastdrop.gaussian_noise`, in the formulas of the papers."""
+    x, tolerance = numbers((20, 7)), 1e-3 if policy == "float32" else 0.1
+    stream = fastdrop.Stream(7)
+
+    def normals(shape, dtype):
+        numbers, _ = fastdrop.gaussian_noise(np.zeros(shape, dtype), 1.0, seed=stream)
+        return numbers.astype(np.float64)
+
+    def check(layer, expected):
+        y = layer(torch.from_numpy(x), training=True)
+        assert keras.backend.standardize_dtype(y.dtype) == layer.compute_dtype
+        y = keras.ops.cast(y, "float32")
+        np.testing.assert_allclose(y.detach().numpy(), expected, rtol=tolerance, atol=tolerance)
+
+    half = DTYPES["float32" if policy == "float32" else "bfloat16"]
+    layer = VariationalGaussianDropout(0.1, "unit", 0.2, seed=7, dtype=policy)
+    check(layer, x * (1 + 0.5 * normals(x.shape, half)))
+    np.testing.assert_allclose(layer.rate, np.full(7, 0.2), rtol=1e-6)
+    layer = VariationalDense(
+        7, 0.1, initial_rate=0.2, seed=7, kernel_initializer="identity", dtype=policy
+    )
+    stream.state = {"seed": 7, "step": 0}
+    check(layer, x + 0.5 * abs(x) * normals(x.shape, half))
+    inner = keras.layers.Dense(7, kernel_initializer="identity", dtype=policy)
+    layer = ConcreteDropout(inner, initial_rate=0.3, temperature=0.2, seed=7, dtype=policy)
+    stream.state = {"seed": 7, "step": 0}
+    u = np.vectorize(math.erf)(normals(x.shape, np.float32) / math.sqrt(2)) / 2 + 0.5
+    logits = math.log(0.3 / 0.7) + np.log(u + 1e-7) - np.log(1 - u + 1e-7)
+    check(layer, x / (1 + np.exp(logits / 0.2)) / 0.7)
+    assert round(layer.rate, 5) == 0.3
 
 
 def test_tensorflow_is_not_imported():

@@ -12,12 +12,15 @@ import torch.utils.checkpoint
 
 import fastdrop_keras
 from fastdrop_keras import (
+    ConcreteDropout,
     DropBlock2D,
     DropConnectConv2D,
     DropConnectDense,
     Dropout,
     SpatialDropout1D,
     StochasticDepth,
+    VariationalDense,
+    VariationalGaussianDropout,
 )
 
 
@@ -412,6 +415,52 @@ def test_stochastic_depth_of_keras_is_converted_and_back():
     back = fastdrop_keras.to_keras(ours, verbose=False).layers[0]
     assert type(back) is type(theirs)
     assert back.drop_path_rate == 0.3
+
+
+# Layers that learn how much to drop.
+
+ADAPTIVE = {
+    "VariationalGaussianDropout": lambda: VariationalGaussianDropout(0.1, "unit", 0.3, seed=7),
+    "VariationalDense": lambda: VariationalDense(32, 0.1, initial_rate=0.2, seed=7),
+    "ConcreteDropout": lambda: ConcreteDropout(keras.layers.Dense(32), 0.1, 0.2, seed=7),
+}
+each_adaptive = pytest.mark.parametrize("make", ADAPTIVE.values(), ids=ADAPTIVE)
+
+
+@each_adaptive
+def test_a_learned_rate_is_trained_and_saved(make, tmp_path):
+    model = small_model(make())
+    layer = model.layers[2]
+    rate = np.array(layer.rate)
+    first, *_, last = fit(model, epochs=5)["loss"]
+    assert last < first
+    assert np.all(layer.rate != rate)
+    assert state_of(layer) == [7, 15]
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert_same(model, again)
+    fit(model), fit(again)
+    assert_same(model, again)
+
+
+@each_adaptive
+def test_recomputations_of_learned_noise(make):
+    layer, other = make(), make()
+    x = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
+    layer(x), other(x)
+    other.set_weights(layer.get_weights())
+
+    def block(one):
+        return lambda x: one(one(x, training=True) ** 2, training=True)
+
+    for _ in range(2):
+        for got, want in zip(
+            result_and_gradient(keras.remat(block(layer)), x),
+            result_and_gradient(block(other), x),
+            strict=True,
+        ):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    assert state_of(layer) == state_of(other) == [7, 4]
 
 
 # The environment.
