@@ -111,7 +111,7 @@ def _draw(
 
 
 def _alpha_dropout_gradient(dy: np.ndarray, rate: float, **how: Any) -> tuple[np.ndarray, Any]:
-    scale = fastdrop.alpha_dropout(np.empty(0), rate, seed=0)[1].scale
+    scale = float(fastdrop.alpha_dropout(np.empty(0), rate, seed=0)[1].scale)
     return fastdrop.dropout(dy, rate, scale=scale, store_mask=False, **how)
 
 
