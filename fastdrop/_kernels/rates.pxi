@@ -76,6 +76,7 @@ cdef void rates(const stream_key *key, uint64_t first, const rate_operands *on) 
     cdef uint32_t kept
     cdef Lanes lanes
     cdef int i
+    memset(keeps, 0, sizeof(keeps))  # compilers do not see that it is set where it is read
     if key != NULL:
         lanes = lanes_of_block(key, first // BLOCK)
         for skipped in range(first % BLOCK // 8):
