@@ -15,6 +15,7 @@ from fastdrop_keras import (
     DropConnectDense,
     Dropout,
     GaussianDropout,
+    Standout,
     VariationalGaussianDropout,
 )
 
@@ -33,6 +34,7 @@ KINDS: dict[str, Callable[[int], list[keras.Layer]]] = {
         dense(width),
         VariationalGaussianDropout(1 / IMAGES, per="unit"),
     ],
+    "Standout": lambda width: [keras.layers.Dense(width), Standout("relu")],
     "DropConnect": lambda width: [DropConnectDense(width, RATE, "relu")],
 }
 CLAIM = (
@@ -40,6 +42,9 @@ CLAIM = (
     "([Srivastava et al., 2014](https://jmlr.org/papers/v15/srivastava14a.html), section 10). "
     "Variational dropout learns the variance of the noise ([Kingma, Salimans and Welling, 2015]"
     "(https://arxiv.org/abs/1506.02557)). "
+    "Standout computes a keep probability for each unit from its input "
+    "([Ba and Frey, 2013](https://papers.nips.cc/paper/"
+    "5032-adaptive-dropout-for-training-deep-neural-networks)). "
     "DropConnect, which drops weights in place of units, is better "
     "([Wan et al., 2013](https://proceedings.mlr.press/v28/wan13.html)); it has one mask for the "
     "batch here, as dropout can have too."
@@ -48,7 +53,7 @@ ABOUT = (
     f"Bernoulli, Gaussian and DropConnect: rate {RATE:g}; DropConnect drops the weights of the "
     "hidden layers. "
     "Variational: a rate for each unit, and the divergence in the loss, divided by the number of "
-    "training images."
+    "training images. Standout: alpha 1 and beta 0."
 )
 
 
