@@ -249,9 +249,7 @@ def _vectorized(call: Any) -> Any:
             tensor if stacked else _repeated(tensor, call.pfor.loop_len_vector)
             for tensor, stacked in ((x, x_is_stacked), (saved, saved_is_stacked))
         )
-    return pfor.wrap(
-        _called(kind, x, saved, entries), x_is_stacked or saved_is_stacked
-    )
+    return pfor.wrap(_called(kind, x, saved, entries), x_is_stacked or saved_is_stacked)
 
 
 def _repeated(tensor: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
