@@ -8,7 +8,7 @@ C_SOURCES := $(shell git ls-files '*.c' '*.cpp' '*.h' 2>/dev/null)
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow test-asan test-debug faults matrix fuzz bench bench-quick \
-  experiments lint format clean
+  docs experiments lint format clean
 
 help:
 	@echo "make demo       train on real digits with and without dropout, and plot it"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench      speed against the peers: a report in results/bench (a quarter of an hour)"
 	@echo "make bench-quick  less of it, in a minute"
 	@echo "make experiments  what the texts claim of dropout, tried on data: docs/experiments.md; QUICK=1"
+	@echo "make docs       the documentation, as a site in build/docs"
 	@echo "make lint       style, types, stubs"
 	@echo "make format     let ruff lay out the code"
 	@echo "make clean      remove what was built"
@@ -90,6 +91,10 @@ bench-quick: $(VENV)/installed-bench
 
 experiments: $(VENV)/installed-experiments
 	$(RUN) -m experiments $(if $(QUICK),--quick)
+
+docs: $(VENV)/installed-docs
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
+	@echo "build/docs/index.html"
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

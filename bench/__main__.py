@@ -31,10 +31,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def write(options: argparse.Namespace) -> int:
-    """Write the report of a stored run, and its tables into a README."""
+    """Write the report of a stored run, and its tables into the pages of a checkout."""
     stored = runs.load(options.run)
-    if options.readme is not None:
-        report.put_into(options.readme, stored)
+    if options.publish is not None:
+        report.publish(stored, options.publish)
     print(report.write(stored, options.output))
     return 0
 
@@ -87,7 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parse = commands.add_parser("report", help="write the report of a stored run")
     parse.add_argument("run", type=Path, help="a run.json")
     parse.add_argument("--output", type=Path, default=default, help="default: %(default)s")
-    parse.add_argument("--readme", type=Path, help="also replace the tables in this file")
+    parse.add_argument(
+        "--publish",
+        type=Path,
+        metavar="CHECKOUT",
+        help="also replace the tables in its README.md and docs/benchmarks.md",
+    )
     parse.set_defaults(call=write)
 
     parse = commands.add_parser("compare", help="compare two stored runs")

@@ -1,4 +1,4 @@
-"""Writes the report of a run, a page with all tables and plots, and the README's tables."""
+"""Writes the report of a run, and the tables and plots of the documentation and the README."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Table(NamedTuple):
     unit: str
     factor: float
     about: str
-    in_readme: bool = False
+    on_site: bool = False
     better: str = "faster"
 
 
@@ -34,7 +34,7 @@ TABLES = {
         "float32, one thread, the best instruction set; the mask is drawn and stored. NumPy's "
         "multiplication in place and copy only read and write: they are the limits of the "
         "machine's memory, and no dropouts.",
-        in_readme=True,
+        on_site=True,
     ),
     "kernels": Table(
         "Instruction sets and dtypes",
@@ -79,7 +79,7 @@ TABLES = {
         1e6,
         "Time of the whole chain, the call of the graph included, over the number of its layers. "
         "An empty graph: a `tf.function` that does nothing, called once for the whole chain.",
-        in_readme=True,
+        on_site=True,
     ),
     "further layer": Table(
         "Layers: each further layer",
@@ -88,7 +88,7 @@ TABLES = {
         "What one layer more costs in a graph: the difference of chains of two lengths, which "
         "leaves out what the graph's call costs whatever is in it. Without TensorFlow: the same "
         "masks and gradients by `dropout_` and `dropout_grad_` on one array, called in a row.",
-        in_readme=True,
+        on_site=True,
     ),
     "one layer": Table(
         "Layers: one call",
@@ -102,7 +102,7 @@ TABLES = {
         "ms a step",
         1e3,
         "The median step of each turn.",
-        in_readme=True,
+        on_site=True,
     ),
     "torch layers": Table(
         "PyTorch: one call",
@@ -117,7 +117,7 @@ TABLES = {
         1e3,
         "Network, loss, gradients and SGD. Ours: by `convert`, and by `enabled` for the dropout of "
         "attention weights. Compiled: network and loss, by `torch.compile`.",
-        in_readme=True,
+        on_site=True,
     ),
     "jax layers": Table(
         "JAX: one call",
@@ -131,7 +131,7 @@ TABLES = {
         "ms a step",
         1e3,
         "Network in Flax NNX, loss, gradients and SGD in one `nnx.jit`, on one thread.",
-        in_readme=True,
+        on_site=True,
     ),
     "memory": Table(
         "Memory of training",
@@ -139,7 +139,7 @@ TABLES = {
         1,
         "Fresh processes; differences of a deep and a shallow model. Peak: of forward and "
         "backward. Alive: between the two. One bit, 0.125, is the least.",
-        in_readme=True,
+        on_site=True,
         better="smaller",
     ),
 }
@@ -205,16 +205,16 @@ def markdown(cases: Iterable[Case], table: Table, with_quartiles: bool) -> str:
     )
 
 
-def tables(run: Run, level: int, *, readme: bool = False) -> str:
+def tables(run: Run, level: int, *, site: bool = False) -> str:
     """The tables of the run in Markdown, with headings of this level."""
     parts = []
     for name, table in TABLES.items():
-        groups = run.of(name) if table.in_readme or not readme else {}
+        groups = run.of(name) if table.on_site or not site else {}
         if groups:
             parts.append(f"{'#' * level} {table.title}\n\n{table.about}\n")
         for group, cases in groups.items():
             title = f"{'#' * (level + 1)} {group}\n\n" if group else ""
-            parts.append(f"{title}{markdown(cases, table, with_quartiles=not readme)}\n")
+            parts.append(f"{title}{markdown(cases, table, with_quartiles=not site)}\n")
     return "\n".join(parts)
 
 
@@ -226,6 +226,37 @@ def pictures(run: Run, folder: Path, link: str, dpi: int) -> str:
         figure.savefig(folder / f"{name}.png", dpi=dpi)
         parts.append(f"![{name}]({link}{name}.png)\n\n{caption}\n\n")
     return "".join(parts)
+
+
+# The rows of the README's table: what it says, and the case by its table, group and row.
+HIGHLIGHTS = [
+    ("Keras, `fit`", "training", "", "digits, 64-512-512-10, batch 128"),
+    ("Keras, `fit`", "training", "", "transformer encoder, 64 x 128, batch 16"),
+    *(
+        (f"{name}, a training step", table, group, "transformer encoder, 128 x 256, batch 16")
+        for name, table, group in [
+            ("PyTorch, eager", "torch training", "eager, 1 thread"),
+            ("PyTorch, compiled", "torch training", "compiled, 1 thread"),
+            ("JAX, jitted", "jax training", "threefry2x32"),
+        ]
+    ),
+    ("NumPy, elements", "arrays", "forward, rate 0.5", "2^20"),
+]
+
+
+def highlights(run: Run) -> str:
+    """The README's table: the highlights that the run has, each with its first peer and limit."""
+    rows = []
+    for title, table, group, label in HIGHLIGHTS:
+        for case in run.of(table).get(group, []):
+            if case.row == label:
+                peer, limit = next(iter(case.peers)), next(iter(case.limits))
+                faster = cell(case.ratio(peer, case.first), False)
+                over = cell(case.ratio(case.first, limit), False)
+                rows.append([f"{title}: {label}", peer, faster, f"{over} x {limit}"])
+    headings = ["", "instead of", "times as fast", "time over a limit"]
+    align = ("left", "left", "right", "left")
+    return tabulate(rows, headings, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
 def write(run: Run, folder: Path) -> Path:
@@ -248,18 +279,23 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 class NoMarksError(ValueError):
-    """A README without the two marks around the tables."""
+    """A page without the two marks around what was measured."""
 
 
-def put_into(readme: Path, run: Run) -> None:
-    """Write the tables and plots of a run between the two marks in a README.
-
-    Raises NoMarksError, and writes nothing, if the README lacks the marks.
-    """
-    before, begin, rest = readme.read_text().partition(BEGIN)
+def with_measured(page: Path, measured: str) -> str:
+    """The page's text with this between its two marks, or raise NoMarksError."""
+    before, begin, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise NoMarksError(f"{readme} must have the lines {BEGIN} and {END}")
+        raise NoMarksError(f"{page} must have the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{measured}{END}{after}"
+
+
+def publish(run: Run, checkout: Path) -> None:
+    """Write the run's tables and plots into the documentation, and its highlights into the README.
+
+    Raises NoMarksError, and writes nothing, if one of the pages lacks the marks.
+    """
     machine = run.machine
     what = (
         f"`{machine['command']}` on {run.date}, commit {run.commit}: {machine['processor']}, "
@@ -267,7 +303,10 @@ def put_into(readme: Path, run: Run) -> None:
         f"{machine['numpy']}, TensorFlow {machine['tensorflow']}, Keras {machine['keras']}, "
         f"PyTorch {machine['torch']}, JAX {machine['jax']}."
     )
-    plots = pictures(run, readme.parent / "docs/measured", link="docs/measured/", dpi=80)
-    readme.write_text(
-        f"{before}{BEGIN}\n{what}\n\n{plots}{tables(run, 3, readme=True)}{END}{after}"
-    )
+    readme, page = checkout / "README.md", checkout / "docs/benchmarks.md"
+    short = with_measured(readme, f"{what}\n\n{highlights(run)}\n")
+    with_measured(page, "")
+    plots = pictures(run, checkout / "docs/measured", link="measured/", dpi=80)
+    long = with_measured(page, f"{what}\n\n{plots}{tables(run, 2, site=True)}")
+    readme.write_text(short)
+    page.write_text(long)

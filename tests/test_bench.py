@@ -208,30 +208,49 @@ def test_the_page_shows_every_table_and_plot(tmp_path):
         assert word in page
 
 
-def test_only_the_tables_of_a_readme_are_replaced(tmp_path):
-    stored = store(tmp_path / "run.json", arrays())
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nof the last run\n{report.END}\nafter\n")
-    arguments = ["report", str(stored), "--readme", str(readme), "--output", str(tmp_path / "out")]
-    assert command.main(arguments) == 0
-    text = readme.read_text()
+def checkout(folder, readme=f"{report.BEGIN}\nof the last run\n{report.END}\n"):
+    """The two pages of a checkout into which a run is published."""
+    (folder / "docs").mkdir()
+    page = folder / "docs/benchmarks.md"
+    page.write_text(f"before\n{report.BEGIN}\nof the last run\n{report.END}\nafter\n")
+    (folder / "README.md").write_text(readme)
+    return folder / "README.md", page
+
+
+def test_only_the_tables_of_the_pages_are_replaced(tmp_path):
+    readme, page = checkout(tmp_path)
+    stored = store(tmp_path / "run.json", arrays(20), arrays(10))
+    arguments = ["report", str(stored), "--publish", str(tmp_path)]
+    assert command.main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    text = page.read_text()
     assert text.startswith(f"before\n{report.BEGIN}\n`make bench` on 2026-01-02, commit 0123456789")
     assert text.endswith(f"{report.END}\nafter\n")
-    assert "of the last run" not in text
+    assert "of the last run" not in text + readme.read_text()
     assert "faster than peer" in text
-    assert "](docs/measured/arrays.png)" in text
+    assert "](measured/arrays.png)" in text
     assert (tmp_path / "docs/measured/arrays.png").exists()
-    report.put_into(readme, runs.load(stored))
-    assert readme.read_text() == text
+    before = readme.read_text()
+    report.publish(runs.load(stored), tmp_path)
+    assert (readme.read_text(), page.read_text()) == (before, text)
 
 
-def test_a_readme_without_marks_is_not_changed(tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text("no marks")
+def test_the_readme_has_the_highlights_that_the_run_has(tmp_path):
+    readme, _ = checkout(tmp_path)
+    report.publish(runs.load(store(tmp_path / "run.json", arrays(20), arrays(10))), tmp_path)
+    rows = [line for line in readme.read_text().splitlines() if line.startswith("|")]
+    cells = [cell.strip() for cell in rows[-1].strip("|").split("|")]
+    assert cells == ["NumPy, elements: 2^20", "peer", "10.0", "2.00 x numpy.multiply"]
+    assert len(rows) == 3
+
+
+def test_a_checkout_with_a_page_without_marks_is_not_changed(tmp_path, capsys):
+    readme, page = checkout(tmp_path, readme="no marks")
+    before = page.read_text()
     stored = store(tmp_path / "run.json", arrays())
-    assert command.main(["report", str(stored), "--readme", str(readme)]) == 2
+    assert command.main(["report", str(stored), "--publish", str(tmp_path)]) == 2
     assert str(readme) in capsys.readouterr().err
-    assert readme.read_text() == "no marks"
+    assert (readme.read_text(), page.read_text()) == ("no marks", before)
+    assert not (tmp_path / "docs/measured").exists()
 
 
 def noisy(case):

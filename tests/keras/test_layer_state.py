@@ -246,7 +246,7 @@ def test_keras_files_save_layers_in_lists_and_dicts_but_checkpoints_do_not(tmp_p
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.states() == used.states()
     np.testing.assert_array_equal(loaded(x), used(x))
-    # It does not save Keras's weights there either: see the README.
+    # It does not save Keras's weights there either: see docs/limits.md.
     path = tf.train.Checkpoint(model=used).save(str(tmp_path / "checkpoint"))
     fresh = InListsAndDicts()
     fresh(x)
