@@ -334,7 +334,8 @@ cdef int noise(const fastdrop_dropout *dropout, double stddev, int additive, voi
         status = FASTDROP_BAD_STDDEV
     if status != FASTDROP_OK or work.size == 0:
         return status
-    noise_work.on.kind, noise_work.on.additive, noise_work.on.stddev = dropout.kind, additive, stddev
+    noise_work.on.kind, noise_work.on.additive = dropout.kind, additive
+    noise_work.on.stddev = stddev
     noise_work.on.size, noise_work.on.to, noise_work.on.from_ = work.size, y, x
     if work.noise_shape != work.shape:
         # Of more numbers, the bytes would not fit 63 bits.

@@ -305,9 +305,7 @@ static inline floats floats_sqrt(floats x) { return _mm256_sqrt_ps(x); }
 #include "normal.h"
 
 /* The sign bits, as an integer. */
-static inline unsigned doubles_signs(doubles x) {
-    return (unsigned)_mm256_movemask_pd((__m256d)x);
-}
+static inline unsigned doubles_signs(doubles x) { return (unsigned)_mm256_movemask_pd((__m256d)x); }
 static inline floats rounded_to_floats(doubles low, doubles high) {
     return _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low));
 }

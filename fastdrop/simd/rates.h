@@ -89,8 +89,8 @@ static inline void keep_by_f64(double *to, const double *from, uint32_t kept,
     for (int i = 0; i < RATED; i += DOUBLES) {
         doubles x = doubles_load(from + i), scale = doubles_load(scales + i);
         longs same = (longs)(scale == 1.0);
-        longs result = ((same & (longs)x) | (~same & (longs)(x * scale))) &
-                       kept_long_lanes(kept >> i);
+        longs result =
+            ((same & (longs)x) | (~same & (longs)(x * scale))) & kept_long_lanes(kept >> i);
         memcpy(to + i, &result, sizeof result);
     }
 }
@@ -106,8 +106,8 @@ static inline void keep_by_f64(double *to, const double *from, uint32_t kept,
             memcpy(&product, narrowed, sizeof product); \
             memcpy(&x, from + i, sizeof x); \
             shorts same = __builtin_convertvector(scale == 1.0f, shorts); \
-            shorts result = ((same & x) | (~same & product)) & \
-                            __builtin_convertvector(kept_lanes(kept >> i), shorts); \
+            shorts result = ((same & x) | (~same & product)) \
+                            & __builtin_convertvector(kept_lanes(kept >> i), shorts); \
             memcpy(to + i, &result, sizeof result); \
         } \
     }
