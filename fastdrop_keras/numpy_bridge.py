@@ -116,8 +116,9 @@ def _alpha_dropout_gradient(dy: np.ndarray, rate: float, **how: Any) -> tuple[np
 
 
 def _bernoulli(rates: np.ndarray, _: float, **how: Any) -> tuple[np.ndarray, Any]:
-    mask = fastdrop.draw_mask(rates.shape, rates, seed=how["seed"])
-    return np.asarray(mask).astype(rates.dtype), mask
+    # An array without dimensions would be one rate, which draws from another stream.
+    mask = fastdrop.draw_mask((rates.size,), rates.reshape(-1), seed=how["seed"])
+    return np.asarray(mask).astype(rates.dtype).reshape(rates.shape), mask
 
 
 _FUNCTIONS: dict[str, Callable[..., tuple[np.ndarray, Any]]] = {

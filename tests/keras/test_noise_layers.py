@@ -326,6 +326,15 @@ def test_bernoulli_keeps_what_the_array_function_keeps(way, dtype):
     assert_same_bits(slope.numpy(), np.zeros_like(rates))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+def test_bernoulli_of_a_scalar_is_that_of_one_element(way, dtype):
+    unused = tf.constant(0.0, tf.float64)
+    for step in range(8):
+        seed, rates = tf.constant([42, step], tf.int64), tf.constant([0.5], dtype)
+        draw = way(lambda rates, seed=seed: BACKEND.draw("bernoulli", rates, seed, unused))
+        assert float(draw(rates[0])) == float(draw(rates)[0])
+
+
 @pytest.mark.parametrize("rate", [-0.5, 1.5, math.nan])
 def test_bernoulli_refuses_other_rates(way, rate):
     rates = tf.constant([0.5, rate, 0.5])
