@@ -16,7 +16,7 @@ from fastdrop_keras.arguments import (
     wrong_type,
     wrong_value,
 )
-from fastdrop_keras.inputs import NoiseShape
+from fastdrop_keras.inputs import NoiseShape, wrong_input
 from fastdrop_keras.noise_layers import DrawLayer
 from fastdrop_keras.random_layer import SampledLayer, check_keras_3
 from fastdrop_keras.structured import RandomKernel
@@ -65,7 +65,8 @@ class Standout(DrawLayer, SampledLayer):
         The shape of the input.
 
     Raises:
-        TypeError: If `alpha`, `beta` or `seed` has the wrong type.
+        TypeError: If `alpha`, `beta` or `seed` has the wrong type, or if the inputs have another
+            dtype.
         ValueError: If `activation`, `alpha`, `beta` or `seed` is not a valid value.
         RuntimeError: On JAX, if the layer drops in a traced function without its state.
 
@@ -104,6 +105,9 @@ class Standout(DrawLayer, SampledLayer):
     def call(self, inputs: Any, training: Any = False) -> Any:
         """Drop units in training, and multiply them by their keep probabilities in inference."""
         check_keras_3(inputs)
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        if not keras.backend.is_float_dtype(dtype):
+            raise wrong_input(inputs, dtype)
         keep = ops.sigmoid(self.alpha * inputs + self.beta)
         # In inference the keep probabilities themselves.
         mask = self._draw(keep, training, None, of_samples=False)
@@ -527,7 +531,8 @@ class ConcreteDropout(LearnedDropout, keras.layers.Wrapper):
 
     def _divergence(self, logit: Any) -> Any:
         """Return the layer's loss."""
-        squares = ops.sum(ops.square(self.layer.kernel))
+        # The wrapped layer may have another dtype.
+        squares = ops.cast(ops.sum(ops.square(self.layer.kernel)), logit.dtype)
         rate = ops.sigmoid(logit)
         entropy = rate * ops.softplus(-logit) + (1 - rate) * ops.softplus(logit)
         return (

@@ -341,6 +341,19 @@ def test_the_loss_of_concrete_dropout_is_the_papers():
     )
 
 
+@pytest.mark.parametrize("dtypes", [("float64", "float32"), ("float32", "float16")])
+def test_the_layer_of_concrete_dropout_may_have_another_dtype(dtypes):
+    outer, inner = dtypes
+    layer = ConcreteDropout(keras.layers.Dense(4, dtype=inner), dtype=outer)
+    layer(tf.ones((2, 3), outer), training=True)
+    (loss,) = layer.losses
+    assert loss.dtype == outer
+    kernel = layer.layer.kernel.numpy().astype(np.float64)
+    entropy = -(0.1 * math.log(0.1) + 0.9 * math.log(0.9))
+    expected = 1e-6 * (kernel**2).sum() / 0.9 - 1e-5 * 3 * entropy
+    np.testing.assert_allclose(float(loss), expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_the_units_of_a_convolution_are_its_channels(data_format):
     conv = keras.layers.Conv2D(2, 3, data_format=data_format, kernel_initializer="zeros")
@@ -532,6 +545,12 @@ def test_bad_arguments(make, argument, value):
         shown = "kl_weight=1000"
     with pytest.raises((TypeError, ValueError), match=f"argument `{argument}`.*{shown}"):
         make(value)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_standout_refuses_integers(training):
+    with pytest.raises(TypeError, match="dtype float16, bfloat16, float32 or float64"):
+        Standout()(np.ones((2, 2), np.int32), training=training)
 
 
 def test_layers_that_do_not_fit_are_refused_when_they_are_built():
