@@ -18,11 +18,14 @@ from reference import assert_same_bits, blocks_kept, drop_block
 import fastdrop
 import fastdrop_keras
 from fastdrop_keras import (
+    AlphaDropout,
     ConcreteDropout,
     DropBlock2D,
     DropConnectConv2D,
     DropConnectDense,
     Dropout,
+    GaussianDropout,
+    GaussianNoise,
     SpatialDropout1D,
     SpatialDropout2D,
     SpatialDropout3D,
@@ -248,6 +251,62 @@ def test_drop_connect(convolution, policy):
         for y in (layer(x, training=True), layer(x))
     )
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+# Layers of noise.
+
+NOISE = [
+    (GaussianDropout, "gaussian_dropout"),
+    (GaussianNoise, "gaussian_noise"),
+    (AlphaDropout, "alpha_dropout"),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("layer_class", "kind"), NOISE)
+def test_noise(layer_class, kind, dtype):
+    """The array functions draw the same numbers; the gradient is that of the reference."""
+    layer = layer_class(0.3, seed=2**40 + 3, dtype=dtype)
+    stream = fastdrop.Stream(2**40 + 3)
+    for step in range(2):
+        x, slope = (numbers((5, 4099), DTYPES[dtype], seed=seed) for seed in (step, 7))
+        right, _ = getattr(fastdrop, kind)(x, 0.3, seed=stream)
+        gradient = reference.drawn_gradient(kind, slope, 0.3, 2**40 + 3, step)
+        x = keras.ops.convert_to_tensor(x).requires_grad_()
+        y = layer(x, training=True)
+        assert_same_bits(keras.ops.convert_to_numpy(y), right)
+        (dx,) = torch.autograd.grad(y, x, keras.ops.convert_to_tensor(slope))
+        assert_same_bits(keras.ops.convert_to_numpy(dx), gradient)
+    assert layer(x) is x
+    assert state_of(layer) == [2**40 + 3, 2]
+
+
+def test_noise_shape_of_alpha_dropout():
+    x = numbers((4, 5, 6))
+    y = AlphaDropout(0.5, (None, 1, None), seed=3)(torch.from_numpy(x), training=True)
+    assert_same_bits(y.numpy(), reference.drawn("alpha_dropout", x, 0.5, 3, 0, (4, 1, 6)))
+    with pytest.raises(ValueError, match=r"`noise_shape`.*\(3, 3\)"):
+        AlphaDropout(0.5, (3, 3))(torch.ones(2, 3), training=True)
+
+
+@pytest.mark.parametrize(
+    ("layer_class", "name", "value"),
+    [
+        (GaussianDropout, "rate", torch.tensor(1.0)),
+        (GaussianDropout, "rate", -0.5),
+        (GaussianNoise, "stddev", torch.tensor(-0.5)),
+        (GaussianNoise, "stddev", float("inf")),
+        (GaussianNoise, "stddev", "0.5"),
+        (AlphaDropout, "rate", torch.tensor(2.0)),
+        (AlphaDropout, "rate", True),
+    ],
+)
+def test_bad_parameters_of_noise(layer_class, name, value):
+    layer = layer_class(0.25)
+    for attempt in (lambda: layer_class(value), lambda: setattr(layer, name, value)):
+        with pytest.raises((ValueError, TypeError), match=f"`{name}`.*Received: {name}="):
+            attempt()
+    assert getattr(layer, name) == 0.25
 
 
 # Gradients.

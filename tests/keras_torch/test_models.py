@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
+from reference import assert_same_bits, drawn
 
 import fastdrop_keras
 from fastdrop_keras import (
+    AlphaDropout,
     ConcreteDropout,
     DropBlock2D,
     DropConnectConv2D,
     DropConnectDense,
     Dropout,
+    GaussianDropout,
+    GaussianNoise,
     SpatialDropout1D,
     StochasticDepth,
     VariationalDense,
@@ -415,6 +419,74 @@ def test_stochastic_depth_of_keras_is_converted_and_back():
     back = fastdrop_keras.to_keras(ours, verbose=False).layers[0]
     assert type(back) is type(theirs)
     assert back.drop_path_rate == 0.3
+
+
+# Layers of noise.
+
+each_noise = pytest.mark.parametrize(
+    ("layer_class", "kind", "name"),
+    [
+        (GaussianDropout, "gaussian_dropout", "rate"),
+        (GaussianNoise, "gaussian_noise", "stddev"),
+        (AlphaDropout, "alpha_dropout", "rate"),
+    ],
+)
+
+
+@each_noise
+def test_a_callback_between_steps_may_set_the_parameter_of_noise(layer_class, kind, name):
+    layer = layer_class(0.5, seed=3)
+    seen = []
+
+    class Recorder(keras.layers.Layer):
+        def call(self, x, training=False):
+            if training:
+                seen.append(layer(torch.ones(50), training=True).numpy())
+            return x
+
+    class Callback(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            setattr(layer, name, getattr(layer, name) / 2)
+
+    model = keras.Sequential([keras.Input((20,)), Recorder(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    fit(model, epochs=2, callbacks=[Callback()])
+    assert len(seen) == 6
+    for step, row in enumerate(seen):
+        assert_same_bits(row, drawn(kind, np.ones(50, np.float32), 0.5 / 2**step, 3, step))
+
+
+@each_noise
+def test_files_of_layers_of_noise(layer_class, kind, name, tmp_path):
+    layer = layer_class(0.5, seed=3)
+    model = small_model(layer)
+    fit(model)
+    setattr(layer, name, 0.25)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert type(again.layers[2]) is layer_class
+    assert again.layers[2].get_config() == layer.get_config()
+    assert getattr(again.layers[2], name) == 0.25
+    assert state_of(again.layers[2]) == state_of(layer) == [3, 3]
+    fit(model), fit(again)
+    assert_same(model, again)
+
+
+@each_noise
+def test_recomputations_of_noise(layer_class, kind, name):
+    layer, other = layer_class(0.3, seed=7), layer_class(0.3, seed=7)
+    x = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
+
+    def block(one):
+        return lambda x: one(one(x, training=True) ** 2, training=True)
+
+    for got, want in zip(
+        result_and_gradient(keras.remat(block(layer)), x),
+        result_and_gradient(block(other), x),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert state_of(layer) == state_of(other) == [7, 2]
 
 
 # Layers that learn how much to drop.
