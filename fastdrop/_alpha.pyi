@@ -10,7 +10,7 @@ from fastdrop._stream import Stream
 
 def alpha_dropout(
     x: ArrayLike,
-    rate: _Rate,
+    rate: _Rate | NDArray[Any],
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,
@@ -18,7 +18,7 @@ def alpha_dropout(
 ) -> tuple[NDArray[Any], Mask]: ...
 def alpha_dropout_(
     x: NDArray[Any],
-    rate: _Rate,
+    rate: _Rate | NDArray[Any],
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,

@@ -9,10 +9,11 @@ cimport numpy as np
 from fastdrop._apply cimport (
     EQUAL_RESIDUALS, Work, bias_bytes, set_up, set_up_add, set_up_bias, use_on_arrays,
 )
-from fastdrop._arguments cimport inplace_of, input_of, kind_of, output_of, own_view, rate_of
-from fastdrop._kernels.table cimport ADD, SCALE, stream_key
+from fastdrop._arguments cimport inplace_of, input_of, kind_of, output_of, own_view
+from fastdrop._kernels.table cimport ADD, KIND_F32, KIND_F64, SCALE, stream_key
 from fastdrop._mask cimport Mask, Request, request_of
 from fastdrop._memory cimport Buffer, new_buffer
+from fastdrop._rates cimport computed_in, factors_of, store_changed
 
 import numpy
 
@@ -27,10 +28,34 @@ cdef extern from "simd/float_state.h" nogil:
 cdef double ALPHA = 1.7580993408473766  # SELU's scale times its alpha; its least result is -ALPHA
 
 
+cdef drop_by_rates(Request request, Mask mask, np.ndarray to, np.ndarray from_):
+    """Drop by an array of rates, in simple passes."""
+    cdef np.ndarray total
+    cdef object wide = computed_in(from_)
+    cdef object dtype = (<object>from_).dtype
+    cdef float_state saved = float_state_enter()
+    try:
+        with numpy.errstate(all="ignore"):
+            rates = (<object>mask.rates).astype(numpy.float64)
+            scales = 1.0 / numpy.sqrt((ALPHA * ALPHA * rates + 1.0) * (1.0 - rates))
+            scales[rates == 1.0] = 0.0
+            mask.inverted, mask.scales = False, factors_of(scales, mask.noise_shape_, "scale")
+            shifts = (-ALPHA * scales * (1.0 - rates)).astype(dtype).astype(wide)
+            changed = rates != 0.0
+            total = numpy.array(from_, wide, order="C")
+            numpy.add(total, numpy.array(ALPHA, dtype).astype(wide), out=total)
+            request.drop_by_rates(mask, KIND_F64 if wide == numpy.float64 else KIND_F32, total,
+                                  total)
+            numpy.add(total, shifts, out=total)
+            store_changed(to, total, from_, changed)
+    finally:
+        float_state_leave(saved)
+
+
 cdef tuple alpha_dropped(object x, object rate, object seed, object noise_shape, object out,
                          bint in_place):
     """Check the arguments and drop; return the result and the mask."""
-    cdef Request request = request_of(rate_of(rate), seed, noise_shape, None, True)
+    cdef Request request = request_of(rate, seed, noise_shape, None, True)
     cdef np.ndarray from_ = inplace_of(x, "x") if in_place else own_view(input_of(x, "x"))
     cdef int kind = kind_of(from_, "x")
     cdef np.ndarray to = from_
@@ -44,6 +69,10 @@ cdef tuple alpha_dropped(object x, object rate, object seed, object noise_shape,
     cdef int use = SCALE
     if not in_place:
         to = numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x")
+    mask = request.new_mask((<object>from_).shape)
+    if mask.rates is not None:
+        drop_by_rates(request, mask, to, from_)
+        return to if out is None else out, mask
     if 0.0 < request.rate < 1.0:
         # At rate 0 the result is x bit for bit, at rate 1 zero: then it is a dropout.
         use = ADD
@@ -56,8 +85,8 @@ cdef tuple alpha_dropped(object x, object rate, object seed, object noise_shape,
             residual = numpy.full(EQUAL_RESIDUALS, shift, (<object>from_).dtype)
         finally:
             float_state_leave(saved)
+        mask.scale_ = request.scale
         copy = new_buffer(bias_bytes(kind, 1))
-    mask = request.new_mask((<object>from_).shape)
     set_up(&work, kind, use, to, from_, mask.own_noise_shape(), mask.scale_)
     if use == ADD:
         set_up_add(&work)
@@ -82,8 +111,9 @@ def alpha_dropout(x, rate, *, seed=None, noise_shape=None, out=None):
     x : array_like
         An array of any shape and strides, of dtype float16, float32, float64 or bfloat16
         (ml_dtypes).
-    rate : float
-        The probability of dropping an element, in [0, 1]; exact to 2**-48.
+    rate : float or numpy.ndarray
+        The probability of dropping an element, in [0, 1]; exact to 2**-48. An array of rates, one
+        for each element, decides as in `dropout`; it takes several simple passes over memory.
     seed, noise_shape
         As for `dropout`: the same seed drops the same elements, on every CPU and for every number
         of threads.

@@ -10,7 +10,7 @@ from fastdrop._stream import Stream
 
 def relu_dropout(
     x: ArrayLike,
-    rate: _Rate,
+    rate: _Rate | NDArray[Any],
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,
@@ -24,7 +24,7 @@ def bias_dropout_add(
     x: ArrayLike,
     bias: ArrayLike | None,
     residual: ArrayLike | None,
-    rate: _Rate,
+    rate: _Rate | NDArray[Any],
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,

@@ -9,7 +9,7 @@ from fastdrop._apply cimport (
     Work, bias_bytes, is_contiguous, set_up, set_up_add, set_up_bias, set_up_residual,
     use_on_arrays, use_relu_on,
 )
-from fastdrop._arguments cimport own_view, input_of, kind_of, output_of, rate_of, short_repr
+from fastdrop._arguments cimport own_view, input_of, kind_of, output_of, short_repr
 from fastdrop._bits cimport spread_bits
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport (
@@ -19,6 +19,7 @@ from fastdrop._kernels.table cimport (
 from fastdrop._mask cimport Mask, Request, mask_of, masked, request_of
 from fastdrop._memory cimport Buffer, new_buffer
 from fastdrop._plan cimport parts
+from fastdrop._rates cimport computed_in
 from fastdrop._threads cimport parallel_for
 
 import numpy
@@ -76,6 +77,35 @@ cdef use_relu(Request request, Mask mask, Work *work):
     mask.drawn = False
 
 
+cdef use_relu_by_rates(Request request, Mask mask, int kind, np.ndarray to, np.ndarray from_):
+    """Draw the mask by an array of rates and use it, in simple passes."""
+    cdef stream_key key
+    cdef np.ndarray positive
+    cdef Buffer expanded = mask.new_element_bits()
+    cdef const uint8_t *drawn
+    cdef const uint8_t *signs
+    cdef size_t i
+    cdef object one = (<object>from_).dtype.type(1)
+    cdef float_state saved = float_state_enter()
+    try:
+        with numpy.errstate(all="ignore"):
+            positive = numpy.packbits(numpy.ravel(~(from_ <= 0)), bitorder="little")
+            signs = <const uint8_t *>np.PyArray_DATA(positive)
+            request.take_key(mask, &key)
+            mask.draw_bits_to(0, mask.size_, mask.buffer.data)
+            drawn = mask.element_bits(mask.buffer.data, expanded)
+            if expanded is not None:
+                mask.buffer = expanded
+            mask.noise_shape_, mask.size_ = mask.shape_, np.PyArray_SIZE(from_)
+            for i in range(mask.packed_size()):
+                mask.buffer.data[i] = drawn[i] & signs[i]
+            numpy.multiply(from_, one, out=to)  # a NaN becomes quiet
+    finally:
+        float_state_leave(saved)
+    mask.apply_bits(kind, to, to, mask.buffer.data, None)
+    mask.drawn = False
+
+
 def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     """Compute ``dropout(maximum(x, 0), rate)`` in one pass over memory.
 
@@ -88,8 +118,9 @@ def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     x : array_like
         An array of any shape and strides, of dtype float16, float32, float64 or bfloat16
         (ml_dtypes).
-    rate : float
-        The probability of dropping an element, in [0, 1]; exact to 2**-48.
+    rate : float or numpy.ndarray
+        The probability of dropping an element, in [0, 1]; exact to 2**-48. An array of rates, one
+        for each element, decides as in `dropout`; it takes several simple passes over memory.
     seed, noise_shape, scale
         As for `dropout`: the same seed drops the same elements.
     out : numpy.ndarray, optional
@@ -130,13 +161,16 @@ def relu_dropout(x, rate, *, seed=None, noise_shape=None, scale=None, out=None):
     >>> fastdrop.relu_dropout_grad(np.ones(6), mask)
     array([2., 0., 0., 2., 0., 2.])
     """
-    cdef Request request = request_of(rate_of(rate), seed, noise_shape, scale, True)
+    cdef Request request = request_of(rate, seed, noise_shape, scale, True)
     cdef np.ndarray from_ = own_view(input_of(x, "x"))
     cdef int kind = kind_of(from_, "x")
     cdef Mask mask = request.new_mask((<object>from_).shape)
     cdef np.ndarray to = (
         numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x"))
     cdef Work work
+    if mask.rates is not None:
+        use_relu_by_rates(request, mask, kind, to, from_)
+        return to if out is None else out, mask
     set_up(&work, kind, RELU, to, from_, mask.own_noise_shape(), mask.scale_)
     use_relu(request, mask, &work)
     return to if out is None else out, mask
@@ -197,6 +231,27 @@ cdef check_operand(np.ndarray array, np.ndarray x, tuple shape, str name, str wh
                          f"{which}, {shape}, got {short_repr(array)}")
 
 
+cdef add_by_rates(Request request, Mask mask, np.ndarray to, np.ndarray from_, np.ndarray bias,
+                  np.ndarray residual):
+    """Compute ``residual + dropout(x + bias)`` by an array of rates, in simple passes."""
+    cdef np.ndarray total
+    cdef object wide = computed_in(from_)
+    cdef float_state saved = float_state_enter()
+    try:
+        with numpy.errstate(all="ignore"):
+            total = numpy.array(from_, wide, order="C")
+            if bias is not None:
+                numpy.add(total, (<object>bias).astype(wide), out=total)
+            added = 0 if residual is None else (<object>residual).astype(wide, copy=False)
+            request.drop_by_rates(mask, KIND_F64 if wide == numpy.float64 else KIND_F32, total,
+                                  total)
+            if residual is not None:
+                numpy.add(added, total, out=total)
+            numpy.copyto(to, total, casting="unsafe")
+    finally:
+        float_state_leave(saved)
+
+
 def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, scale=None, out=None,
                      store_mask=True):
     """Compute ``residual + dropout(x + bias, rate)`` in one pass over memory, as in transformers.
@@ -215,8 +270,9 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
         An array of x's dtype and the shape ``x.shape[-1:]``.
     residual : array_like or None
         An array of x's dtype and shape.
-    rate : float
-        The probability of dropping an element, in [0, 1]; exact to 2**-48.
+    rate : float or numpy.ndarray
+        The probability of dropping an element, in [0, 1]; exact to 2**-48. An array of rates, one
+        for each element, decides as in `dropout`; it takes several simple passes over memory.
     seed, noise_shape, scale, store_mask
         As for `dropout`: the same seed drops the same elements. The noise shape ``(None, 1, 1)``
         gives the stochastic depth of residual networks [1]_.
@@ -264,7 +320,7 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
     >>> dbias
     array([4., 2., 2.])
     """
-    cdef Request request = request_of(rate_of(rate), seed, noise_shape, scale, store_mask)
+    cdef Request request = request_of(rate, seed, noise_shape, scale, store_mask)
     # Conversions may run a user's code. They all come before own_view.
     cdef np.ndarray from_ = input_of(x, "x")
     cdef np.ndarray checked_bias = None if bias is None else input_of(bias, "bias")
@@ -292,6 +348,9 @@ def bias_dropout_add(x, bias, residual, rate, *, seed=None, noise_shape=None, sc
         to = output_of(out, from_, "x")
         if checked_residual is not None:
             output_of(to, checked_residual, "residual")
+    if mask.rates is not None:
+        add_by_rates(request, mask, to, from_, checked_bias, checked_residual)
+        return to if out is None else out, mask
     set_up(&work, kind, ADD, to, from_, mask.own_noise_shape(), mask.scale_)
     set_up_add(&work)
     if checked_bias is not None and work.size:
@@ -474,6 +533,21 @@ cdef void round_sums(int kind, const double *totals, void *to, uint64_t columns)
     float_state_leave(saved)
 
 
+cdef sum_by_scales(Mask mask, np.ndarray to, np.ndarray from_, np.ndarray totals):
+    """Compute dx where elements have their own scales, and its sums, in simple passes."""
+    cdef object wide = computed_in(from_)
+    cdef np.ndarray products
+    cdef float_state saved = float_state_enter()
+    try:
+        with numpy.errstate(all="ignore"):
+            products = numpy.array(from_, wide, order="C")
+            mask.apply_to(KIND_F64 if wide == numpy.float64 else KIND_F32, products, products)
+            numpy.sum(products.reshape(-1, np.PyArray_SIZE(totals)), 0, numpy.float64, totals)
+            numpy.copyto(to, products, casting="unsafe")
+    finally:
+        float_state_leave(saved)
+
+
 def bias_dropout_add_grad(dy, mask, *, out=None):
     """Compute the gradients of `bias_dropout_add` with respect to x, bias and residual.
 
@@ -481,7 +555,8 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
     all axes but the last, taken before dx is rounded to half precision. dresidual is dy. Up to 128
     products are added in float32 (in float64 for float64), and these partial sums in float64. The
     order is the same on every instruction set and for every number of threads. It takes one pass
-    over memory, or two if an array is not C-contiguous.
+    over memory, or two if an array is not C-contiguous. If elements have scales of their own, it
+    takes several simple passes, and all products are added in float64.
 
     Parameters
     ----------
@@ -550,7 +625,9 @@ def bias_dropout_add_grad(dy, mask, *, out=None):
     except ValueError:  # NumPy's error for a size that does not fit
         raise MemoryError(f"unable to allocate sums of {columns} columns") from None
     dbias = numpy.empty(columns, (<object>array).dtype)
-    if np.PyArray_SIZE(array):
+    if checked.scales_differ() and np.PyArray_SIZE(array):
+        sum_by_scales(checked, to, array, totals)
+    elif np.PyArray_SIZE(array):
         stored = bits = checked.stored_bits()
         if checked.noise_shape_ is not checked.shape_:
             bits = new_buffer((np.PyArray_SIZE(array) + 7) // 8)

@@ -21,7 +21,7 @@ from fastdrop._kernels.table cimport BLOCK, SCALE, stream_key
 from fastdrop._memory cimport Buffer, array_over, new_buffer
 from fastdrop._plan cimport MAX_DIMS
 from fastdrop._rates cimport (
-    check_fit, draw_by_rates, inverted_scales, rates_of, scale_by, scales_of,
+    check_fit, draw_by_rates, factors_of, inverted_scales, rates_of, scale_by,
 )
 from fastdrop._stream cimport (
     Stream, is_other_stream, other_stream, seed_number, stream_of, take_step,
@@ -689,7 +689,7 @@ cdef class Request:
         cdef Buffer expanded = None
         cdef bint at_once = mask.draws_at_once()
         if not at_once:
-            expanded = mask.new_element_bits() if mask.inverted else None
+            expanded = mask.new_element_bits() if mask.scales_differ() else None
             bits = new_buffer(mask.packed_size()) if bits is None else bits
         self.take_key(mask, &key)
         if at_once:
@@ -801,7 +801,7 @@ def restored_mask(state):
         mask.scale_ = 1.0
     elif mask.rates is not None and isinstance(state["scale"], np.ndarray):
         mask.scale_ = 1.0
-        mask.scales = scales_of(state["scale"], mask.noise_shape_)
+        mask.scales = factors_of(state["scale"], mask.noise_shape_, "scale")
     elif state["scale"] is None:
         raise TypeError("`scale` must be a finite number, got None")
     else:

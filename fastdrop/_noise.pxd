@@ -5,7 +5,7 @@ from numpy cimport ndarray, npy_intp
 
 from fastdrop._kernels.table cimport noise_operands, stream_key
 from fastdrop._memory cimport Buffer
-from fastdrop._stream cimport fastdrop_seed
+from fastdrop._stream cimport Stream, fastdrop_seed
 from fastdrop._walk cimport Walk
 
 cdef struct NoiseWork:
@@ -24,9 +24,12 @@ cdef class Noise:
     cdef tuple shape_
     cdef tuple noise_shape_
     cdef double stddev_
+    cdef ndarray stddevs            # a standard deviation for each element; or None
     cdef bint additive_
     cdef fastdrop_seed position
     cdef Buffer new_numbers(self)
     cdef void apply_with(self, int kind, ndarray to, ndarray from_, Buffer buffer) noexcept
+    cdef apply_to(self, int kind, ndarray to, ndarray from_, Stream stream)
+    cdef apply_by_stddevs(self, ndarray to, ndarray from_, Stream stream)
     cdef check(self, ndarray x)
     cdef dict state(self)

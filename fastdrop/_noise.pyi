@@ -20,7 +20,7 @@ class Noise:
     @property
     def noise_shape(self) -> tuple[int, ...]: ...
     @property
-    def stddev(self) -> float: ...
+    def stddev(self) -> float | NDArray[np.float64]: ...
     @property
     def additive(self) -> bool: ...
     @property
@@ -37,7 +37,7 @@ class Noise:
 
 def gaussian_dropout(
     x: ArrayLike,
-    rate: _Rate,
+    rate: _Rate | NDArray[Any],
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,
@@ -45,7 +45,7 @@ def gaussian_dropout(
 ) -> tuple[NDArray[Any], Noise]: ...
 def gaussian_dropout_(
     x: NDArray[Any],
-    rate: _Rate,
+    rate: _Rate | NDArray[Any],
     *,
     seed: SupportsIndex | np.random.SeedSequence | Stream | None = None,
     noise_shape: Sequence[SupportsIndex | None] | None = None,

@@ -18,8 +18,9 @@ from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport (
     BLOCK, KIND_F32, NOISE_DOMAIN, kind_size, noise_operands, stream_key,
 )
-from fastdrop._memory cimport Buffer, new_buffer
+from fastdrop._memory cimport Buffer, array_over, new_buffer
 from fastdrop._plan cimport MAX_DIMS, parts
+from fastdrop._rates cimport computed_in, factors_of, rates_of, store_changed
 from fastdrop._stream cimport (
     Stream, fastdrop_seed, is_other_stream, other_stream, seed_number, stream_of, take_step,
 )
@@ -33,6 +34,12 @@ import numpy
 from fastdrop._config import STREAM_VERSION
 
 np.import_array()
+
+cdef extern from "simd/float_state.h" nogil:
+    ctypedef struct float_state:
+        pass
+    float_state float_state_enter()
+    void float_state_leave(float_state saved)
 
 cdef enum:
     MOST = 2 * BLOCK                # elements that are gathered at once
@@ -123,7 +130,7 @@ cdef class Noise:
         The shape of the arrays that the noise applies to.
     noise_shape : tuple of int
         The shape of the numbers: `shape`, with 1 for each dimension that shares its numbers.
-    stddev : float
+    stddev : float or numpy.ndarray
         The standard deviation.
     additive : bool
         Whether the noise is added to elements, with mean 0; else elements are multiplied by it, and
@@ -162,8 +169,11 @@ cdef class Noise:
 
     @property
     def stddev(self):
-        """The standard deviation, a float."""
-        return self.stddev_
+        """The standard deviation, a float.
+
+        If rates were given as an array: a read-only float64 array of its shape.
+        """
+        return self.stddev_ if self.stddevs is None else self.stddevs
 
     @property
     def additive(self):
@@ -204,6 +214,44 @@ cdef class Noise:
         else:
             with nogil:
                 draw_and_apply(&work, &self.position)
+
+    cdef apply_to(self, int kind, np.ndarray to, np.ndarray from_, Stream stream):
+        """Take the step of a stream, if there is one, and apply the noise to an array."""
+        cdef Buffer numbers
+        if self.stddevs is not None:
+            self.apply_by_stddevs(to, from_, stream)
+            return
+        numbers = self.new_numbers()
+        # The last action that can fail.
+        take_step(stream, &self.position)
+        self.apply_with(kind, to, from_, numbers)
+
+    cdef apply_by_stddevs(self, np.ndarray to, np.ndarray from_, Stream stream):
+        """Multiply by noise with a standard deviation for each element, in simple passes."""
+        cdef uint64_t size = size_of(self.noise_shape_)
+        cdef Buffer numbers = new_buffer(size * sizeof(float))
+        cdef np.npy_intp noise_size = size
+        cdef np.ndarray drawn = array_over(numbers, numpy.dtype(numpy.float32), 1, &noise_size, True)
+        cdef np.ndarray result
+        cdef stream_key key
+        cdef object wide = computed_in(from_)
+        cdef float_state saved = float_state_enter()
+        try:
+            with numpy.errstate(all="ignore"):
+                stddevs = (<object>self.stddevs).astype(wide)
+                changed = self.stddevs != 0
+                factors = numpy.empty(self.noise_shape_, wide)
+                result = numpy.array(from_, wide, order="C")
+                # The last action that can fail.
+                take_step(stream, &self.position)
+                derive_other_key(&key, &self.position, NOISE_DOMAIN)
+                draw_numbers(&key, <float *>numbers.data, size)
+                numpy.multiply(drawn.reshape(self.noise_shape_), stddevs, out=factors)
+                numpy.add(factors, 1, out=factors)
+                numpy.multiply(result, factors, out=result)
+                store_changed(to, result, from_, changed)
+        finally:
+            float_state_leave(saved)
 
     cdef check(self, np.ndarray x):
         if self.shape_ != (<object>x).shape:
@@ -255,7 +303,7 @@ cdef class Noise:
         cdef np.ndarray to
         self.check(from_)
         to = numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x")
-        self.apply_with(kind, to, from_, self.new_numbers())
+        self.apply_to(kind, to, from_, None)
         return to if out is None else out
 
     def apply_(self, x):
@@ -296,7 +344,7 @@ cdef class Noise:
         cdef np.ndarray array = inplace_of(x, "x")
         cdef int kind = kind_of(array, "x")
         self.check(array)
-        self.apply_with(kind, array, array, self.new_numbers())
+        self.apply_to(kind, array, array, None)
         return x
 
     def draw(self):
@@ -326,13 +374,14 @@ cdef class Noise:
             array = numpy.full(self.shape_, -0.0 if self.additive_ else 1.0, numpy.float32)
         except ValueError:  # NumPy's error for a size that does not fit
             raise MemoryError(f"unable to allocate an array of shape {self.shape_}") from None
-        self.apply_with(KIND_F32, array, array, self.new_numbers())
+        self.apply_to(KIND_F32, array, array, None)
         return array
 
     def __eq__(self, other):
         if not isinstance(other, Noise):
             return NotImplemented
-        return self.state() == (<Noise>other).state()
+        a, b = self.state(), (<Noise>other).state()
+        return numpy.array_equal(a.pop("stddev"), b.pop("stddev")) and a == b
 
     __hash__ = None
 
@@ -343,7 +392,7 @@ cdef class Noise:
         return self
 
     cdef dict state(self):
-        return {"shape": self.shape_, "noise_shape": self.noise_shape_, "stddev": self.stddev_,
+        return {"shape": self.shape_, "noise_shape": self.noise_shape_, "stddev": self.stddev,
                 "additive": self.additive_, "seed": self.seed, "step": self.step,
                 "stream": STREAM_VERSION}
 
@@ -355,7 +404,9 @@ cdef class Noise:
     def __repr__(self):
         noise = "" if self.noise_shape_ == self.shape_ else f", noise_shape={self.noise_shape_}"
         kind = "plus N(0" if self.additive_ else "times N(1"
-        return (f"<fastdrop.Noise shape={self.shape_}{noise}, {kind}, {self.stddev_**2:g}), "
+        variance = f"{self.stddev_**2:g}" if self.stddevs is None else (
+            f"variances of shape {(<object>self.stddevs).shape}")
+        return (f"<fastdrop.Noise shape={self.shape_}{noise}, {kind}, {variance}), "
                 f"seed={self.seed}, step={self.step}>")
 
 
@@ -370,8 +421,14 @@ def restored_noise(state):
         raise other_stream(state)
     noise.shape_ = shape_of(state["shape"])
     noise.noise_shape_ = noise_shape_of(noise_entries_of(state["noise_shape"]), noise.shape_)
-    noise.stddev_ = stddev_of(state["stddev"])
     noise.additive_ = flag_of(state["additive"], "additive")
+    if isinstance(state["stddev"], np.ndarray) and np.PyArray_NDIM(state["stddev"]):
+        noise.stddevs = factors_of(state["stddev"], noise.noise_shape_, "stddev")
+        if noise.additive_ or (<object>noise.stddevs < 0).any():
+            raise ValueError("`stddev` must hold numbers of at least 0, of noise that multiplies, "
+                             f"got {short_repr(noise.stddevs)}")
+    else:
+        noise.stddev_ = stddev_of(state["stddev"])
     stream = Stream(0)
     stream.state = {"seed": state["seed"], "step": state["step"]}
     if stream.step == 2**64:
@@ -382,8 +439,32 @@ def restored_noise(state):
 
 # ---- Drawing ----
 
-cdef tuple noised(object x, double stddev, bint additive, object seed, object noise_shape,
-                  object out, bint in_place):
+cdef np.ndarray stddevs_of_rates(np.ndarray rates):
+    """The standard deviation of Gaussian dropout's factors for each rate, below 1."""
+    cdef float_state saved = float_state_enter()
+    try:
+        values = (<object>rates).astype(numpy.float64)
+        wrong = numpy.argwhere(values == 1.0)
+        if len(wrong):
+            raise ValueError("`rate` must be below 1 for Gaussian dropout, whose variance "
+                             "rate / (1 - rate) is infinite at 1, got 1.0 at index "
+                             f"{tuple(wrong[0].tolist())}")
+        return numpy.sqrt(values / (1.0 - values))
+    finally:
+        float_state_leave(saved)
+
+
+cdef tuple dropped(object x, object rate, object seed, object noise_shape, object out,
+                   bint in_place):
+    """Gaussian dropout by one rate or an array of them."""
+    cdef np.ndarray rates = rates_of(rate)
+    if rates is None:
+        return noised(x, stddev_of_rate(rate), None, False, seed, noise_shape, out, in_place)
+    return noised(x, 0.0, stddevs_of_rates(rates), False, seed, noise_shape, out, in_place)
+
+
+cdef tuple noised(object x, double stddev, np.ndarray stddevs, bint additive, object seed,
+                  object noise_shape, object out, bint in_place):
     """Check the arguments that are left, draw noise and apply it; return the result and the noise.
 
     The checks may run a user's code, so nothing of an array is read before them.
@@ -394,16 +475,14 @@ cdef tuple noised(object x, double stddev, bint additive, object seed, object no
     cdef np.ndarray from_ = inplace_of(x, "x") if in_place else own_view(input_of(x, "x"))
     cdef int kind = kind_of(from_, "x")
     cdef np.ndarray to = from_
-    cdef Buffer numbers
     if not in_place:
         to = numpy.empty_like(from_, subok=False) if out is None else output_of(out, from_, "x")
     noise.shape_ = (<object>from_).shape
     noise.noise_shape_ = noise_shape_of(entries, noise.shape_)
     noise.stddev_, noise.additive_ = stddev, additive
-    numbers = noise.new_numbers()
-    # The last action that can fail.
-    take_step(stream, &noise.position)
-    noise.apply_with(kind, to, from_, numbers)
+    if stddevs is not None:
+        noise.stddevs = factors_of(stddevs, noise.noise_shape_, "rate")
+    noise.apply_to(kind, to, from_, stream)
     return to if out is None else out, noise
 
 
@@ -423,8 +502,10 @@ def gaussian_dropout(x, rate, *, seed=None, noise_shape=None, out=None):
     x : array_like
         An array of any shape and strides, of dtype float16, float32, float64 or bfloat16
         (ml_dtypes).
-    rate : float
-        The rate of the dropout that the variance is that of, in [0, 1).
+    rate : float or numpy.ndarray
+        The rate of the dropout that the variance is that of, in [0, 1). An array of rates, which
+        NumPy broadcasts to the noise's shape, gives each element a variance of its own, of the same
+        numbers; it takes several simple passes over memory.
     seed, noise_shape
         As for `dropout`: elements that would share a decision share a number.
     out : numpy.ndarray, optional
@@ -472,7 +553,7 @@ def gaussian_dropout(x, rate, *, seed=None, noise_shape=None, out=None):
     >>> noise.apply(np.full(4, 10, np.float32))
     array([17.704323  ,  7.134294  ,  7.6329308 ,  0.41894436], dtype=float32)
     """
-    return noised(x, stddev_of_rate(rate), False, seed, noise_shape, out, False)
+    return dropped(x, rate, seed, noise_shape, out, False)
 
 
 def gaussian_dropout_(x, rate, *, seed=None, noise_shape=None):
@@ -516,7 +597,7 @@ def gaussian_dropout_(x, rate, *, seed=None, noise_shape=None):
     >>> x
     array([1.7704322 , 0.7134294 , 0.7632931 , 0.04189444], dtype=float32)
     """
-    return noised(x, stddev_of_rate(rate), False, seed, noise_shape, None, True)[1]
+    return dropped(x, rate, seed, noise_shape, None, True)[1]
 
 
 def gaussian_noise(x, stddev, *, seed=None, noise_shape=None, out=None):
@@ -565,7 +646,7 @@ def gaussian_noise(x, stddev, *, seed=None, noise_shape=None, out=None):
     >>> y
     array([ 0.7704323 , -0.2865706 , -0.23670691, -0.95810556], dtype=float32)
     """
-    return noised(x, stddev_of(stddev), True, seed, noise_shape, out, False)
+    return noised(x, stddev_of(stddev), None, True, seed, noise_shape, out, False)
 
 
 def gaussian_noise_(x, stddev, *, seed=None, noise_shape=None):
@@ -608,4 +689,4 @@ def gaussian_noise_(x, stddev, *, seed=None, noise_shape=None):
     >>> x
     array([ 0.7704323 , -0.2865706 , -0.23670691, -0.95810556], dtype=float32)
     """
-    return noised(x, stddev_of(stddev), True, seed, noise_shape, None, True)[1]
+    return noised(x, stddev_of(stddev), None, True, seed, noise_shape, None, True)[1]

@@ -22,7 +22,9 @@ cdef void run_rates(RateWork *work) noexcept nogil
 
 cdef ndarray rates_of(object rate)
 cdef object inverted_scales(ndarray rates)
-cdef ndarray scales_of(object scales, tuple shape)
+cdef ndarray factors_of(object factors, tuple shape, str name)
+cdef object computed_in(ndarray x)
+cdef store_changed(ndarray to, ndarray result, ndarray from_, ndarray changed)
 cdef check_fit(ndarray array, tuple shape, str name)
 cdef void draw_by_rates(const fastdrop_seed *position, ndarray rates, tuple noise_shape,
                         uint64_t offset, uint64_t first, uint64_t size,

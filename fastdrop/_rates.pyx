@@ -323,14 +323,29 @@ cdef object inverted_scales(np.ndarray rates):
     return scales
 
 
-cdef np.ndarray scales_of(object scales, tuple shape):
-    """A copy of an array of finite scales, which can be broadcast to a shape."""
-    cdef np.ndarray array = base_view(scales)
+cdef np.ndarray factors_of(object factors, tuple shape, str name):
+    """A copy of an array of finite factors, which can be broadcast to a shape."""
+    cdef np.ndarray array = base_view(factors)
     if (<object>array).dtype != numpy.float64 or not numpy.isfinite(array).all():
-        raise ValueError("`scale` must be a number or a float64 array of finite numbers, got "
+        raise ValueError(f"`{name}` must be a number or a float64 array of finite numbers, got "
                          f"{short_repr(array)}")
-    check_fit(array, shape, "scale")
+    check_fit(array, shape, name)
     return read_only_copy(array, numpy.dtype(numpy.float64))
+
+
+cdef object computed_in(np.ndarray x):
+    """The dtype that results for x are computed in before they are rounded to its dtype."""
+    return numpy.dtype(numpy.float64 if is_double(x) else numpy.float32)
+
+
+cdef store_changed(np.ndarray to, np.ndarray result, np.ndarray from_, np.ndarray changed):
+    """Round a result to an array; copy elements that do not change bit for bit.
+
+    It allocates nothing, and inverts `changed`.
+    """
+    numpy.copyto(to, result, casting="unsafe", where=changed)
+    numpy.logical_not(changed, out=changed)
+    numpy.copyto(to, from_, where=changed)
 
 
 cdef void draw_by_rates(const fastdrop_seed *position, np.ndarray rates, tuple noise_shape,
