@@ -70,6 +70,13 @@ TABLES = {
         "float32 in place, one thread, rate 0.2, the draw included. The first peer only draws as "
         "many normal numbers, by NumPy's fastest generator; the second applies them too.",
     ),
+    "rates": Table(
+        "An array of rates",
+        "ns an element",
+        1e9,
+        "float32, one thread, a rate for each element. NumPy's operations: x * (rng.random(n, "
+        "dtype=f4) >= r) / (1 - r) with its fastest generator, into a new array.",
+    ),
     "threads": Table(
         "Threads", "ns an element", 1e9, "float32 in place, rate 0.2, on all CPUs and on one."
     ),

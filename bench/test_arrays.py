@@ -292,6 +292,33 @@ def test_noise(measure, isa, exponent):
         )
 
 
+@pytest.mark.exponents((10, 16, 20, 24), quick=(20,))
+@pytest.mark.parametrize("isa", fastdrop.available_isas())
+def test_rates(measure, isa, exponent):
+    """An array of rates, one for each element, compared with NumPy's operations."""
+    size = 2**exponent
+    generator = np.random.Generator(np.random.SFC64(42))
+    x, y, stream = zeros(size), zeros(size), fastdrop.Stream(42)
+    rates = generator.random(size, np.float32)
+
+    def drop_in_numpy():
+        return x * (generator.random(size, np.float32) >= rates) / (1 - rates)
+
+    with fastdrop._isa.using(isa):
+        equal = np.full(CHECKED, RATE, np.float32)
+        dropped, _ = fastdrop.dropout(np.ones(CHECKED, np.float32), equal, seed=42)
+        check_dropout(dropped, RATE, "dropout with an array of rates")
+        measure(
+            "rates",
+            f"2^{exponent}",
+            group=isa,
+            ours={"fastdrop": lambda: fastdrop.dropout(x, rates, seed=stream, out=y)},
+            peers={"NumPy's operations": drop_in_numpy},
+            limits={"numpy.multiply": multiply(zeros(size))},
+            each=size,
+        )
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.exponents(range(12, 27, 2), quick=(16, 20))
 def test_threads(measure, exponent, direction):

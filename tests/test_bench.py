@@ -315,7 +315,8 @@ def test_a_quick_run_from_end_to_end(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     run = runs.load(tmp_path / "run.json")
-    tables = {"arrays", "kernels", "fused", "noise", "threads", "layers", "one layer", "training"}
+    tables = {"arrays", "kernels", "fused", "noise", "rates", "threads", "layers", "one layer"}
+    tables |= {"training"}
     if importlib.util.find_spec("torch"):
         tables |= {"torch layers", "torch training"}
     if importlib.util.find_spec("flax"):
