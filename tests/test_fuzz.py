@@ -158,6 +158,14 @@ class Scene:
     def rate(self):
         return self.choose("rate", st.sampled_from(RATES) | st.floats(0, 1), WRONG_RATES)
 
+    def rates_instead(self, arguments, shape):
+        """Sometimes replace the rate by an array of rates, one for each decision."""
+        if not shape or self.wrong or self.data.draw(st.booleans(), "one rate"):
+            return
+        dtype = self.data.draw(st.sampled_from(DTYPES), "dtype of the rates")
+        noise = reference.resolve_noise_shape(shape, arguments["noise_shape"])
+        arguments["rate"] = self.place(np.random.default_rng(4).random(noise).astype(dtype))
+
     def placing(self, shape):
         """The arguments of all functions that draw, whatever they draw."""
         return {
@@ -194,11 +202,15 @@ class Scene:
 
     def kept(self, shape, arguments):
         """The reference's kept elements and scale; checks that the stream has taken one step."""
-        rate = float(arguments["rate"])
+        rate, scale = arguments["rate"], arguments.get("scale")
         noise = reference.resolve_noise_shape(shape, arguments["noise_shape"])
-        kept = reference.keep_mask(self.seed, self.step, rate, math.prod(noise)).reshape(noise)
-        scale = arguments.get("scale")
-        scale = reference.default_scale(rate) if scale is None else float(scale)
+        if np.ndim(rate):
+            kept = reference.keep_by_rates(self.seed, self.step, rate, noise)
+            inverted = reference.scales_of_rates(rate)
+        else:
+            kept = reference.keep_mask(self.seed, self.step, float(rate), math.prod(noise))
+            kept, inverted = kept.reshape(noise), reference.default_scale(float(rate))
+        scale = inverted if scale is None else float(scale)
         self.assert_one_step()
         return np.broadcast_to(kept, shape), scale
 
@@ -240,6 +252,11 @@ class Scene:
                 placed.assert_untouched()
 
 
+def dropped(x, kept, scale):
+    operation = reference.dropout_by_scales if np.ndim(scale) else reference.dropout
+    return operation(x, kept, scale)
+
+
 def check_mask(mask, kept):
     np.testing.assert_array_equal(mask.unpack(), kept)
     assert pickle.loads(pickle.dumps(mask)) == mask
@@ -251,11 +268,12 @@ def fuzz_dropout(scene):
     content = x.copy()
     out = scene.out(x)
     arguments = scene.drawing(shape)
+    scene.rates_instead(arguments, shape)
     result = scene.call(fastdrop.dropout, x, out=out, **arguments)
     if result is not None:
         y, mask = result
         kept, scale = scene.kept(shape, arguments)
-        assert_same_bits(y, reference.dropout(content, kept, scale))
+        assert_same_bits(y, dropped(content, kept, scale))
         assert out is None or y is out
         check_mask(mask, kept)
         assert (mask.bits is not None) == bool(arguments["store_mask"])
@@ -268,10 +286,11 @@ def fuzz_dropout_(scene):
     content = x.copy()
     x = scene.changeable("x", x)
     arguments = scene.drawing(shape)
+    scene.rates_instead(arguments, shape)
     mask = scene.call(fastdrop.dropout_, x, **arguments)
     if mask is not None:
         kept, scale = scene.kept(shape, arguments)
-        assert_same_bits(x, reference.dropout(content, kept, scale))
+        assert_same_bits(x, dropped(content, kept, scale))
         check_mask(mask, kept)
         scene.assert_only_changed(x)
 
