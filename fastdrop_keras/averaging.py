@@ -184,9 +184,8 @@ class _ThinnedNetwork:
                 f"`exact_average` expects a dropout layer of at most {_MOST_UNITS} units for each "
                 f"input. The layer {self._layer.name!r} has {units}, so 2**{units} masks"
             )
-        if self._rate in (0, 1):
-            return np.array([0 if self._rate else 2**units - 1])
-        return np.arange(2**units)
+        masks = np.arange(2**units)
+        return masks[self.weights(self.kept(masks)) > 0]
 
     def kept(self, masks: np.ndarray) -> Any:
         """Return which units the masks keep, as booleans, with one row for each mask."""

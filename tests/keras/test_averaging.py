@@ -297,3 +297,14 @@ def test_a_model_without_our_layers():
     model = keras.Sequential([keras.Input((4,)), layers.Dropout(0.5)], name="theirs")
     with pytest.raises(ValueError, match=r"`exact_average`.*'theirs' has none.*convert"):
         exact_average(model, X)
+
+
+def test_a_mask_whose_weight_is_no_number_above_zero_is_left_out():
+    """Its probability of 0 would count in the geometric mean, as 0 times minus infinity."""
+    weights = np.array([[9000.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    model = keras.Sequential(
+        [keras.Input((3,)), Dropout(1e-200), keras.layers.Dense(2, activation="softmax")]
+    )
+    model.layers[-1].set_weights([weights, np.zeros(2)])
+    mean, _ = exact_average(model, np.ones((1, 3)), geometric=True)
+    np.testing.assert_array_equal(mean, [[1.0, 0.0]])
