@@ -3,7 +3,7 @@
 Threads share the blocks of 4096 elements, in C order. Rates that several elements share, half
 precision and strided elements are copied for the kernel, a block at a time.
 """
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.string cimport memmove, memset
 
 cimport numpy as np
@@ -12,8 +12,8 @@ from fastdrop._arguments cimport base_view, kind_of, short_repr
 from fastdrop._draw cimport derive_other_key
 from fastdrop._isa cimport kernels
 from fastdrop._kernels.table cimport (
-    BLOCK, KIND_BF16, KIND_F16, KIND_F32, KIND_F64, KIND_W16, KIND_W32, KIND_W64, RATES_DOMAIN,
-    SCALE, kind_size, operands, rate_operands, stream_key,
+    BLOCK, KIND_F16, KIND_F32, KIND_F64, KIND_W16, KIND_W32, KIND_W64, RATES_DOMAIN,
+    SCALE, kind_size, operands, rate_operands,
 )
 from fastdrop._memory cimport Buffer, array_over, new_buffer
 from fastdrop._plan cimport MAX_DIMS, parts
