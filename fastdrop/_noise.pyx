@@ -231,7 +231,8 @@ cdef class Noise:
         cdef uint64_t size = size_of(self.noise_shape_)
         cdef Buffer numbers = new_buffer(size * sizeof(float))
         cdef np.npy_intp noise_size = size
-        cdef np.ndarray drawn = array_over(numbers, numpy.dtype(numpy.float32), 1, &noise_size, True)
+        cdef np.ndarray drawn = array_over(
+            numbers, numpy.dtype(numpy.float32), 1, &noise_size, True)
         cdef np.ndarray result
         cdef stream_key key
         cdef object wide = computed_in(from_)
