@@ -536,7 +536,7 @@ def _copied(model: keras.Model) -> keras.Model:
         # A layer sets the flag `trainable` of all variables in it, and saves no seed's state.
         for variable, copy in zip(model.variables, result.variables, strict=True):
             copy.trainable = variable.trainable
-            copy.assign(variable)
+            _assign_copy(copy, variable)
     except Exception as error:
         raise ValueError(
             f"The model {model.name!r} cannot be copied: {str(error).strip()}. Give its layers "
@@ -601,7 +601,12 @@ def _copy_state(layer: keras.Layer, copy: keras.Layer) -> None:
     if isinstance(layer, keras.layers.RNN) and layer.stateful:
         # Files do not have the states between batches.
         for state, other in zip(*map(keras.tree.flatten, (layer.states, copy.states)), strict=True):
-            other.assign(state)
+            _assign_copy(other, state)
+
+
+def _assign_copy(variable: keras.Variable, other: keras.Variable) -> None:
+    """Give `variable` the value of `other`. On JAX, `fit` deletes the arrays that it used."""
+    variable.assign(keras.ops.copy(other))
 
 
 def _compile_like(copy: keras.Model, model: keras.Model) -> list[str]:
@@ -621,7 +626,7 @@ def _compile_like(copy: keras.Model, model: keras.Model) -> list[str]:
             copy.optimizer.build(copy.trainable_variables)
             pairs = zip(model.optimizer.variables, copy.optimizer.variables, strict=True)
             for variable, other in pairs:
-                other.assign(variable)
+                _assign_copy(other, variable)
     except Exception as error:
         copy.compiled = False
         return [f"The new model is not compiled: {error}"]

@@ -415,6 +415,22 @@ def test_convert_and_to_keras(in_place):
     fit(theirs)
 
 
+def test_a_converted_model_and_the_original_share_no_array():
+    """Keras's functions delete the arrays that they were given."""
+    x, y = np.ones((8, 16)), np.ones((8, 3))
+    model = keras.Sequential(
+        [keras.Input((16,)), keras.layers.Dense(3), keras.layers.Dropout(0.5, seed=1)]
+    )
+    model.compile("adam", "mse")
+    model.fit(x, y, verbose=0)
+    before = model.predict(x, verbose=0)
+    ours = fastdrop_keras.convert(model, verbose=False)
+    ours.fit(x, y, verbose=0)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), before)
+    model.fit(x, y, verbose=0)
+    assert np.isfinite(ours.predict(x, verbose=0)).all()
+
+
 def test_convert_reports_functions_of_jax_that_take_random_numbers():
     def noisy(params, rng, inputs):
         return inputs + jax.random.normal(rng, inputs.shape)
