@@ -185,7 +185,8 @@ class _ThinnedNetwork:
                 f"input. The layer {self._layer.name!r} has {units}, so 2**{units} masks"
             )
         masks = np.arange(2**units)
-        return masks[self.weights(self.kept(masks)) > 0]
+        positive: np.ndarray = masks[self.weights(self.kept(masks)) > 0]
+        return positive
 
     def kept(self, masks: np.ndarray) -> Any:
         """Return which units the masks keep, as booleans, with one row for each mask."""

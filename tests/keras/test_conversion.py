@@ -188,7 +188,7 @@ def graph(shared_by_models=True):
 def wrapped():
     x = keras.Input(X.shape[1:])
     h = layers.TimeDistributed(layers.Dropout(0.2))(x)
-    h = layers.Bidirectional(layers.LSTM(3, return_sequences=True, dropout=0.1))(h)
+    h = layers.Bidirectional(layers.LSTM(3, return_sequences=True))(h)
     return keras.Model(x, layers.RNN(layers.StackedRNNCells([layers.GRUCell(4), Cell()]))(h))
 
 
