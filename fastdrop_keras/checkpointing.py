@@ -113,11 +113,19 @@ class recompute_grad:  # noqa: N801 - it replaces a function
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _original(Block(self._function).run)(*args, **kwargs)
+        # In a graph, TensorFlow takes no keyword arguments. Those without a tensor have no gradient.
+        tensors = {name: value for name, value in kwargs.items() if _has_tensor(value)}
+        others = {name: value for name, value in kwargs.items() if name not in tensors}
+        function = functools.partial(self._function, **others)
+        return _original(Block(function).run)(*args, **tensors)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind a method to its object."""
         return self if instance is None else recompute_grad(self._function.__get__(instance, owner))
+
+
+def _has_tensor(value: Any) -> bool:
+    return any(tf.is_tensor(one) or isinstance(one, tf.Variable) for one in tf.nest.flatten(value))
 
 
 class _Recomputation(tf.GradientTape):

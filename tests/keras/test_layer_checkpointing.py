@@ -1,5 +1,6 @@
 """Gradient checkpointing reuses the masks of the forward pass, or raises an error."""
 
+import contextlib
 import gc
 import importlib
 import threading
@@ -12,6 +13,7 @@ import tensorflow as tf
 from reference import assert_same_bits
 from tensorflow.python.ops import custom_gradient
 
+import fastdrop_keras
 from fastdrop_keras import Dropout, checkpointing
 
 SHAPE = (5, 33)
@@ -636,3 +638,30 @@ def test_a_reload_keeps_tensorflows_function():
         checkpointing.restore()
         assert tf.recompute_grad is custom_gradient.recompute_grad
         checkpointing.replace()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fastdrop_keras.DropConnectDense(3, 0.5, seed=1),
+        lambda: fastdrop_keras.VariationalDense(3, 1e-3, seed=1),
+        lambda: keras.layers.Dense(3),
+    ],
+    ids=["DropConnectDense", "VariationalDense", "Dense"],
+)
+def test_layers_with_weights_train_in_a_remat_scope(make):
+    """Keras passes them `training` by name, which TensorFlow refuses in a graph."""
+    x, y = np.ones((8, 4)), np.ones((8, 3))
+
+    def trained(scope):
+        keras.utils.set_random_seed(0)
+        with scope:
+            layer = make()
+        model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dropout(0.5)])
+        model.compile("sgd", "mse")
+        model.fit(x, y, epochs=2, verbose=0)
+        return layer.get_weights()
+
+    expected = trained(contextlib.nullcontext())
+    for weights, others in zip(trained(keras.RematScope("full")), expected, strict=True):
+        np.testing.assert_allclose(weights, others, rtol=1e-6)
