@@ -510,7 +510,7 @@ class Faceless(np.ndarray):
         raise RuntimeError("boom")
 
 
-@pytest.mark.parametrize("argument", ["rate", "seed", "scale", "noise_shape"])
+@pytest.mark.parametrize("argument", ["seed", "scale", "noise_shape"])
 def test_an_array_without_a_shape_is_refused_by_name(argument):
     arguments = {"rate": 0.5} | {argument: np.ones(3).view(Faceless)}
     with pytest.raises(TypeError, match=f"`{argument}` .*an array of shape"):

@@ -48,7 +48,7 @@ def broken(monkeypatch):
         def fail(*_):
             raise error
 
-        monkeypatch.setattr(numpy_bridge, "_drop", fail)
+        monkeypatch.setattr(numpy_bridge, "_draw", fail)
 
     return broken
 

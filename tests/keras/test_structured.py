@@ -21,6 +21,7 @@ from fastdrop_keras import (
     models,
     to_keras,
 )
+from fastdrop_keras.random_layer import RandomLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -510,7 +511,7 @@ def test_mixed_precision_drops_the_kernel_in_half_precision(make):
 @each_layer
 def test_models_list_the_layer_and_schedules_set_its_rate(make):
     model = model_with(make)
-    assert models.dropout_layers(model, "this test") == [model.layers[1]]
+    assert models.dropout_layers(model, "this test", RandomLayer) == [model.layers[1]]
     model.compile("sgd", "mse", jit_compile=False)
     ramp = RateSchedule(lambda epoch: 0.1 * epoch)
     model.fit(numbers(), numbers((3, 1)), epochs=3, verbose=0, callbacks=[ramp])
