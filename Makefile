@@ -12,7 +12,7 @@ C_SOURCES := $(shell git ls-files '*.c' '*.cpp' '*.h' 2>/dev/null)
 
 help:
 	@echo "make demo       train on real digits with and without dropout, and plot it"
-	@echo "make test       all tests but the slow ones, in five minutes"
+	@echo "make test       all tests but the slow ones, in a quarter of an hour"
 	@echo "make test-slow  the slow tests; QUICK=1 for those of half an hour"
 	@echo "make test-asan  the NumPy tests with AddressSanitizer and UBSan"
 	@echo "make test-debug  the same with bounds checks and asserts"

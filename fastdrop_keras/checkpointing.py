@@ -113,7 +113,7 @@ class recompute_grad:  # noqa: N801 - it replaces a function
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # In a graph, TensorFlow takes no keyword arguments. Those without a tensor have no gradient.
+        # TensorFlow takes no keyword arguments in a graph. Those without a tensor have no gradient.
         tensors = {name: value for name, value in kwargs.items() if _has_tensor(value)}
         others = {name: value for name, value in kwargs.items() if name not in tensors}
         function = functools.partial(self._function, **others)
