@@ -54,6 +54,16 @@ static inline __m512i _mm512_mask_sub_epi16(__m512i from, __mmask32 mask, __m512
     memcpy(&from, result, sizeof result);
     return from;
 }
+static inline __m256 _mm512_cvtpd_ps(__m512d a) {
+    double x[8];
+    float rounded[8];
+    __m256 result;
+    memcpy(x, &a, sizeof x);
+    for (int i = 0; i < 8; i++)
+        rounded[i] = (float)x[i];
+    memcpy(&result, rounded, sizeof result);
+    return result;
+}
 static inline __m512i _mm512_cvtepu16_epi32(__m256i a) {
     uint16_t x[16];
     uint32_t wide[16];
