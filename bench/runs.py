@@ -120,7 +120,9 @@ def change(old: Case, new: Case) -> Change:
 
     Times themselves also depend on the machine's other load.
     """
-    reference = next(name for name in REFERENCES if name in new.figures)
+    # Where none of them ran, a peer or a limit of the case.
+    names = [*REFERENCES, *new.peers, *new.limits]
+    reference = next(name for name in names if name in new.figures)
     before, after = (quartiles(case.ratio(case.first, reference)) for case in (old, new))
     return Change(
         case=new.label,
