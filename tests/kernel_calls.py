@@ -12,7 +12,7 @@ import numpy as np
 import reference
 from frozen_inputs import numbers
 
-DRAW, USE, NOISE = range(3)
+DRAW, USE, NOISE, BY_RATES = range(4)
 SCALE, RELU, ADD, SUM = range(4)
 APART, TO_IS_FROM, TO_IS_RESIDUAL = range(3)
 
@@ -170,6 +170,42 @@ def noise_calls():
         yield call
 
 
+def random_rates(dtype, size, salt):
+    """Rates from 0 to 1, both included."""
+    words = numbers(np.dtype(np.uint64), size, salt)
+    rates = (words >> np.uint64(11)) * 2.0**-53
+    rates[words % np.uint64(13) == 0] = 0
+    rates[words % np.uint64(17) == 0] = 1
+    return rates.astype(dtype)
+
+
+def rated_calls():
+    """Drawn, drawn and scaled, and scaled by given bits; by rates and by scales of each element."""
+    choices = Choices()
+    ways = [(True, False), (True, True), (False, True)]
+    for size, kind, way in product(SMALL + LARGE, range(len(SCALED)), ways):
+        choices.next()
+        has_key, scales = way
+        call = new_call(choices, size, entry=BY_RATES, kind=kind, has_key=has_key)
+        call["advance"] = choices([0, 1], 2)
+        dtype = [np.float32, np.float64][call["advance"]]
+        call["bias"] = random_rates(dtype, size, choices.turn)
+        call["bits"] = np.full(-(-size // 8), 0xFF, np.uint8)
+        if has_key:
+            call["first"] = choices(range(0, 3 * BLOCK, 32), 3)
+        else:
+            # No mask keeps an element at rate 1.
+            call["bits"] &= reference.pack_bits(call["bias"] < 1)
+            call["bits"] &= random_bits(size, choices.turn)
+        if scales:
+            call["from"] = numbers(KINDS[kind], size, choices.turn)
+            if choices([True, False], 5):
+                call["residual"] = numbers(np.dtype(np.float64), size, choices.turn + 1)
+            if has_key and choices([True, False], 3):
+                call["bits"] = np.empty(0, np.uint8)
+        yield call
+
+
 def calls():
     """Every entry, kind, use and size, with the other fields in turns, and few large sizes."""
     choices = Choices()
@@ -193,12 +229,15 @@ def calls():
                 call["sums"] = numbers(wide, size, choices.turn + 4)
             yield call
     yield from noise_calls()
+    yield from rated_calls()
 
 
 def encoded(call):
     key = (0,) * 5
     if call["has_key"] and call["entry"] == NOISE:
         key = (*reference.noise_key(call["seed"], call["step"]), 0)
+    elif call["has_key"] and call["entry"] == BY_RATES:
+        key = (*reference.rates_key(call["seed"], call["step"]), 0)
     elif call["has_key"]:
         key = (*reference.key(call["seed"], call["step"]), reference.threshold(call["rate"]))
     arrays = [call[name] for name in ("from", "bits", "bias", "residual", "sums")]
@@ -222,6 +261,8 @@ def result(call):
         if call["has_key"]:
             drawn = reference.normals(call["seed"], call["step"], size, call["first"])
         return reference.noised(x, drawn, call["scale"], call["use"]), bits, sums
+    if call["entry"] == BY_RATES:
+        return rated_result(call)
     if call["has_key"]:
         kept = reference.keep_mask(call["seed"], call["step"], call["rate"], size, call["first"])
         if bits.size:
@@ -246,6 +287,20 @@ def result(call):
     if x.dtype.kind == "u":
         return np.where(kept, x, x.dtype.type(0)), bits, sums
     return reference.dropout(x, kept, call["scale"]), bits, sums
+
+
+def rated_result(call):
+    rates, scales, bits = call["bias"], call["residual"], call["bits"]
+    if call["has_key"]:
+        position = call["seed"], call["step"]
+        kept = reference.keep_by_rates(*position, rates, (call["size"],), call["first"])
+        bits = reference.pack_bits(kept) if bits.size else bits
+    else:
+        kept = kept_by_bits(call)
+    if not scales.size:
+        scales = reference.scales_of_rates(rates)
+    x = call["from"]
+    return reference.dropout_by_scales(x, kept, scales) if x.size else x, bits, call["sums"]
 
 
 def expected(call):

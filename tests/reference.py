@@ -441,12 +441,8 @@ def dropout_by_scales(x, kept, scales):
     with np.errstate(all="ignore"):
         factors = np.broadcast_to(scales.astype(wide), x.shape)
         product = rounded(x.astype(wide) * factors, x.dtype)
-    y = np.zeros(x.shape, x.dtype)
-    everywhere = np.broadcast_to(kept, x.shape)
-    y[everywhere] = product[everywhere]
-    unscaled = everywhere & (factors == 1)
-    y[unscaled] = x[unscaled]
-    return y
+    scaled_or_not = np.where(factors == 1, x, product)
+    return np.where(kept, scaled_or_not, x.dtype.type(0))
 
 
 # Alpha dropout.

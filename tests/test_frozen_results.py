@@ -20,7 +20,15 @@ import fastdrop
 DATA = pathlib.Path(__file__).parent / "data"
 sys.path.append(str(DATA))
 
-from make_results import COLUMNS, RESULTS, cases, digest, gaussian_rate, inputs  # noqa: E402
+from make_results import (  # noqa: E402
+    COLUMNS,
+    RESULTS,
+    cases,
+    digest,
+    gaussian_rate,
+    inputs,
+    rates_like,
+)
 
 inputs = functools.cache(inputs)
 
@@ -97,7 +105,7 @@ def computed(row, stream_at, *, in_place, store_mask):
 
 
 def more_results(x, rate, stream, noise_shape, *, in_place):
-    """The results of alpha dropout, Gaussian dropout and Gaussian noise."""
+    """The results of alpha dropout, Gaussian noise and dropout, and dropout at many rates."""
     calls = [
         (fastdrop.alpha_dropout, fastdrop.alpha_dropout_, rate),
         (fastdrop.gaussian_dropout, fastdrop.gaussian_dropout_, gaussian_rate(rate)),
@@ -110,6 +118,15 @@ def more_results(x, rate, stream, noise_shape, *, in_place):
         else:
             y, _ = new(x, amount, seed=stream(), noise_shape=noise_shape)
         yield y
+    rates = rates_like(fastdrop.draw_mask(x.shape, 0, noise_shape=noise_shape).noise_shape)
+    options = {"seed": stream(), "noise_shape": noise_shape}
+    if in_place:
+        y = x.copy()
+        mask = fastdrop.dropout_(y, rates, **options)
+    else:
+        y, mask = fastdrop.dropout(x, rates, **options)
+    yield mask.bits
+    yield y
 
 
 @pairs_of("threads store_mask in_place", [1, 2, 3], [True, False], [False, True])

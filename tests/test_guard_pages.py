@@ -178,6 +178,27 @@ def test_noise(isa, dtype, place):
 
 
 @each_dtype
+@pytest.mark.parametrize("place", PLACES)
+@survives
+def test_rates(isa, dtype, place):
+    x_memory, y_memory = (Guarded(LARGEST * dtype.itemsize) for _ in range(2))
+    rates_memory = Guarded(LARGEST * 8)
+    content = values(dtype, (LARGEST,), 1)
+    for rate_dtype in (np.float32, np.float64):
+        all_rates = np.random.default_rng(0).random(LARGEST).astype(rate_dtype)
+        left = reference.keep_by_rates(SEED, 0, all_rates, (LARGEST,))
+        expected = reference.dropout_by_scales(content, left, reference.scales_of_rates(all_rates))
+        for size in SIZES:
+            x, y = x_memory.copy(place, content[:size]), y_memory.array("end", size, dtype)
+            rates = rates_memory.copy(place, all_rates[:size])
+            at(rate_dtype.__name__, size)
+            mask = fastdrop.dropout(x, rates, seed=SEED, out=y)[1]
+            check(y, expected[:size])
+            mask.apply_(x)
+            check(x, expected[:size])
+
+
+@each_dtype
 @survives
 def test_rows_of_a_bias(isa, dtype):
     """Bias and sums start again in each row."""
@@ -339,13 +360,22 @@ class Operands(ctypes.Structure):
     )
 
 
+class RateOperands(ctypes.Structure):
+    """`rate_operands` of table.h."""
+
+    _fields_ = (
+        *(("kind", INT), ("double_rates", INT), ("size", U64), ("to", P), ("from_", P)),
+        *(("rates", P), ("scales", P), ("bits", P)),
+    )
+
+
 class Table(ctypes.Structure):
     """`kernel_table` of table.h."""
 
     _fields_ = (
         ("name", ctypes.c_char_p),
         ("draw", ctypes.CFUNCTYPE(None, P, U64, U64, P)),
-        ("use", ctypes.CFUNCTYPE(None, P, U64, P)),
+        *((name, ctypes.CFUNCTYPE(None, P, U64, P)) for name in ("use", "noise", "rates")),
     )
 
 
@@ -548,6 +578,38 @@ def test_kernel_sum(kernels, dtype, place):
             use(kernels, None, x, y, bits, bit=offset, use=SUM, sums=data(sums))
             check(y, expected[:size])
             check(sums, before[:size] + content[:size] * factors[:size])
+
+
+@each_dtype
+@pytest.mark.parametrize("place", PLACES)
+@survives
+def test_kernel_rates(kernels, dtype, place):
+    source, target = (Guarded(MOST_DRAWN * dtype.itemsize) for _ in range(2))
+    rates_memory, scales_memory = (Guarded(MOST_DRAWN * 8) for _ in range(2))
+    bits_memory = Guarded(MOST_DRAWN // 8 + 1)
+    content = values(dtype, (MOST_DRAWN,), seed=9)
+    key = Key((U64 * 4)(*reference.rates_key(SEED, 0)))
+    for rate_dtype in (np.float32, np.float64):
+        all_rates = np.random.default_rng(0).random(MOST_DRAWN).astype(rate_dtype)
+        left = reference.keep_by_rates(SEED, 0, all_rates, (MOST_DRAWN,))
+        all_scales = reference.scales_of_rates(all_rates)
+        expected = reference.dropout_by_scales(content, left, all_scales)
+        for size, ways in itertools.product(DRAWN_SIZES, range(3)):
+            x, y = source.copy(place, content[:size]), target.array(place, size, dtype)
+            rates = rates_memory.copy(place, all_rates[:size])
+            scales = scales_memory.copy(place, all_scales[:size])
+            bits = bits_memory.copy(place, reference.pack_bits(left[:size]))
+            drawn, wanted = [(True, True), (True, False), (False, True)][ways]
+            if drawn:
+                bits[...] = 0xFF
+            at(rate_dtype.__name__, size, drawn, wanted)
+            on = RateOperands(KINDS.index(dtype), rate_dtype == np.float64, size, data(y), data(x))
+            on.rates, on.scales = data(rates), data(scales) if size % 2 else None
+            on.bits = data(bits) if wanted else None
+            kernels.rates(ctypes.addressof(key) if drawn else None, 0, ctypes.addressof(on))
+            check(y, expected[:size])
+            if wanted:
+                check(bits, reference.pack_bits(left[:size]))
 
 
 # The assumptions of these tests.

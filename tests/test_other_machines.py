@@ -161,7 +161,7 @@ def test_the_calls_cover_every_path(calls_and_results):
     """The comparison above needs calls that reach all parts of the kernels."""
     calls, _, results = calls_and_results
     combinations = {(call["entry"], call["use"], call["kind"]) for call in calls}
-    assert len(combinations) == 1 + 7 + 3 * 4 + 2 * 4
+    assert len(combinations) == 1 + 7 + 3 * 4 + 2 * 4 + 4
     kept_shares = [result[2].size and np.unpackbits(result[2]).mean() for result in results]
     assert {0 < share < 1 for share in kept_shares} == {True, False}
     fields = ("place", "advance", "has_key", "streaming", "odd_float_modes", "alignment", "bit")

@@ -5,7 +5,7 @@
 A row has all arguments of an operation, and the SHA-256 of the mask's bits and of each operation's
 result, with all NaNs replaced by one. Gaussian dropout has half of the rate, and the rate is the
 standard deviation of Gaussian noise. The inputs are from frozen_inputs.py, with salts 0 (x), 1
-(dy), 2 (residual) and 3 (bias).
+(dy), 2 (residual), 3 (bias) and 4 (an array of rates, for `mask_by_rates` and `by_rates`).
 
 The file changes only if the stream's version or the contract changes.
 """
@@ -57,7 +57,7 @@ QUIET_NAN = {
 
 COLUMNS = ["seed", "step", "rate", "dtype", "shape", "noise_shape", "scale"]
 RESULTS = ["mask", "dropout", "gradient", "relu", "bias_residual"]
-RESULTS += ["alpha", "gaussian_dropout", "gaussian_noise"]
+RESULTS += ["alpha", "gaussian_dropout", "gaussian_noise", "mask_by_rates", "by_rates"]
 
 
 def cases():
@@ -84,6 +84,16 @@ def gaussian_rate(rate):
     return rate / 2
 
 
+def rates_like(shape):
+    """Rates from 0 to 1; every other one fits into float32."""
+    words = numbers(np.dtype(np.uint64), math.prod(shape), 4)
+    rates = (words >> np.uint64(11)) * 2.0**-53
+    rates[::2] = (words[::2] >> np.uint64(40)) * 2.0**-24
+    rates[words % np.uint64(13) == 0] = 0
+    rates[words % np.uint64(17) == 0] = 1
+    return rates.reshape(shape)
+
+
 def digest(array):
     """SHA-256 of the elements in C order, little-endian, with all NaNs replaced by one NaN."""
     if array.dtype.kind == "u":
@@ -108,6 +118,12 @@ def results(seed, step, rate, dtype, shape, noise_shape, scale):
     everywhere = np.broadcast_to(kept, shape)
     numbers = reference.normals(seed, step, math.prod(noise)).reshape(noise)
     stddev = reference.gaussian_stddev(gaussian_rate(rate))
+    rates = rates_like(noise)
+    if noise:
+        kept_by_rates = reference.keep_by_rates(seed, step, rates, noise)
+    else:  # an array without dimensions is one rate
+        kept_by_rates = reference.keep_mask(seed, step, float(rates), 1).reshape(())
+    scales = reference.scales_of_rates(rates)
     return {
         "mask": reference.pack_bits(kept),
         "dropout": reference.dropout(x, kept, scale),
@@ -117,6 +133,8 @@ def results(seed, step, rate, dtype, shape, noise_shape, scale):
         "alpha": reference.alpha_dropout(x, everywhere, rate),
         "gaussian_dropout": reference.noised(x, numbers, stddev, additive=False),
         "gaussian_noise": reference.noised(x, numbers, rate, additive=True),
+        "mask_by_rates": reference.pack_bits(kept_by_rates),
+        "by_rates": reference.dropout_by_scales(x, kept_by_rates, scales),
     }
 
 

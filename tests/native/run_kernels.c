@@ -13,7 +13,8 @@
 enum {
     DRAW,
     USE,
-    NOISE
+    NOISE,
+    BY_RATES
 };
 enum {
     APART,
@@ -22,7 +23,8 @@ enum {
 };
 
 /* The start of each call, before the bytes of `from`, the bits, the bias, the residual and the sums.
-   A count of zero bytes means NULL. */
+   A count of zero bytes means NULL. Noise has its numbers in place of a bias. Rates are there too,
+   with their scales in place of a residual, and are double if `advance`. */
 typedef struct {
     int64_t entry, kind, use, place, advance, has_key, streaming, odd_float_modes;
     int64_t alignment, to_alignment;
@@ -134,6 +136,16 @@ int main(void) {
             .stddev = c.scale,
             .numbers = (const float *)pointer(bias),
         };
+        const rate_operands rated = {
+            .kind = (int)c.kind,
+            .double_rates = (int)c.advance,
+            .size = c.size,
+            .to = c.from_bytes ? on.to : NULL,
+            .from = from.at,
+            .rates = bias.at,
+            .scales = (const double *)pointer(residual),
+            .bits = pointer(bits),
+        };
         float_modes before = modes(), wanted = c.odd_float_modes ? ODD_FLOAT_MODES : before;
         int64_t kept_modes;
         close_guards(from), close_guards(to), close_guards(bits);
@@ -143,8 +155,10 @@ int main(void) {
             KERNEL(draw)(key, c.first, c.size, bits.at);
         else if (c.entry == USE)
             KERNEL(use)(key, c.first, &on);
-        else
+        else if (c.entry == NOISE)
             KERNEL(noise)(key, c.first, &noise);
+        else
+            KERNEL(rates)(key, c.first, &rated);
         kept_modes = modes() == wanted;
         set_modes(before);
         fwrite(&kept_modes, sizeof kept_modes, 1, stdout);
