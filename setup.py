@@ -16,6 +16,7 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 ROOT = Path(__file__).parent
 ISAS = runpy.run_path(str(ROOT / "fastdrop" / "_isas.py"))["ISAS"]
@@ -32,8 +33,9 @@ COMPILE_ARGS = [
     # Cython compares its constants, which are ints, with sizes.
     "-Wno-sign-compare",
 ]
-NATIVE_OPERATION = "fastdrop_keras._native_op"
-XLA_HANDLER = "fastdrop._xla_handler"
+# These are libraries, not Python modules: one file works with every Python.
+NATIVE_OPERATION = "fastdrop_keras.libfastdrop_native_op"
+XLA_HANDLER = "fastdrop.libfastdrop_xla_handler"
 INCLUDE_DIRS = ["fastdrop", "fastdrop/include", "fastdrop/_kernels", "fastdrop/simd"]
 
 # The modules between arrays and kernels. They are built for the baseline CPU.
@@ -169,8 +171,8 @@ def module_extension(name):
 def library_extension(name, source):
     """Return a library for another package, which builds without that package.
 
-    It is not a Python module. It is optional: the layers work without it. TensorFlow loads the
-    native operations, and XLA calls the handler.
+    It is optional: the layers work without it. TensorFlow loads the native operations, and XLA
+    calls the handler.
     """
     return Extension(
         name,
@@ -229,10 +231,30 @@ class BuildExtensions(build_ext):
                 self.extensions = [e for e in self.extensions if e.name != name]
         super().build_extensions()
 
+    def get_ext_filename(self, fullname):
+        """Return the file of a module, whose name has the version of Python, or of a library."""
+        if fullname.rpartition(".")[2].startswith("lib"):
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
+
     def build_extension(self, extension):
-        if extension.name == NATIVE_OPERATION:
-            extension.extra_link_args += ["-Wl,--no-as-needed", self.tensorflow_stub()]
-        super().build_extension(extension)
+        if extension.name not in (NATIVE_OPERATION, XLA_HANDLER):
+            super().build_extension(extension)
+            return
+        # Builds for several Pythons share a library: the first of them builds it.
+        built = Path(self.get_ext_fullpath(extension.name))
+        shared = Path(self.get_finalized_command("build").build_base, f"lib.{self.plat_name}")
+        if self.force or newer_group(
+            [*extension.sources, *extension.depends], str(shared / built.name)
+        ):
+            if extension.name == NATIVE_OPERATION:
+                extension.extra_link_args += ["-Wl,--no-as-needed", self.tensorflow_stub()]
+            super().build_extension(extension)
+            shared.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(built), str(shared))
+        else:
+            built.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(shared / built.name), str(built))
 
     def tensorflow_stub(self):
         """Build an empty library with the name of TensorFlow's library, and return its path.
@@ -270,18 +292,19 @@ class BuildExtensions(build_ext):
 if sys.byteorder != "little":
     raise SystemExit("fastdrop: only little-endian machines are supported.")
 
+modules = cythonize(
+    [
+        *(kernel_extension(isa) for isa in isas_of_this_machine()),
+        *(module_extension(name) for name in MODULES),
+    ],
+    compiler_directives={**DIRECTIVES, **BUILD.directives},
+    nthreads=0,
+    build_dir=str(GENERATED),
+    force=settings_changed(),
+)
+
 setup(
-    ext_modules=cythonize(
-        [
-            *(kernel_extension(isa) for isa in isas_of_this_machine()),
-            *(module_extension(name) for name in MODULES),
-            *(libraries() if sys.platform == "linux" else []),
-        ],
-        compiler_directives={**DIRECTIVES, **BUILD.directives},
-        nthreads=0,
-        build_dir=str(GENERATED),
-        force=settings_changed(),
-    ),
+    ext_modules=[*modules, *(libraries() if sys.platform == "linux" else [])],
     cmdclass={"build_ext": BuildExtensions},
     options={"build_ext": {"parallel": os.cpu_count()}},
 )

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import sysconfig
 from pathlib import Path
 
 from fastdrop._api import _C_API
 
 # The handler's name in programs.
 NAME = "fastdrop_dropout"
-LIBRARY = Path(__file__).parent / f"_xla_handler{sysconfig.get_config_var('EXT_SUFFIX')}"
+LIBRARY = Path(__file__).parent / "libfastdrop_xla_handler.so"
 
 
 def load() -> ctypes.CDLL:

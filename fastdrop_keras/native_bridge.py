@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import math
 import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from fastdrop._config import STREAM_VERSION
 from fastdrop_keras.inputs import NoiseShape
 from fastdrop_keras.kinds import DERIVATIVES, KINDS
 
-LIBRARY = Path(__file__).parent / f"_native_op{sysconfig.get_config_var('EXT_SUFFIX')}"
+LIBRARY = Path(__file__).parent / "libfastdrop_native_op.so"
 
 
 def _load() -> tuple[Any, str]:

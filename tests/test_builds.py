@@ -53,13 +53,13 @@ def test_an_unknown_build_is_refused():
     assert "FASTDROP_BUILD must be one of release, asan, tsan, debug, got 'fast'" in done.stderr
 
 
-def build(folder, compiler):
+def build(folder, compiler, lib="lib"):
     """The output of `setup.py build` with our script as the compiler."""
     program = folder / "compiler"
     if compiler:
         program.write_text(f'#!/bin/sh\n{compiler}\nexec {shutil.which("gcc")} "$@" -O0 -w\n')
         program.chmod(0o755)
-    folders = ["--build-base", str(folder / "build"), "--build-lib", str(folder / "lib")]
+    folders = ["--build-base", str(folder / "build"), "--build-lib", str(folder / lib)]
     return subprocess.run(
         [sys.executable, "setup.py", "-q", "build", *folders],
         cwd=ROOT,
@@ -78,12 +78,21 @@ def test_without_a_compiler_the_build_says_what_to_install(tmp_path, compiler):
     assert "apt-get install gcc python3-dev" in done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have one build for all")
-@pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc here")
-def test_kernels_that_the_compiler_cannot_build_are_left_out(tmp_path, run_python):
+@pytest.fixture(scope="module")
+def without_avx512(tmp_path_factory):
+    """The folder and the output of a build by a compiler that does not know AVX-512."""
+    if platform.machine() != "x86_64":
+        pytest.skip("other machines have one build for all")
+    if not shutil.which("gcc"):
+        pytest.skip("no gcc here")
     refuses = 'case "$*" in *x86-64-v4*) echo "bad value for -march=" >&2; exit 1;; esac'
-    done = build(tmp_path, refuses)
+    folder = tmp_path_factory.mktemp("without_avx512")
+    return folder, build(folder, refuses)
+
+
+@pytest.mark.slow
+def test_kernels_that_the_compiler_cannot_build_are_left_out(without_avx512, run_python):
+    folder, done = without_avx512
     assert done.returncode == 0, done.stderr
     assert (
         "this compiler cannot build the avx512 kernels (it refused -march=x86-64-v4" in done.stderr
@@ -95,8 +104,29 @@ assert fastdrop.__file__.startswith(sys.path[1]), fastdrop.__file__
 assert "avx512" not in fastdrop.available_isas(), fastdrop.available_isas()
 assert set(fastdrop.dropout(np.ones(1000), 0.5)[0]) == {0.0, 2.0}
 """
-    done = run_python(code, PYTHONPATH=str(tmp_path / "lib"))
+    done = run_python(code, PYTHONPATH=str(folder / "lib"))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outdated", [False, True])
+@pytest.mark.skipif(sys.platform != "linux", reason="the libraries are for Linux")
+def test_builds_for_several_pythons_share_the_libraries(without_avx512, outdated):
+    folder, _ = without_avx512
+    other = folder / f"other-{outdated}"
+    # The build of another Python, which has all but the libraries.
+    shutil.copytree(folder / "lib", other, ignore=shutil.ignore_patterns("lib*.so"))
+    libraries = sorted(path.relative_to(folder / "lib") for path in folder.glob("lib/*/lib*.so"))
+    assert len(libraries) == 2
+    if outdated:
+        for path in folder.glob("build/lib.*/lib*.so"):
+            os.utime(path, (0, 0))
+    done = build(folder, 'case "$*" in *native_op*|*xla_handler*) exit 1;; esac', other.name)
+    assert done.returncode == 0, done.stderr
+    found = sorted(path.relative_to(other) for path in other.glob("*/lib*.so"))
+    assert found == ([] if outdated else libraries)
+    for name in found:
+        assert (other / name).read_bytes() == (folder / "lib" / name).read_bytes()
 
 
 # For size 801, memory that is one byte, element or bit too short.

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 import fastdrop
 import fastdrop_keras
 
-NATIVE = f"_native_op{sysconfig.get_config_var('EXT_SUFFIX')}"
+NATIVE = "libfastdrop_native_op.so"
 USE = """
 import numpy as np, tensorflow as tf, fastdrop, fastdrop_keras
 fastdrop_keras.show_config()
