@@ -69,6 +69,7 @@ TABLES = {
         1e9,
         "float32 in place, one thread, rate 0.2, the draw included. The first peer only draws as "
         "many normal numbers, by NumPy's fastest generator; the second applies them too.",
+        on_site=True,
     ),
     "rates": Table(
         "An array of rates",
@@ -76,6 +77,7 @@ TABLES = {
         1e9,
         "float32, one thread, a rate for each element. NumPy's operations: x * (rng.random(n, "
         "dtype=f4) >= r) / (1 - r) with its fastest generator, into a new array.",
+        on_site=True,
     ),
     "threads": Table(
         "Threads", "ns an element", 1e9, "float32 in place, rate 0.2, on all CPUs and on one."
