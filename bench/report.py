@@ -106,6 +106,13 @@ TABLES = {
         "One layer, called once. Under XLA (`jit_compile=True`) XLA compiles ours and the peers. A "
         "peer takes much longer where its shape occurs once in the program, as here.",
     ),
+    "kinds": Table(
+        "Layers: other kinds of dropout",
+        "µs a layer",
+        1e6,
+        "float32, rate 0.5 where no other is given, the gradients of inputs and weights included.",
+        on_site=True,
+    ),
     "training": Table(
         "Training: a step of `model.fit`",
         "ms a step",

@@ -191,69 +191,6 @@ def test_noise(measure, exponent, layer, direction):
     )
 
 
-class VariationalByKeras(keras.layers.Layer):
-    """Variational dropout in operations of Keras."""
-
-    def build(self, input_shape):
-        self.log_alpha = self.add_weight(shape=input_shape[-1:], initializer="zeros")
-        self.seeds = keras.random.SeedGenerator(1)
-
-    def call(self, x):
-        numbers = keras.random.normal(keras.ops.shape(x), seed=self.seeds)
-        return x * (1 + keras.ops.exp(self.log_alpha / 2) * numbers)
-
-
-class ConcreteByKeras(keras.layers.Layer):
-    """Concrete dropout in operations of Keras, before a layer of one unit."""
-
-    def build(self, input_shape):
-        self.layer = keras.layers.Dense(1)
-        self.logit = self.add_weight(shape=(), initializer="zeros")
-        self.seeds = keras.random.SeedGenerator(1)
-
-    def call(self, x):
-        u = keras.random.uniform(keras.ops.shape(x), seed=self.seeds)
-        noise = keras.ops.log(u + 1e-7) - keras.ops.log(1 - u + 1e-7)
-        kept = keras.ops.sigmoid(-(self.logit + noise) / 0.1)
-        return self.layer(x * (kept / (1 - keras.ops.sigmoid(self.logit))))
-
-
-LEARNED = {
-    "VariationalGaussianDropout": (
-        lambda: fastdrop_keras.VariationalGaussianDropout(0.0, per="unit"),
-        VariationalByKeras,
-    ),
-    "ConcreteDropout": (
-        lambda: fastdrop_keras.ConcreteDropout(keras.layers.Dense(1)),
-        ConcreteByKeras,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LEARNED)
-def test_learned_rate(measure, name):
-    """A layer that learns its rate, with the gradients of its inputs and of its weight."""
-    x = tf.ones([512, 512])
-
-    def call_of(make):
-        layer = make()
-        layer(x)
-
-        @tf.function
-        def both_passes():
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                y = layer(x, training=True) if make is LEARNED[name][0] else layer(x)
-            return y, tape.gradient(y, [x, layer.trainable_variables[0].value])
-
-        both_passes()
-        return both_passes
-
-    ours, keras_operations = map(call_of, LEARNED[name])
-    sides = {"ours": {"fastdrop_keras": ours}, "peers": {"keras.random": keras_operations}}
-    measure("one layer", name, group="learned rates, forward and backward", **sides)
-
-
 def difference(long, short):
     """A call that returns the difference of the times of two calls, in seconds."""
 
