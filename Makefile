@@ -7,8 +7,8 @@ SOURCES := setup.py pyproject.toml $(shell find fastdrop fastdrop_keras -name '*
 C_SOURCES := $(shell git ls-files '*.c' '*.cpp' '*.h' 2>/dev/null)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-asan test-debug faults matrix fuzz bench bench-quick \
-  docs experiments lint format clean
+.PHONY: help demo test test-slow test-asan test-debug faults matrix wheel fuzz bench \
+  bench-quick docs experiments lint format clean
 
 help:
 	@echo "make demo       train on real digits with and without dropout, and plot it"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-debug  the same with bounds checks and asserts"
 	@echo "make faults     plant faults and see the tests fail; ONLY=fork for some"
 	@echo "make matrix     every Python, NumPy, TensorFlow, PyTorch and JAX that can be had here, in a table"
+	@echo "make wheel      the source archive, and a tested wheel for each Python that is here, in dist"
 	@echo "make fuzz       pickles, states, configs and files at random; FUZZ_SECONDS=60 for each target"
 	@echo "make bench      speed against the peers: a report in results/bench (a quarter of an hour)"
 	@echo "make bench-quick  less of it, in a minute"
@@ -77,6 +78,9 @@ faults: $(VENV)/installed-dev
 
 matrix: $(VENV)/installed-dev
 	$(RUN) tests/matrix.py
+
+wheel: $(VENV)/installed-release
+	$(RUN) tests/wheels.py
 
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/installed-dev

@@ -37,6 +37,8 @@ NUMPY_TESTS = ("bad_input", "fused", "hostile", "mask", "seeds", "stream", "thre
 KERAS_TESTS = ("layer_values", "layer_gradients", "layer_state", "bridges")
 TORCH_TESTS = ("functions", "gradients", "compiled", "modules")
 JAX_TESTS = ("functions", "transforms", "devices")
+# A "t" means CPython without the GIL.
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.13t", "3.14t")
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 LONGEST = 3600  # seconds that one command may take before it counts as hanging
 
@@ -75,16 +77,8 @@ def jax_cell(version: str, requirement: str) -> Cell:
 
 
 CELLS = [
-    cell
-    for python in ("3.10", "3.11", "3.12", "3.13")
-    for cell in (
-        numpy_cell(python, "1.26", "numpy==1.26.*", newest="3.12"),
-        numpy_cell(python, "newest", "numpy"),
-    )
-] + [
-    # A "t" means CPython without the GIL, which TensorFlow does not support.
-    numpy_cell("3.13t", "newest", "numpy"),
-    numpy_cell("3.14t", "newest", "numpy"),
+    *(numpy_cell(python, "1.26", "numpy==1.26.*", newest="3.12") for python in PYTHONS),
+    *(numpy_cell(python, "newest", "numpy") for python in PYTHONS),
     keras_cell("oldest", "tensorflow==2.16.*", "keras==3.11.*", newest="3.12"),
     keras_cell("2.18", "tensorflow==2.18.*", "keras==3.11.*", newest="3.12"),
     keras_cell("newest", "tensorflow", "keras"),
@@ -112,11 +106,12 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("FASTDROP_", "PYTHON"))}
 
 
-def run(*command: str, cwd: Path) -> str:
-    """The output of the command."""
+def run(*command: str, cwd: Path, path: str | None = None) -> str:
+    """The output of the command, which searches programs in `path`."""
+    env = environment() | ({"PATH": path} if path else {})
     try:
         done = subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, env=environment(), timeout=LONGEST
+            command, cwd=cwd, capture_output=True, text=True, env=env, timeout=LONGEST
         )
     except subprocess.TimeoutExpired as error:
         raise FailedError(f"{' '.join(command[1:4])} took more than {LONGEST} s") from error
@@ -147,14 +142,14 @@ def interpreter(version: str) -> str:
     raise AbsentError(f"no Python {version} on this machine")
 
 
-def copy(names: list[str], to: Path) -> Path:
+def copy(names: list[str], to: Path, root: Path = ROOT) -> Path:
     to.mkdir(parents=True, exist_ok=True)
     ignore = shutil.ignore_patterns("*.so", "__pycache__")
     for name in names:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, to / name, ignore=ignore)
+        if (root / name).is_dir():
+            shutil.copytree(root / name, to / name, ignore=ignore)
         else:
-            shutil.copy(ROOT / name, to / name)
+            shutil.copy(root / name, to / name)
     return to
 
 
@@ -168,11 +163,16 @@ def wheel(version: str, folder: Path) -> Path:
     """The wheel that a Python builds from the sources; built once for all its cells."""
     built = folder / f"wheel-{version}"
     if not built.exists():
-        python = interpreter(version)
-        sources = copy(SOURCES, folder / f"sources-{version}")
-        builder = new_environment(python, folder / f"builder-{version}")
-        run(builder, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(built), ".", cwd=sources)
+        interpreter(version)  # before the copy
+        return build_wheel(version, copy(SOURCES, folder / f"sources-{version}"), built)
     return next(built.glob("*.whl"))
+
+
+def build_wheel(version: str, sources: Path, to: Path) -> Path:
+    """The wheel that a Python builds in the folder `sources`, with the packages that it needs."""
+    builder = new_environment(interpreter(version), to.with_name(f"builder-{version}"))
+    run(builder, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(to), ".", cwd=sources)
+    return next(to.glob("*.whl"))
 
 
 def run_cell(cell: Cell, folder: Path) -> str:

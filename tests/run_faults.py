@@ -18,7 +18,16 @@ from fastdrop import _isa
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "asan", "debug", "fuzz", "matrix"
+    ".git",
+    ".venv",
+    ".*_cache",
+    "__pycache__",
+    "*.egg-info",
+    "asan",
+    "debug",
+    "fuzz",
+    "matrix",
+    "wheels",
 )
 
 pytestmark = pytest.mark.skipif(_isa.BUILD != "release", reason="builds its own copies")
