@@ -133,7 +133,8 @@ def bars(cases: list[Case], limit: str, label: str, scale: str = "linear") -> Fi
         )
         axes.bar_label(drawn, fmt="{:.3g}")
     axes.axhline(1, color="black", linewidth=1, label=limit)
-    axes.set_xticks(range(len(cases)), [case.row for case in cases], fontsize="small")
+    rows = [case.row.replace(", ", "\n") for case in cases]
+    axes.set_xticks(range(len(cases)), rows, fontsize="small")
     axes.set_yscale(scale)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel(label)

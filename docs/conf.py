@@ -96,7 +96,7 @@ class EveryKind(SphinxDirective):
             for module in map(import_module, modules):
                 for name in module.__all__:
                     value = getattr(module, name)
-                    if is_random(value):
+                    if is_random(value) and not name.endswith("_"):
                         link = f"{{py:obj}}`{module.__name__}.{name}`"
                         lines.append(f"| {link} | {summary(value)} | {papers(value)} |")
             lines.append("")
