@@ -56,7 +56,7 @@ def _words(seed: int | None) -> Tensor | None:
 
 def dropout(
     input: Tensor,
-    p: float = 0.5,
+    p: float | Tensor = 0.5,
     training: bool = True,
     inplace: bool = False,
     *,
@@ -66,11 +66,15 @@ def dropout(
     """Zero elements of the input with probability `p`, as `torch.nn.functional.dropout` does.
 
     The other elements are multiplied by ``1 / (1 - p)``. A dropped element becomes ``+0.0`` even if
-    it was NaN or infinite. The gradient needs one bit for each element.
+    it was NaN or infinite. The gradient needs one bit for each element; with a tensor of
+    probabilities, a byte.
 
     Args:
         input: Tensor of any shape and strides.
-        p: Probability of dropping an element, from 0 to 1.
+        p: Probability of dropping an element, from 0 to 1; or a CPU tensor of probabilities, which
+            is broadcast to the input: of the input's shape for one for each element, of the shape
+            `(N, 1, ...)` for one for each sample. It gets no gradient, and `fastdrop.dropout` with
+            the same array drops the same elements.
         training: Whether to drop. Else the result is `input`.
         inplace: Whether to change `input` itself. A leaf that requires a gradient is refused.
         generator: `torch.Generator` for the seed, or `None` for PyTorch's default generator.
@@ -80,9 +84,10 @@ def dropout(
         `input` if `inplace`, else a tensor of its shape, dtype and memory format.
 
     Raises:
-        ValueError: If `p` is not between 0 and 1, or `seed` is out of range.
-        TypeError: If `seed` is not an integer; if `seed` or `generator` is given for a tensor that
-            goes to PyTorch's own function.
+        ValueError: If `p`, or an element of it, is not between 0 and 1, if it cannot be broadcast,
+            or if `seed` is out of range.
+        TypeError: If `seed` is not an integer; if `seed`, `generator` or a tensor `p` is given for
+            a tensor that goes to PyTorch's own function.
 
     Example:
 
@@ -94,8 +99,15 @@ def dropout(
     >>> _ = torch.manual_seed(0)
     >>> torch.equal(F.dropout(torch.ones(100)), first)
     True
+    >>> F.dropout(torch.ones(2, 4), torch.tensor([[0.0], [0.75]]), seed=1)
+    tensor([[1., 1., 1., 1.],
+            [0., 0., 4., 0.]])
     """
     words = None if seed is None else _words(seed)
+    if isinstance(p, Tensor) and p.dim():
+        operations = torch.ops.fastdrop
+        drop = operations.dropout_by_rates_ if inplace else operations.dropout_by_rates
+        return drop(input, p, training, generator=generator, seed=words)
     if inplace:
         return torch.ops.fastdrop.dropout_(input, p, training, generator=generator, seed=words)
     return torch.ops.fastdrop.dropout(input, p, training, generator=generator, seed=words)

@@ -8,8 +8,9 @@
          │
        backward(dy, bits) ──> dx    linear in dy: its gradient is backward again
 
-       draw(x, seed, kind) ──> y    noise, and alpha dropout for Keras: nothing is stored, and the
-                                    gradient draws again
+       draw(x, seed, kind) ──> y    noise, decisions by a probability of each element, and alpha
+                                    dropout for Keras: nothing is stored, and the gradient draws
+                                    again
 
    The kernels are fastdrop's, through its public C interface. PyTorch's C++ interface changes with
    each version, so this file is compiled for the installed one: see library.py. */
@@ -105,8 +106,16 @@ fastdrop_dropout parameters(const Tensor &x, OptionalIntArrayRef noise_shape, do
                             double scale) {
     TORCH_CHECK(x.dim() <= FASTDROP_MAX_DIMS, "Dropout takes tensors of at most ",
                 FASTDROP_MAX_DIMS, " dimensions, got ", x.dim());
-    TORCH_CHECK(!noise_shape || (int64_t)noise_shape->size() == x.dim(), "The noise shape ",
-                *noise_shape, " does not fit a tensor of shape ", x.sizes());
+    TORCH_CHECK_TYPE(kind_of(x.scalar_type()) >= 0,
+                     "Dropout takes tensors of dtype float16, bfloat16, float32 or float64, got ",
+                     x.scalar_type());
+    if (noise_shape) {
+        bool fits = (int64_t)noise_shape->size() == x.dim();
+        for (int64_t i = 0; fits && i < x.dim(); i++)
+            fits = (*noise_shape)[(size_t)i] == 1 || (*noise_shape)[(size_t)i] == x.size(i);
+        TORCH_CHECK_VALUE(fits, "`noise_shape` must have the sizes of a tensor of shape ",
+                          x.sizes(), ", or 1 in their place, got ", *noise_shape);
+    }
     fastdrop_dropout dropout{};
     dropout.kind = kind_of(x.scalar_type());
     dropout.ndim = (int)x.dim();
@@ -121,7 +130,7 @@ fastdrop_dropout parameters(const Tensor &x, OptionalIntArrayRef noise_shape, do
 void set_seed(fastdrop_dropout *dropout, const Tensor &seed) {
     TORCH_CHECK(seed.scalar_type() == at::kLong && seed.dim() == 1 && seed.is_contiguous()
                     && (seed.size(0) == 2 || seed.size(0) == 3),
-                "The seed must be a contiguous tensor of two or three int64 words, got ",
+                "`seed` must be a contiguous tensor of two or three int64 words, got ",
                 seed.toString(), " of shape ", seed.sizes());
     const int64_t *words = seed.const_data_ptr<int64_t>();
     dropout->seed.low = (uint64_t)words[0];
@@ -223,6 +232,20 @@ int64_t derivative_of(int64_t kind) {
     return kind == ALPHA_DROPOUT ? (int64_t)ALPHA_DROPOUT_GRADIENT : kind;
 }
 
+/* Raises an error if an element is not a probability; a NaN is none. */
+void check_probabilities(const Tensor &p) {
+    const Tensor valid = at::logical_and(at::ge(p, 0), at::le(p, 1));
+    if (at::all(valid).item<bool>())
+        return;
+    const Tensor index = at::nonzero(at::logical_not(valid))[0];
+    Tensor wrong = p;
+    for (int64_t i = 0; i < p.dim(); i++)
+        wrong = wrong[index[i].item<int64_t>()];
+    TORCH_CHECK_VALUE(false, "dropout probability has to be between 0 and 1, but got ",
+                      wrong.item<double>(), " at index ",
+                      at::IntArrayRef(index.const_data_ptr<int64_t>(), (size_t)p.dim()));
+}
+
 Tensor draw_cpu(const Tensor &x, const Tensor &seed, int64_t kind, double parameter,
                 OptionalIntArrayRef noise_shape) {
     fastdrop_dropout dropout = parameters(x, noise_shape, parameter, inverted(parameter));
@@ -233,16 +256,19 @@ Tensor draw_cpu(const Tensor &x, const Tensor &seed, int64_t kind, double parame
         check(api->noise(&dropout, stddev, additive, y.mutable_data_ptr(), Strides(y),
                          x.const_data_ptr(), Strides(x)));
     };
+    TORCH_CHECK_VALUE(kind == GAUSSIAN_NOISE || (parameter >= 0 && parameter <= 1),
+                      "`parameter` must be a probability, from 0 to 1, got ", parameter);
     switch (kind) {
     case GAUSSIAN_DROPOUT:
         TORCH_CHECK_VALUE(parameter >= 0 && parameter < 1,
-                          "Gaussian dropout needs a rate of at least 0 and below 1, but got ",
+                          "`parameter` must be a probability of at least 0 and below 1 for "
+                          "Gaussian dropout, got ",
                           parameter);
         noise(std::sqrt(parameter / (1 - parameter)), false);
         return y;
     case GAUSSIAN_NOISE:
         TORCH_CHECK_VALUE(parameter >= 0 && std::isfinite(parameter),
-                          "The standard deviation has to be finite and at least 0, but got ",
+                          "`parameter` must be a standard deviation, finite and at least 0, got ",
                           parameter);
         noise(parameter, true);
         return y;
@@ -268,12 +294,14 @@ Tensor draw_cpu(const Tensor &x, const Tensor &seed, int64_t kind, double parame
     case BERNOULLI: {
         const int status = api->bernoulli(&dropout, y.mutable_data_ptr(), Strides(y),
                                           x.const_data_ptr(), Strides(x), nullptr);
-        TORCH_CHECK_VALUE(status != FASTDROP_BAD_RATE, "Each rate has to be between 0 and 1");
+        if (status == FASTDROP_BAD_RATE)
+            check_probabilities(x);
         check(status);
         return y;
     }
     default:
-        TORCH_CHECK(false, "This fastdrop_torch has no random operation of kind ", kind);
+        TORCH_CHECK(false, "`kind` must be from 0 to ", (int64_t)BERNOULLI, ", got ", kind,
+                    ": this fastdrop_torch has no other random operations");
     }
 }
 
@@ -636,6 +664,38 @@ Tensor dropout(const Tensor &x, double p, bool train, RANDOM) {
     return train && p > 0 ? dropped(x, p, std::nullopt, generator, seed) : x;
 }
 
+/* Drops each element with its own probability. The gradient takes the mask and p for constants. */
+Tensor dropout_by_rates(const Tensor &x, const Tensor &p, bool train, RANDOM) {
+    TORCH_CHECK_TYPE(is_ours(x) && is_ours(p),
+                     "A tensor of probabilities and its input must be dense CPU tensors of dtype "
+                     "float16, bfloat16, float32 or float64, got `p` of ",
+                     p.toString(), " and an input of ", x.toString());
+    TORCH_CHECK_VALUE(
+        at::is_expandable_to(p.sym_sizes(), x.sym_sizes()),
+        "`p` must be a number or a tensor that can be broadcast to the input's shape ",
+        x.sym_sizes(), ", got shape ", p.sym_sizes());
+    if (is_plain(p))
+        check_probabilities(p);
+    if (!train)
+        return x;
+    const Tensor rates = p.detach().to(at::promote_types(p.scalar_type(), at::kFloat));
+    const Tensor kept = draw_operation()
+                            .call(rates.expand_symint(x.sym_sizes()), seed_from(generator, seed),
+                                  BERNOULLI, 0, std::nullopt)
+                            .ne(0);
+    const Tensor keep = at::rsub(rates.to(at::kDouble), 1);
+    /* Not infinite at p = 1, since the gradient would be NaN. */
+    const Tensor scale = at::where(keep.gt(0), keep.reciprocal(), 0);
+    const auto wide = at::promote_types(x.scalar_type(), at::kFloat);
+    const Tensor y = at::mul(x.to(wide), scale.to(wide));
+    return at::where(kept, y.to(x.scalar_type()), at::zeros({}, x.options()));
+}
+
+Tensor &dropout_by_rates_(Tensor &x, const Tensor &p, bool train, RANDOM) {
+    const Tensor y = dropout_by_rates(x, p, train, generator, seed);
+    return train ? x.copy_(y) : x;
+}
+
 Tensor &dropout_(Tensor &x, double p, bool train, RANDOM) {
     check_probability(p);
     if (!is_ours(x)) {
@@ -844,6 +904,8 @@ TORCH_LIBRARY(fastdrop, m) {
         define(name + "(Tensor input, " SIGNATURE " -> Tensor");
         m.def((name + "_(Tensor(a!) input, " SIGNATURE " -> Tensor(a!)").c_str());
     }
+    define("dropout_by_rates(Tensor input, Tensor p, " COMMON " -> Tensor");
+    m.def("dropout_by_rates_(Tensor(a!) input, Tensor p, " COMMON " -> Tensor(a!)");
     define("gaussian_noise(Tensor input, " NOISE " -> Tensor");
     m.def("gaussian_noise_(Tensor(a!) input, " NOISE " -> Tensor(a!)");
     define("relu_dropout(Tensor input, " SIGNATURE " -> Tensor");
@@ -875,6 +937,8 @@ TORCH_LIBRARY_IMPL(fastdrop, Autograd, m) {
 void register_composites(torch::Library &m) {
     m.impl("dropout", dropout);
     m.impl("dropout_", dropout_);
+    m.impl("dropout_by_rates", dropout_by_rates);
+    m.impl("dropout_by_rates_", dropout_by_rates_);
     m.impl("feature_dropout", feature_dropout);
     m.impl("feature_dropout_", feature_dropout_);
     m.impl("alpha_dropout", alpha_dropout);

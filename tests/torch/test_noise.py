@@ -168,8 +168,6 @@ def test_other_tensors_and_seeds_are_refused(name):
             function(x, 0.5)
     with pytest.raises(ValueError, match="`seed` must be in"):
         function(torch.ones(3), 0.5, seed=-1)
-    with pytest.raises(RuntimeError, match="no random operation of kind 99"):
-        torch.ops.fastdrop.draw(torch.ones(3), torch.tensor([1, 2]), 99, 0.5)
 
 
 @each_function
@@ -205,6 +203,29 @@ def test_bernoulli_decides_by_each_elements_rate(dtype, layout):
     assert torch.equal(batched, torch.stack([y, y]))
 
 
-def test_a_bad_rate_of_an_element_is_refused():
-    with pytest.raises(ValueError, match="Each rate has to be between 0 and 1"):
-        torch.ops.fastdrop.draw(torch.tensor([0.5, 1.5]), torch.tensor([7, 0]), BERNOULLI, 0.0)
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"x": torch.ones(3, dtype=torch.int64)}, TypeError, "float64, got Long"),
+        ({"seed": torch.tensor([7])}, RuntimeError, "`seed` must be a contiguous tensor of two"),
+        ({"seed": torch.tensor([7.0, 0])}, RuntimeError, "`seed` must be .* int64 words"),
+        ({"kind": 99}, RuntimeError, "`kind` must be from 0 to 5, got 99"),
+        ({"kind": -1}, RuntimeError, "`kind` must be from 0 to 5, got -1"),
+        ({"kind": 0, "parameter": 1.5}, ValueError, r"`parameter` must be .* to 1, got 1\.5"),
+        ({"kind": 1, "parameter": 1.0}, ValueError, "`parameter` must be .* below 1 .* got 1"),
+        ({"kind": 2, "parameter": -1.0}, ValueError, "`parameter` must be a standard .* got -1"),
+        ({"kind": 3, "parameter": math.nan}, ValueError, "`parameter` must be .* got nan"),
+        ({"noise_shape": [2]}, ValueError, r"`noise_shape` must .* shape \[3\], .* got \[2\]"),
+        ({"noise_shape": [1, 1]}, ValueError, r"`noise_shape` must .* got \[1, 1\]"),
+        (
+            {"kind": BERNOULLI, "x": torch.tensor([0.5, 1.5, 2])},
+            ValueError,
+            r"between 0 and 1, but got 1\.5 at index \[1\]",
+        ),
+    ],
+)
+def test_draw_names_a_bad_argument(changed, error, words):
+    arguments = {"x": torch.ones(3), "seed": torch.tensor([7, 0]), "kind": 0, "parameter": 0.5}
+    torch.ops.fastdrop.draw(**arguments)
+    with pytest.raises(error, match=words):
+        torch.ops.fastdrop.draw(**{**arguments, **changed})
