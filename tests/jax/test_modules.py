@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import reference
 from flax import nnx
 
 import fastdrop_jax.equinox
@@ -78,7 +79,7 @@ def test_keys_that_are_given():
     assert (layer(X, rngs=rngs.dropout) == dropout(again.dropout(), X, 0.3)).all()
     with pytest.raises(ValueError, match="no `rngs`"):
         layer(X)
-    with pytest.raises(TypeError, match="rngs must be"):
+    with pytest.raises(TypeError, match="`rngs` must be"):
         layer(X, rngs=3)
 
 
@@ -126,6 +127,63 @@ def test_a_vmapped_layer_has_a_mask_for_each_copy():
 
     y = drop(nnx.Rngs(0))
     assert len({row.tobytes() for row in np.asarray(y)}) == 3
+
+
+NOISE = ["gaussian_dropout", "gaussian_noise", "alpha_dropout"]
+
+
+def layer_of(module, function):
+    return getattr(module, "".join(word.title() for word in function.split("_")))
+
+
+def seed_of(key):
+    words = np.asarray(jax.random.key_data(key))
+    return sum(int(word) << 32 * place for place, word in enumerate(words))
+
+
+@pytest.mark.parametrize("function", NOISE)
+def test_layers_of_noise_for_flax_give_the_reference_for_each_key(function):
+    layer = layer_of(fastdrop_jax.nnx, function)(0.3, rngs=nnx.Rngs(0))
+    for call, run in enumerate((lambda layer, x: layer(x), nnx.jit(lambda layer, x: layer(x)))):
+        right = reference.drawn(function, np.asarray(X), 0.3, seed_of(key_of_call(call)), 0, None)
+        reference.assert_same_bits(np.asarray(run(layer, X)), right)
+    shared = layer_of(fastdrop_jax.nnx, function)(0.3, broadcast_dims=(0,), rngs=nnx.Rngs(0))
+    right = reference.drawn(function, np.asarray(X), 0.3, seed_of(key_of_call(0)), 0, (1, 30))
+    reference.assert_same_bits(np.asarray(shared(X)), right)
+    assert layer(X, deterministic=True) is X
+    assert nnx.view(layer, deterministic=True)(X) is X
+    layer.eval()
+    assert layer(X) is X
+
+
+@pytest.mark.parametrize("function", NOISE)
+def test_layers_of_noise_for_flax_need_keys_and_a_mode(function):
+    layer = layer_of(fastdrop_jax.nnx, function)(0.3, deterministic=None)
+    key = jax.random.key(4)
+    right = reference.drawn(function, np.asarray(X), 0.3, seed_of(key), 0, None)
+    reference.assert_same_bits(np.asarray(layer(X, deterministic=False, rngs=key)), right)
+    with pytest.raises(ValueError, match="No `deterministic`"):
+        layer(X)
+    with pytest.raises(ValueError, match="no `rngs`"):
+        layer(X, deterministic=False)
+    with pytest.raises(TypeError, match=r"`rngs` must be .*got 3"):
+        layer(X, deterministic=False, rngs=3)
+    with pytest.raises(TypeError, match=r"`rngs` must be .*got 3"):
+        layer_of(fastdrop_jax.nnx, function)(0.3, rngs=3)
+    with pytest.raises(ValueError, match="got -1"):
+        layer_of(fastdrop_jax.nnx, function)(-1, rngs=nnx.Rngs(0))(X)
+
+
+@pytest.mark.parametrize("function", NOISE)
+def test_layers_of_noise_for_equinox(function):
+    layer, key = layer_of(fastdrop_jax.equinox, function)(0.3), jax.random.key(9)
+    right = reference.drawn(function, np.asarray(X), 0.3, seed_of(key), 0, None)
+    reference.assert_same_bits(np.asarray(layer(X, key=key)), right)
+    assert jnp.allclose(equinox.filter_jit(layer)(X, key=key), right, rtol=1e-5, atol=1e-6)
+    assert layer(X, inference=True) is X
+    assert equinox.nn.inference_mode(layer)(X) is X
+    with pytest.raises(RuntimeError, match="requires a key"):
+        layer(X)
 
 
 def test_equinoxs_layer():
