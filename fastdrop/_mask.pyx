@@ -80,6 +80,8 @@ cdef class Mask:
     and indices. Integers, slices and ``...`` read the bits that they select; other indices unpack
     the whole mask. The functions of fastdrop do not take a mask for the array that they drop from.
 
+    A notebook shows a mask as a table, with a picture of its first rows and columns.
+
     Two masks are equal, which is a single bool, if their shapes, noise shapes, rates, scales and
     bits are equal, whatever their seeds. With arrays, numbers, lists and tuples, ``==`` and ``!=``
     compare each element, as NumPy does. A mask equals no other object.
@@ -617,6 +619,12 @@ cdef class Mask:
         scale = "array" if self.scales_differ() else f"{self.scale_:g}"
         return (f"<fastdrop.Mask shape={self.shape_}{noise}, rate={rate}, "
                 f"scale={scale}{origin}, {self.nbytes} bytes>")
+
+    def _repr_html_(self):
+        """The table that notebooks show."""
+        # Not at the top: that module imports this one.
+        from fastdrop import _notebook
+        return _notebook.html_of(self)
 
 
 cdef bint same_values(np.ndarray a, np.ndarray b):

@@ -5,6 +5,7 @@ import itertools
 import math
 import operator
 import pickle
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -171,6 +172,65 @@ def test_repr_is_short_and_names_the_shape_and_the_rate(shape, store_mask):
     assert str(shape) in text
     assert "0.2" in text
     assert len(text) < 200
+
+
+def rows_of_html(mask):
+    """The table that a notebook shows, as a dict of texts."""
+    table = ElementTree.fromstring(mask._repr_html_())
+    assert table.find("caption").text == "fastdrop.Mask"
+    return {row.find("th").text: "".join(row.find("td").itertext()) for row in table.iter("tr")}
+
+
+def test_a_notebook_shows_the_attributes_of_a_mask():
+    mask = fastdrop.draw_mask((3, 4000), 0.25, seed=7, noise_shape=(3, 1))
+    kept = int(keep_mask((3,), 0.25, 7).sum())
+    shown = rows_of_html(mask)
+    lines = ["□■"[int(one)] * 32 for one in keep_mask((3,), 0.25, 7)]
+    assert shown.pop("[:3, :32]").split("\n") == lines
+    assert shown == {
+        "shape": "(3, 4000)",
+        "noise shape": "(3, 1)",
+        "rate": "0.25",
+        "seed": "7",
+        "step": "0",
+        "kept": f"{kept} of 3 bits ({kept / 3:.1%})",
+        "dropped": str(3 - kept),
+        "stored": "1 bytes",
+    }
+    assert "seed" not in rows_of_html(fastdrop.Mask.pack([True]))
+    assert rows_of_html(fastdrop.Mask.pack([True]))["rate"] == "None"
+    by_array = fastdrop.draw_mask((2, 3), np.full((2, 1), 0.5), seed=1)
+    assert rows_of_html(by_array)["rate"] == "array of shape (2, 1)"
+
+
+@pytest.mark.parametrize(
+    ("shape", "index", "place"),
+    [
+        ((), "[()]", np.s_[None, None]),
+        ((5,), "[:5]", np.s_[None, :]),
+        ((100,), "[:32]", np.s_[None, :32]),
+        ((20, 40), "[:16, :32]", np.s_[:16, :32]),
+        ((2, 3, 4, 5), "[0, 0, :4, :5]", np.s_[0, 0]),
+    ],
+    ids=str,
+)
+@STORED_OR_NOT
+def test_a_notebook_shows_the_first_rows_and_columns(shape, index, place, store_mask):
+    kept = keep_mask(shape, 0.5, 3)[place]
+    picture = rows_of_html(fastdrop.draw_mask(shape, 0.5, seed=3, store_mask=store_mask))[index]
+    assert picture.split("\n") == ["".join("□■"[int(one)] for one in row) for row in kept]
+
+
+def test_a_notebook_shows_masks_of_any_size():
+    assert not [name for name in rows_of_html(fastdrop.draw_mask((3, 0), 0.2)) if name[0] == "["]
+    # Drawing all of it, or one column of it, would take days.
+    huge = fastdrop.draw_mask((2**20, 2**40), 0.2, seed=1, store_mask=False)
+    shown = rows_of_html(huge)
+    assert shown["bits"] == f"{2**60:,}"
+    assert "kept" not in shown
+    first = keep_mask((32,), 0.2, 1)
+    assert shown["[:16, :32]"].split("\n")[0] == "".join("□■"[int(one)] for one in first)
+    assert len(huge._repr_html_()) < 3000
 
 
 # The bits.
