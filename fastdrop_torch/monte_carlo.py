@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.hub import tqdm  # type: ignore[attr-defined]
 from torch.nn.modules.dropout import _DropoutNd
 
 # Modules that drop in training and do nothing else then. In inference, transformer layers may run
@@ -30,6 +31,7 @@ def mc_predict(
     *,
     seed: int | None = None,
     batch_size: int | None = None,
+    verbose: bool = True,
 ) -> tuple[Any, Any]:
     """Predict with dropout `n` times, and return the mean and the standard deviation.
 
@@ -49,6 +51,8 @@ def mc_predict(
         seed: Integer for `torch.manual_seed` that fixes the masks, or `None`. With a seed, the
             state of PyTorch's generator does not change.
         batch_size: Positive integer, or `None` to predict all at once.
+        verbose: Boolean, whether to show a progress bar on the standard error stream: tqdm's if
+            tqdm is installed, else a percentage.
 
     Returns:
         A tuple `(mean, standard deviation)`, each with the structure of the module's output and
@@ -68,7 +72,7 @@ def mc_predict(
     >>> from fastdrop_torch import Dropout, mc_predict
     >>> model = torch.nn.Sequential(Dropout(0.5), torch.nn.Linear(1000, 1, bias=False))
     >>> _ = torch.nn.init.ones_(model[1].weight)
-    >>> mean, deviation = mc_predict(model, torch.ones(2, 1000), n=200, seed=1)
+    >>> mean, deviation = mc_predict(model, torch.ones(2, 1000), n=200, seed=1, verbose=False)
     >>> mean.shape, deviation.shape
     (torch.Size([2, 1]), torch.Size([2, 1]))
     >>> bool((mean - 1000).abs().max() < 10), bool((deviation - 1000**0.5).abs().max() < 5)
@@ -80,8 +84,12 @@ def mc_predict(
     if not any(isinstance(one, _DROPPING) for one in module.modules()):
         raise ValueError(f"`module` must have a dropout module, got {type(module).__name__}")
     batches = _batches(x, None if batch_size is None else _positive(batch_size, "batch_size"))
-    with _dropping(module), torch.no_grad(), _seeded(seed):
-        moments = [_moments(module, args, kwargs, n) for args, kwargs in batches]
+    progress = tqdm(total=len(batches) * n, disable=not verbose, unit="pass")
+    with _dropping(module), torch.no_grad(), _seeded(seed), progress:
+        moments = [
+            _moments(module, args, kwargs, n, lambda: progress.update(1))
+            for args, kwargs in batches
+        ]
     means, deviations = zip(*moments, strict=True)
     return _map(_joined, *means), _map(_joined, *deviations)
 
@@ -145,13 +153,20 @@ def _batches(x: Any, batch_size: int | None) -> list[Call]:
     ]
 
 
-def _moments(module: nn.Module, args: list[Any], kwargs: dict[str, Any], n: int) -> tuple[Any, Any]:
+def _moments(
+    module: nn.Module,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    n: int,
+    after_pass: Callable[[], Any],
+) -> tuple[Any, Any]:
     """Return the mean and the deviation of `n` outputs, by Welford's algorithm."""
     mean = squares = None
     for count in range(1, n + 1):
         # A module may drop in place.
         own, named = map(_copied, args), {name: _copied(value) for name, value in kwargs.items()}
         output = _map(lambda y: y.double(), module(*own, **named))
+        after_pass()
         if mean is None:
             mean, squares = output, _map(torch.zeros_like, output)
             continue

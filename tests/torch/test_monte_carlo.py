@@ -45,6 +45,17 @@ def test_a_seed_repeats_and_leaves_the_generator():
     assert not torch.equal(mc_predict(model, x, 3)[0], mc_predict(model, x, 3)[0])
 
 
+@pytest.mark.parametrize(
+    ("bar", "after_six"), [(torch.hub.tqdm, "6/6"), (torch.hub._Faketqdm, "100.0%")]
+)
+def test_each_pass_over_a_batch_advances_the_progress(bar, after_six, monkeypatch, capfd):
+    monkeypatch.setattr(fastdrop_torch.monte_carlo, "tqdm", bar)
+    mc_predict(summing(), torch.ones(3, 400), 3, batch_size=2)
+    assert after_six in capfd.readouterr().err
+    mc_predict(summing(), torch.ones(3, 400), 3, verbose=False)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_module_that_drops_in_place_leaves_the_input():
     x = torch.ones(2000)
     mean, _ = mc_predict(nn.Dropout(0.5, inplace=True), x, 50, seed=1)
