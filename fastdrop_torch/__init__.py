@@ -19,11 +19,20 @@ from fastdrop_torch.modules import (
     GaussianNoise,
 )
 from fastdrop_torch.monte_carlo import mc_predict
+from fastdrop_torch.structured import (
+    DropBlock2d,
+    DropConnectConv2d,
+    DropConnectLinear,
+    StochasticDepth,
+)
 from fastdrop_torch.switch import disable, enable, enabled
 
 __all__ = [
     "AlphaDropout",
     "ConversionReport",
+    "DropBlock2d",
+    "DropConnectConv2d",
+    "DropConnectLinear",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
@@ -32,6 +41,7 @@ __all__ = [
     "GaussianDropout",
     "GaussianNoise",
     "ModuleReport",
+    "StochasticDepth",
     "__version__",
     "convert",
     "disable",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
-from fastdrop_torch.modules import CLASSES
+from fastdrop_torch.modules import CLASSES, GaussianDropout, GaussianNoise, RandomModule
+from fastdrop_torch.structured import StochasticDepth
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -75,7 +77,9 @@ def convert(module: Module, *, verbose: bool = True, return_report: bool = False
     """Replace PyTorch's dropout modules in `module` by those of this package, in place.
 
     Each dropout module stays the same object, with its `p`, `inplace`, hooks and attributes, and
-    gets another class. So all references to it stay valid, and `state_dict` does not change.
+    gets another class. So all references to it stay valid, and `state_dict` does not change. The
+    same holds for `torchvision.ops.StochasticDepth` and `timm.layers.DropPath`, if it scales the
+    samples that it keeps: they become `StochasticDepth`.
 
     The report lists what stays PyTorch's: subclasses of its dropout modules, whose `forward` may
     differ; compiled TorchScript modules; and modules that drop without a dropout module, such as
@@ -110,7 +114,8 @@ def convert(module: Module, *, verbose: bool = True, return_report: bool = False
 def to_torch(module: Module, *, verbose: bool = True, return_report: bool = False) -> Any:
     """Replace the modules of this package in `module` by PyTorch's: the inverse of `convert`.
 
-    Arguments, results and errors are as for `convert`.
+    Arguments, results and errors are as for `convert`. Modules that PyTorch lacks stay, and the
+    report lists them.
 
     Example:
 
@@ -133,10 +138,12 @@ def _converted(
     for path, one in module.named_modules():
         before = type(one)
         after = classes.get(before)
+        if classes is CLASSES and _has_become_stochastic_depth(one):
+            after = StochasticDepth
         if after is not None:
             one.__class__ = after
             changed.append(ModuleReport(path, before, after))
-        elif classes is CLASSES and (note := _reason_to_stay(one)):
+        elif note := _reason_to_stay(one) if classes is CLASSES else _reason_to_stay_ours(one):
             unchanged.append(ModuleReport(path, before, None, note))
     report = ConversionReport(tuple(changed), tuple(unchanged))
     if verbose:
@@ -144,10 +151,32 @@ def _converted(
     return (module, report) if return_report else module
 
 
+def _loaded(package: str, name: str) -> Any:
+    return getattr(sys.modules.get(package), name, None)
+
+
+def _has_become_stochastic_depth(module: Any) -> bool:
+    """Give a module of torchvision or timm the attributes of `StochasticDepth`, if it does that."""
+    if type(module) is _loaded("torchvision.ops", "StochasticDepth"):
+        return True  # it has them
+    if type(module) is not _loaded("timm.layers", "DropPath") or not module.scale_by_keep:
+        return False
+    module.p, module.mode = module.drop_prob or 0.0, "row"
+    del module.drop_prob, module.scale_by_keep
+    return True
+
+
+def _reason_to_stay_ours(module: nn.Module) -> str:
+    ours = (RandomModule, GaussianDropout, GaussianNoise)
+    return "PyTorch has no such module" if isinstance(module, ours) else ""
+
+
 def _reason_to_stay(module: nn.Module) -> str:
     """Return why a module that may drop stays, or an empty string if it does not drop."""
-    if isinstance(module, tuple(CLASSES.values())):
+    if isinstance(module, (*CLASSES.values(), RandomModule)):
         return ""
+    if type(module) is _loaded("timm.layers", "DropPath"):
+        return "does not scale the samples that it keeps"
     if isinstance(module, tuple(CLASSES)):
         return "a subclass, whose `forward` may do something else"
     original = getattr(module, "original_name", None)

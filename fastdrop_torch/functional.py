@@ -9,6 +9,7 @@ All take two more keyword arguments:
 
 A tensor that is not dense, not on the CPU, or not of dtype float16, bfloat16, float32 or float64
 goes to PyTorch's own function, which takes neither. PyTorch has no Gaussian dropout and noise.
+`stochastic_depth` and `drop_block2d` have the arguments of `torchvision.ops`.
 
 >>> import torch, fastdrop_torch.functional as F
 >>> F.dropout(torch.ones(8), 0.5, seed=42)
@@ -17,15 +18,18 @@ tensor([0., 0., 2., 2., 2., 0., 2., 2.])
 
 import operator
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdrop_torch import batching, library  # noqa: F401  (they load the operations)
 
 __all__ = [
     "alpha_dropout",
     "bias_dropout_add",
+    "drop_block2d",
     "dropout",
     "dropout1d",
     "dropout2d",
@@ -34,6 +38,7 @@ __all__ = [
     "gaussian_dropout",
     "gaussian_noise",
     "relu_dropout",
+    "stochastic_depth",
 ]
 
 
@@ -441,6 +446,163 @@ def gaussian_noise(
     return torch.ops.fastdrop.gaussian_noise(
         input, stddev, training, generator=generator, seed=words
     )
+
+
+def _check_mode(mode: Any) -> None:
+    if mode not in ("row", "batch"):
+        raise ValueError(f"`mode` must be 'row' or 'batch', got {mode!r}")
+
+
+def stochastic_depth(
+    input: Tensor,
+    p: float,
+    mode: str = "row",
+    training: bool = True,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Zero whole samples with probability `p`, as `torchvision.ops.stochastic_depth` does.
+
+    The other samples are multiplied by ``1 / (1 - p)``. `fastdrop.dropout` with the noise shape
+    ``(None, 1, 1, ...)`` drops the same samples for a seed.
+
+    Args:
+        input: Tensor of shape `(N, ...)`.
+        p: Probability of dropping a sample, from 0 to 1.
+        mode: ``"row"`` drops each sample on its own, ``"batch"`` all samples at once or none.
+        training: Whether to drop. Else the result is `input`.
+        generator, seed: As for `dropout`.
+
+    Returns:
+        A tensor like `input`.
+
+    Raises:
+        ValueError: If `p` is not between 0 and 1, `mode` is another value, the input has no
+            dimension, or `seed` is out of range.
+        TypeError: As for `dropout`.
+
+    Reference:
+
+    - [Huang et al., 2016](https://arxiv.org/abs/1603.09382)
+
+    Example:
+
+    >>> import torch, fastdrop_torch.functional as F
+    >>> F.stochastic_depth(torch.ones(4, 2), 0.5, seed=42)
+    tensor([[0., 0.],
+            [0., 0.],
+            [2., 2.],
+            [2., 2.]])
+    """
+    words = None if seed is None else _words(seed)
+    _check_mode(mode)
+    if not input.dim():
+        raise ValueError("`input` must have a dimension of samples, got a tensor of shape ()")
+    # The first two dimensions have decisions of their own.
+    whole = input.unsqueeze(1) if mode == "row" else input[None, None]
+    dropped: Tensor = torch.ops.fastdrop.feature_dropout(
+        whole, p, training, generator=generator, seed=words
+    )
+    return dropped.view_as(input) if training else input
+
+
+def _block_sizes(block_size: Any) -> tuple[int, int]:
+    """Return the height and the width of a block."""
+    sizes = block_size if isinstance(block_size, (tuple, list)) else (block_size, block_size)
+    try:
+        height, width = (operator.index(size) for size in sizes)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`block_size` must be a positive integer or two, got {block_size!r}"
+        ) from None
+    if height < 1 or width < 1:
+        raise ValueError(f"`block_size` must be a positive integer or two, got {block_size!r}")
+    return height, width
+
+
+def drop_block2d(
+    input: Tensor,
+    p: float,
+    block_size: int | Sequence[int],
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Zero blocks of images or feature maps (DropBlock).
+
+    It takes the arguments of `torchvision.ops.drop_block2d` but for its `eps`. Blocks are placed at
+    random, in each channel on its own, and may overlap. Each position at which a block lies within
+    the image has a block with probability ::
+
+        p / (block_height * block_width) * (height * width)
+            / ((height - block_height + 1) * (width - block_width + 1))
+
+    so about `p` of the elements are dropped, and fewer if blocks overlap. The others are multiplied
+    by the number of all elements over the number of kept ones. A block that is larger than the
+    image becomes as large as the image. A dropped element becomes ``+0.0`` even if it was NaN.
+
+    The positions are those that `fastdrop.dropout` drops for a seed in an array of shape `(N, C,
+    H - block_height + 1, W - block_width + 1)`.
+
+    Args:
+        input: Floating-point tensor of shape `(N, C, H, W)`.
+        p: Fraction of the elements to drop, from 0 to 1.
+        block_size: Positive integer, or two for the height and the width of the blocks.
+        training, inplace, generator, seed: As for `dropout`.
+
+    Returns:
+        A tensor like `input`, as for `dropout`.
+
+    Raises:
+        ValueError: If `p` is not between 0 and 1, `block_size` is not positive, the input does not
+            have 4 dimensions, or `seed` is out of range.
+        TypeError: As for `dropout`, or if `block_size` is neither an integer nor two, or the input
+            has no floats.
+
+    Reference:
+
+    - [Ghiasi et al., 2018](https://arxiv.org/abs/1810.12890)
+
+    Example:
+
+    >>> import torch, fastdrop_torch.functional as F
+    >>> F.drop_block2d(torch.ones(1, 1, 4, 5), 0.2, 2, seed=5)[0, 0]
+    tensor([[1.2500, 1.2500, 1.2500, 1.2500, 1.2500],
+            [1.2500, 1.2500, 1.2500, 1.2500, 1.2500],
+            [1.2500, 0.0000, 0.0000, 1.2500, 1.2500],
+            [1.2500, 0.0000, 0.0000, 1.2500, 1.2500]])
+    """
+    blocks = _block_sizes(block_size)
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if not input.is_floating_point():
+        raise TypeError(f"`input` must be a tensor of floats, got {input.dtype}")
+    if input.dim() != 4:
+        raise ValueError(f"`input` must have 4 dimensions, got shape {tuple(input.shape)}")
+    if not training or p == 0 or input.numel() == 0:
+        return input
+    rate, counts, around = p, [], []
+    for size, length in zip(input.shape[2:], blocks, strict=True):
+        length = min(length, size)
+        counts.append(size - length + 1)
+        around.append(length - 1)
+        rate *= size / (length * counts[-1])
+    ones = torch.ones((*input.shape[:2], *counts), device=input.device)
+    drawn = dropout(ones, min(rate, 1.0), generator=generator, seed=seed)
+    rows, columns = around
+    starts = nn.functional.pad((drawn == 0).float(), (columns, columns, rows, rows))
+    # Two passes with less work than one with whole blocks.
+    covered = nn.functional.max_pool2d(starts, (rows + 1, 1), 1)
+    kept = nn.functional.max_pool2d(covered, (1, columns + 1), 1) == 0
+    wide = torch.promote_types(input.dtype, torch.float32)
+    # Exact integers, whose sum does not depend on the order.
+    count = kept.sum().clamp(min=1).to(wide)
+    scale = torch.full_like(count, kept.numel()) / count
+    y = torch.where(kept, (input.to(wide) * scale).to(input.dtype), 0)
+    return input.copy_(y) if inplace else y
 
 
 def relu_dropout(

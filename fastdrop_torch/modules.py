@@ -10,9 +10,13 @@ from fastdrop_torch import functional
 
 
 def _check_probability(p: float) -> None:
-    """Refuse a NaN, which PyTorch's constructors let through."""
-    if p != p:
+    """Refuse a NaN too, which PyTorch's constructors let through."""
+    if not 0 <= p <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+
+
+class RandomModule(nn.Module):
+    """Marks the modules that PyTorch lacks, besides Gaussian ones; `mc_predict` lets them draw."""
 
 
 class Dropout(nn.Dropout):

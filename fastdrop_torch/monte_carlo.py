@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.hub import tqdm  # type: ignore[attr-defined]
 from torch.nn.modules.dropout import _DropoutNd
 
+from fastdrop_torch.modules import RandomModule
+
 # Modules that drop in training and do nothing else then. In inference, transformer layers may run
 # one fused operation, which does not drop.
 _DROPPING = (
     _DropoutNd,
+    RandomModule,
     nn.MultiheadAttention,
     nn.RNNBase,
     nn.TransformerEncoder,
@@ -36,7 +39,8 @@ def mc_predict(
     """Predict with dropout `n` times, and return the mean and the standard deviation.
 
     Dropout modules, those of PyTorch too, drop as in training, and so do attention, recurrent and
-    transformer modules of `torch.nn`. All other modules are in evaluation mode: batch normalization
+    transformer modules of `torch.nn`, and all random modules of this package but `GaussianNoise`,
+    as in `fastdrop_keras`. All other modules are in evaluation mode: batch normalization
     uses its running averages. The deviation measures the model's uncertainty.
 
     The passes run without gradients, and both moments are updated in float64, so memory does not
