@@ -1,6 +1,6 @@
 """Dropout for JAX on the CPU, computed by fastdrop's kernels.
 
-`fastdrop_jax.nnx` has the layer for Flax, and `fastdrop_jax.equinox` that for Equinox.
+`fastdrop_jax.nnx` has the layers for Flax, and `fastdrop_jax.equinox` those for Equinox.
 
 >>> import jax
 >>> from fastdrop_jax import dropout
@@ -26,6 +26,7 @@ if jax.__version_info__ < (0, 9):
 
 # After the checks, which explain why one of these imports would fail.
 from fastdrop import __version__
+from fastdrop_jax.blocks import drop_block
 from fastdrop_jax.functional import (
     alpha_dropout,
     bias_dropout_add,
@@ -39,6 +40,7 @@ __all__ = [
     "__version__",
     "alpha_dropout",
     "bias_dropout_add",
+    "drop_block",
     "dropout",
     "gaussian_dropout",
     "gaussian_noise",

@@ -88,10 +88,10 @@ def dropout(
     Array([0., 2., 0., 0., 0., 0., 2., 0.], dtype=float32)
     """
     if np.ndim(rate):
-        x, key = _checked_input(x), _checked_key(key)
+        x, key = checked_input(x), _checked_key(key)
         entries = _entries(x, noise_shape, broadcast_dims)
         return _drop_at_rates(key, x, _checked_rates(rate, x, entries))
-    return _drawn("dropout", key, x, _checked_rate(rate), noise_shape, broadcast_dims)
+    return _drawn("dropout", key, x, checked_rate(rate), noise_shape, broadcast_dims)
 
 
 def relu_dropout(
@@ -115,7 +115,7 @@ def relu_dropout(
     """
     return dropout(
         key,
-        jax.nn.relu(_checked_input(x)),
+        jax.nn.relu(checked_input(x)),
         rate,
         noise_shape=noise_shape,
         broadcast_dims=broadcast_dims,
@@ -155,7 +155,7 @@ def bias_dropout_add(
     >>> fastdrop_jax.bias_dropout_add(jax.random.key(42), x, bias, residual, 0.5)
     Array([10., 14., 10., 10.], dtype=float32)
     """
-    x = _checked_input(x)
+    x = checked_input(x)
     shapes = {"bias": [(), (1,), x.shape[-1:]], "residual": [x.shape]}
     for name, array in (("bias", bias), ("residual", residual)):
         if array is None:
@@ -291,7 +291,7 @@ def alpha_dropout(
     >>> fastdrop_jax.alpha_dropout(jax.random.key(42), jnp.ones(4), 0.5)
     Array([-0.77919394,  1.6655989 , -0.77919394, -0.77919394], dtype=float32)
     """
-    return _drawn("alpha_dropout", key, x, _checked_rate(rate), noise_shape, broadcast_dims)
+    return _drawn("alpha_dropout", key, x, checked_rate(rate), noise_shape, broadcast_dims)
 
 
 def _drawn(
@@ -303,7 +303,7 @@ def _drawn(
     broadcast_dims: Sequence[int],
 ) -> jax.Array:
     """Check the arguments that are left, and compute the random operation."""
-    x, key = _checked_input(x), _checked_key(key)
+    x, key = checked_input(x), _checked_key(key)
     entries = _entries(x, noise_shape, broadcast_dims)
     if not isinstance(parameter, float):
         return _draw(key, x, parameter, noise_shape=entries, kind=kind)
@@ -371,7 +371,7 @@ def _checked_key(key: Any) -> jax.Array:
     return key
 
 
-def _checked_input(x: Any) -> jax.Array:
+def checked_input(x: Any) -> jax.Array:
     try:
         x = jnp.asarray(x)
     except (TypeError, ValueError) as error:
@@ -381,7 +381,7 @@ def _checked_input(x: Any) -> jax.Array:
     return x
 
 
-def _checked_rate(rate: Any) -> float | jax.Array:
+def checked_rate(rate: Any) -> float | jax.Array:
     number = _checked_number(rate, "rate")
     if isinstance(number, float) and not 0 <= number <= 1:
         raise ValueError(f"`rate` must be in [0, 1], got {rate!r}")

@@ -1,10 +1,25 @@
 """Layers for Flax NNX, computed by fastdrop's kernels on the CPU.
 
-`Dropout` takes the place of Flax's own, and Flax has none of the others.
+`Dropout` takes the place of Flax's own. Flax has no others.
 
 >>> from fastdrop_jax.nnx import Dropout  # instead of: from flax.nnx import Dropout
 """
 
 from fastdrop_jax.nnx.layers import AlphaDropout, Dropout, GaussianDropout, GaussianNoise
+from fastdrop_jax.nnx.structured import (
+    DropBlock2D,
+    DropConnectConv,
+    DropConnectLinear,
+    StochasticDepth,
+)
 
-__all__ = ["AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"]
+__all__ = [
+    "AlphaDropout",
+    "DropBlock2D",
+    "DropConnectConv",
+    "DropConnectLinear",
+    "Dropout",
+    "GaussianDropout",
+    "GaussianNoise",
+    "StochasticDepth",
+]

@@ -19,7 +19,6 @@ class RandomLayer(nnx.Module):
     def __init__(
         self,
         *,
-        broadcast_dims: Sequence[int] = (),
         deterministic: bool | None = False,
         rng_collection: str = "dropout",
         rngs: Rngs | None = None,
@@ -27,7 +26,6 @@ class RandomLayer(nnx.Module):
         if not isinstance(rngs, (nnx.Rngs, nnx.RngStream, type(None))):
             raise TypeError(f"`rngs` must be flax.nnx.Rngs, a stream of it or None, got {rngs!r}")
         stream: Any = rngs[rng_collection] if isinstance(rngs, nnx.Rngs) else rngs
-        self.broadcast_dims = broadcast_dims
         self.deterministic = deterministic
         self.rng_collection = rng_collection
         self.rngs = nnx.data(None) if stream is None else stream.fork()
@@ -106,9 +104,9 @@ class Dropout(RandomLayer, nnx.Dropout):
     Array([1., 1., 1., 1.], dtype=float32)
     """
 
-    def __init__(self, rate: float, **kwargs: Any) -> None:
+    def __init__(self, rate: float, *, broadcast_dims: Sequence[int] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.rate = rate
+        self.rate, self.broadcast_dims = rate, broadcast_dims
 
     def __call__(self, inputs: jax.Array, **kwargs: Any) -> jax.Array:
         """Drop elements of the inputs, unless `deterministic`.
@@ -162,9 +160,11 @@ class GaussianDropout(RandomLayer):
     Array([1., 1., 1., 1.], dtype=float32)
     """
 
-    def __init__(self, rate: float | jax.Array, **kwargs: Any) -> None:
+    def __init__(
+        self, rate: float | jax.Array, *, broadcast_dims: Sequence[int] = (), **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.rate = rate
+        self.rate, self.broadcast_dims = rate, broadcast_dims
 
     def _draw(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
         return gaussian_dropout(key, inputs, self.rate, broadcast_dims=self.broadcast_dims)
@@ -193,9 +193,11 @@ class GaussianNoise(RandomLayer):
     Array([-0.04663655, -0.5792828 ,  0.13254249, -0.3237509 ], dtype=float32)
     """
 
-    def __init__(self, stddev: float | jax.Array, **kwargs: Any) -> None:
+    def __init__(
+        self, stddev: float | jax.Array, *, broadcast_dims: Sequence[int] = (), **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.stddev = stddev
+        self.stddev, self.broadcast_dims = stddev, broadcast_dims
 
     def _draw(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
         return gaussian_noise(key, inputs, self.stddev, broadcast_dims=self.broadcast_dims)
@@ -228,9 +230,11 @@ class AlphaDropout(RandomLayer):
     Array([-0.77919394,  1.6655989 ,  1.6655989 , -0.77919394], dtype=float32)
     """
 
-    def __init__(self, rate: float | jax.Array, **kwargs: Any) -> None:
+    def __init__(
+        self, rate: float | jax.Array, *, broadcast_dims: Sequence[int] = (), **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.rate = rate
+        self.rate, self.broadcast_dims = rate, broadcast_dims
 
     def _draw(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
         return alpha_dropout(key, inputs, self.rate, broadcast_dims=self.broadcast_dims)
