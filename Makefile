@@ -11,7 +11,7 @@ C_SOURCES := $(shell git ls-files '*.c' '*.cpp' '*.h' 2>/dev/null)
   bench-quick docs experiments lint format clean
 
 help:
-	@echo "make demo       train on real digits with and without dropout, and plot it"
+	@echo "make demo       train on digits, a fifth of them with wrong labels, with and without dropout"
 	@echo "make test       all tests but the slow ones, in a quarter of an hour"
 	@echo "make test-slow  the slow tests; QUICK=1 for those of half an hour"
 	@echo "make test-asan  the NumPy tests with AddressSanitizer and UBSan"

@@ -19,7 +19,7 @@ def run(name, *arguments):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done
 
 
 def test_every_example_has_a_test():
@@ -35,18 +35,35 @@ def test_every_example_has_a_test():
 
 def test_digits(tmp_path):
     picture = tmp_path / "digits.png"
-    printed = run("digits.py", "--output", str(picture))
+    done = run("digits.py", "--output", str(picture))
     for name in ("no dropout", "keras.layers.Dropout", "fastdrop_keras.Dropout"):
-        assert name in printed
+        assert name in done.stdout
+    assert "A fifth of the training labels is wrong: 180 of 900" in done.stdout
+    assert done.stderr == ""  # nor TensorFlow's log
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_fifth_of_the_demos_training_labels_is_wrong():
+    code = (
+        "import digits, numpy as np; from sklearn.datasets import load_digits\n"
+        "images, labels = load_digits(return_X_y=True)\n"
+        "true = {image.tobytes(): y for image, y in zip((images / 16).astype('f4'), labels)}\n"
+        "d = digits.load(0)\n"
+        "for x, given in ((d.train_images, d.train_labels), (d.test_images, d.test_labels)):\n"
+        "    print(sum(true[image.tobytes()] != y for image, y in zip(x, given)), 'of', len(x))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.splitlines() == ["180 of 900", "0 of 897"], done.stderr
+
+
 def test_numpy_mlp():
-    assert "Largest relative error" in run("numpy_mlp.py")
+    assert "Largest relative error" in run("numpy_mlp.py").stdout
 
 
 def test_drop_connect():
-    assert "connections dropped" in run("drop_connect.py")
+    assert "connections dropped" in run("drop_connect.py").stdout
 
 
 @pytest.mark.parametrize(
@@ -58,7 +75,7 @@ def test_drop_connect():
 )
 def test_torch(name, ours):
     pytest.importorskip("torch")
-    assert ours in run(name)
+    assert ours in run(name).stdout
 
 
 @pytest.mark.parametrize("wrong", ["1", "none"])
@@ -75,4 +92,4 @@ def test_digits_needs_seeds_for_a_spread(wrong):
 
 def test_jax():
     pytest.importorskip("flax")
-    assert "fastdrop_jax.nnx.Dropout" in run("jax_transformer.py")
+    assert "fastdrop_jax.nnx.Dropout" in run("jax_transformer.py").stdout
