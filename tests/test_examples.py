@@ -1,5 +1,6 @@
 """Each example runs as users run it, but with less work."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,15 @@ def run(name, *arguments):
 
 def test_every_example_has_a_test():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "dask_larger_than_memory.py",
         "digits.py",
         "drop_connect.py",
         "jax_transformer.py",
+        "keras_hub_finetune.py",
+        "notebook.py",
         "numpy_mlp.py",
+        "tf_distribute.py",
+        "torch_ddp.py",
         "torch_digits.py",
         "torch_transformer.py",
     }
@@ -64,6 +70,54 @@ def test_numpy_mlp():
 
 def test_drop_connect():
     assert "connections dropped" in run("drop_connect.py").stdout
+
+
+def test_dask_with_less_memory_than_the_array():
+    pytest.importorskip("dask")
+    array, blocks, mask, rows = run("dask_larger_than_memory.py").stdout.splitlines()
+    assert array == "2 GiB in 64 blocks, with 1 GiB of data"
+    assert re.findall(r"\d[\d,]{8,}\d", blocks) == re.findall(r"\d[\d,]{8,}\d", mask) != []
+    assert rows == "the last rows are those of the mask"
+
+
+def test_tf_distribute():
+    theirs, ours, again, loss, repeated = run("tf_distribute.py").stdout.splitlines()
+    assert theirs.endswith("the replicas differ in 0 of 64")
+    assert ours.startswith("fastdrop_keras")
+    assert 10 < int(re.search(r"differ in (\d+)", ours)[1]) < 54
+    assert again.endswith("are the same")
+    assert re.findall(r"\d\.\d{4}", loss) == re.findall(r"\d\.\d{4}", repeated) != []
+
+
+def test_torch_ddp():
+    pytest.importorskip("torch")
+    weights, masks, *repeated = run("torch_ddp.py").stdout.splitlines()
+    assert weights.endswith("weights equal: True")
+    assert 10 < int(re.search(r"differ in (\d+)", masks)[1]) < 54
+    assert repeated == [weights, masks]
+
+
+def test_keras_hub():
+    pytest.importorskip("keras_hub")
+    printed = run("keras_hub_finetune.py").stdout
+    assert "7 layers changed" in printed
+    before, after = map(float, re.findall(r"(\d+\.\d+) (?:before|after) ", printed))
+    assert after < before
+
+
+def test_the_notebook(tmp_path):
+    pytest.importorskip("marimo")
+    page = tmp_path / "notebook.html"
+    done = subprocess.run(
+        [sys.executable, "-m", "marimo", "export", "html", EXAMPLES / "notebook.py", "-o", page],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    html = page.read_text()
+    assert "fastdrop.Mask" in html
+    assert html.count("data:image/png") == 2
 
 
 @pytest.mark.parametrize(
