@@ -37,7 +37,7 @@ $(RUN):
 # One stamp for each set of extras; all of them install the checkout itself, editable.
 $(VENV)/installed-%: $(RUN) $(SOURCES)
 	@echo "installing fastdrop[$*] into $(VENV): the first time takes a few minutes"
-	$(RUN) -m pip install --quiet --editable '.[$*]'
+	$(RUN) -m pip install --editable '.[$*]'
 	@touch $@
 
 demo: $(VENV)/installed-examples
@@ -53,6 +53,7 @@ test-slow: $(VENV)/installed-dev
 
 # Other builds stay out of the tree, with their own copy of the Python files: `build/NAME/lib`.
 build/%/built: $(VENV)/installed-dev $(SOURCES) $(wildcard fastdrop/*.py fastdrop_keras/*.py)
+	@echo "building fastdrop for $* in build/$*: this takes a few minutes"
 	FASTDROP_BUILD=$* $(RUN) setup.py --quiet build --build-base build/$* --build-lib build/$*/lib
 	@touch $@
 
@@ -97,7 +98,7 @@ experiments: $(VENV)/installed-experiments
 	$(RUN) -m experiments $(if $(QUICK),--quick)
 
 docs: $(VENV)/installed-docs
-	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
+	$(RUN) -m sphinx --fail-on-warning --keep-going --builder html docs build/docs
 	@echo "build/docs/index.html"
 
 lint: $(VENV)/installed-dev

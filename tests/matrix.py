@@ -221,7 +221,8 @@ def main() -> int:
         if arguments.cells and not any(part in cell.name for part in arguments.cells):
             continue
         try:
-            row = (cell.name, "[green]ok", run_cell(cell, folder))
+            with console.status(f"{cell.name}: builds, installs and tests"):
+                row = (cell.name, "[green]ok", run_cell(cell, folder))
         except AbsentError as why:
             row = (cell.name, "not here", str(why))
         except FailedError as why:
