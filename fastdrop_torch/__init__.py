@@ -7,6 +7,13 @@ Each module and function takes the arguments of PyTorch's own of the same name:
 
 from fastdrop import __version__
 from fastdrop_torch import functional
+from fastdrop_torch.adaptive import (
+    ConcreteDropout,
+    Standout,
+    VariationalGaussianDropout,
+    VariationalLinear,
+    regularization,
+)
 from fastdrop_torch.conversion import ConversionReport, ModuleReport, convert, to_torch
 from fastdrop_torch.modules import (
     AlphaDropout,
@@ -29,6 +36,7 @@ from fastdrop_torch.switch import disable, enable, enabled
 
 __all__ = [
     "AlphaDropout",
+    "ConcreteDropout",
     "ConversionReport",
     "DropBlock2d",
     "DropConnectConv2d",
@@ -41,7 +49,10 @@ __all__ = [
     "GaussianDropout",
     "GaussianNoise",
     "ModuleReport",
+    "Standout",
     "StochasticDepth",
+    "VariationalGaussianDropout",
+    "VariationalLinear",
     "__version__",
     "convert",
     "disable",
@@ -49,5 +60,6 @@ __all__ = [
     "enabled",
     "functional",
     "mc_predict",
+    "regularization",
     "to_torch",
 ]
