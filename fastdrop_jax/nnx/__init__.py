@@ -5,6 +5,13 @@
 >>> from fastdrop_jax.nnx import Dropout  # instead of: from flax.nnx import Dropout
 """
 
+from fastdrop_jax.nnx.adaptive import (
+    ConcreteDropout,
+    Standout,
+    VariationalGaussianDropout,
+    VariationalLinear,
+    kl_loss,
+)
 from fastdrop_jax.nnx.layers import AlphaDropout, Dropout, GaussianDropout, GaussianNoise
 from fastdrop_jax.nnx.structured import (
     DropBlock2D,
@@ -15,11 +22,16 @@ from fastdrop_jax.nnx.structured import (
 
 __all__ = [
     "AlphaDropout",
+    "ConcreteDropout",
     "DropBlock2D",
     "DropConnectConv",
     "DropConnectLinear",
     "Dropout",
     "GaussianDropout",
     "GaussianNoise",
+    "Standout",
     "StochasticDepth",
+    "VariationalGaussianDropout",
+    "VariationalLinear",
+    "kl_loss",
 ]

@@ -52,7 +52,7 @@ class RandomLayer(nnx.Module):
         if chosen is None:
             raise ValueError(f"No `deterministic` was given to {name} or to its call")
         if chosen:
-            return inputs
+            return self._infer(inputs)
         keys: Any = self.rngs if rngs is None else rngs
         if isinstance(keys, nnx.Rngs):
             keys = keys[self.rng_collection]
@@ -64,6 +64,9 @@ class RandomLayer(nnx.Module):
 
     def _draw(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
         raise NotImplementedError
+
+    def _infer(self, inputs: jax.Array) -> jax.Array:
+        return inputs
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Set the attributes that `flax.nnx.view` changes.
