@@ -36,6 +36,13 @@ COMPILE_ARGS = [
 # These are libraries, not Python modules: one file works with every Python.
 NATIVE_OPERATION = "fastdrop_keras.libfastdrop_native_op"
 XLA_HANDLER = "fastdrop.libfastdrop_xla_handler"
+WINDOWS = sys.platform == "win32"
+if WINDOWS:
+    # Visual C++ has no vector types. The package ziglang brings clang; without a target, it would
+    # build for this machine's CPU.
+    os.environ.setdefault("CC", "python-zig cc -target x86_64-windows-gnu")
+    # Python's headers define it for Visual C++ only.
+    COMPILE_ARGS.append("-DMS_WIN64=")
 INCLUDE_DIRS = ["fastdrop", "fastdrop/include", "fastdrop/_kernels", "fastdrop/simd"]
 
 # The modules between arrays and kernels. They are built for the baseline CPU.
@@ -140,12 +147,17 @@ def settings_changed():
     return min(made, default=math.inf) < (ROOT / "setup.py").stat().st_mtime
 
 
+def flags_of(isa):
+    """Return the compiler's flags for an instruction set. zig has other names for CPUs."""
+    return [flag.replace("x86-64-", "x86_64_") if WINDOWS else flag for flag in isa.flags]
+
+
 def kernel_extension(isa):
     return Extension(
         f"fastdrop._kernels.{isa.name}",
         [f"fastdrop/_kernels/{isa.name}.pyx"],
         include_dirs=INCLUDE_DIRS,
-        extra_compile_args=[*COMPILE_ARGS, *isa.flags, *BUILD.compile_args],
+        extra_compile_args=[*COMPILE_ARGS, *flags_of(isa), *BUILD.compile_args],
         extra_link_args=[*BUILD.link_args],
         depends=[*SETTINGS, *HEADERS, *VOCABULARIES],
     )
@@ -219,7 +231,7 @@ class BuildExtensions(build_ext):
                 "Fedora: dnf install gcc python3-devel; on macOS: xcode-select --install."
             )
         for isa in isas_of_this_machine():
-            if not self.compiles([*COMPILE_ARGS, *isa.flags], f'#include "{isa.name}.h"\n'):
+            if not self.compiles([*COMPILE_ARGS, *flags_of(isa)], f'#include "{isa.name}.h"\n'):
                 print(
                     f"fastdrop: this compiler cannot build the {isa.name} kernels (it refused "
                     f"{' '.join(isa.flags) or 'their header'}); they are left out. fastdrop works "
@@ -306,5 +318,5 @@ modules = cythonize(
 setup(
     ext_modules=[*modules, *(libraries() if sys.platform == "linux" else [])],
     cmdclass={"build_ext": BuildExtensions},
-    options={"build_ext": {"parallel": os.cpu_count()}},
+    options={"build_ext": {"parallel": os.cpu_count(), "compiler": "mingw32" if WINDOWS else None}},
 )

@@ -8,9 +8,23 @@ cimport numpy as np
 
 np.import_array()
 
-cdef extern from "stdlib.h" nogil:
-    int posix_memalign(void **block, size_t alignment, size_t size)
-    void free(void *block)
+cdef extern from * nogil:
+    """
+    #include <stdlib.h>
+    #if defined(_WIN32)
+    #include <malloc.h>
+    static int aligned_block(void **block, size_t alignment, size_t size) {
+        *block = _aligned_malloc(size, alignment);
+        return *block == NULL;
+    }
+    #define free_aligned_block _aligned_free
+    #else
+    #define aligned_block posix_memalign
+    #define free_aligned_block free
+    #endif
+    """
+    int aligned_block(void **block, size_t alignment, size_t size)
+    void free_aligned_block(void *block)
 
 cdef extern from "poison.h" nogil:
     void poison(void *address, size_t size)
@@ -26,7 +40,7 @@ cdef enum:
 
 cdef void *allocate(size_t size) except NULL:
     cdef void *block
-    if posix_memalign(&block, ALIGNMENT, size) != 0:
+    if aligned_block(&block, ALIGNMENT, size) != 0:
         raise MemoryError(f"unable to allocate {size} bytes")
     return block
 
@@ -37,7 +51,7 @@ cdef class Buffer:
     """A block of memory, 64-byte aligned, which is freed with its owner."""
 
     def __dealloc__(self):
-        free(self.data)
+        free_aligned_block(self.data)
 
 
 cdef Buffer new_buffer(size_t size):

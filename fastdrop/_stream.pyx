@@ -264,11 +264,15 @@ cdef Stream process_stream = Stream()
 
 cdef extern from * nogil:
     """
-    #include <pthread.h>
     #include <stdatomic.h>
     static atomic_int in_child = 0;
+    #if defined(_WIN32)
+    static int prepare_for_forks(void) { return 0; }
+    #else
+    #include <pthread.h>
     static void note_fork(void) { in_child = 1; }
     static int prepare_for_forks(void) { return pthread_atfork(0, 0, note_fork); }
+    #endif
     """
     bint in_child
     int prepare_for_forks()
@@ -281,7 +285,8 @@ def _reseed_after_fork():
     in_child = False
 
 
-os.register_at_fork(after_in_child=_reseed_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_reseed_after_fork)
 # A fork by code in another language does not run Python's fork handlers.
 if prepare_for_forks() != 0:
     raise MemoryError("no memory to register a fork handler")

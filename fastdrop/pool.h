@@ -94,19 +94,31 @@ static void *pool_worker(void *unused) {
     return 0;
 }
 
-/* Starts a worker that blocks all signals: they go to the program's own threads. */
-static int pool_start_worker(void) {
+static int pool_create_thread(void) {
     pthread_t thread;
     pthread_attr_t attributes;
-    sigset_t all, before;
     int failed;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstacksize(&attributes, POOL_STACK_BYTES);
     failed = pthread_create(&thread, &attributes, pool_worker, 0);
     pthread_attr_destroy(&attributes);
+    return failed;
+}
+
+#if defined(_WIN32)
+/* Windows has POSIX threads in its C compiler's library, but neither signals to threads nor fork. */
+static int pool_start_worker(void) { return pool_create_thread(); }
+
+static int pool_prepare(void) { return 0; }
+#else
+/* Starts a worker that blocks all signals: they go to the program's own threads. */
+static int pool_start_worker(void) {
+    sigset_t all, before;
+    int failed;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    failed = pool_create_thread();
     pthread_sigmask(SIG_SETMASK, &before, 0);
     return failed;
 }
@@ -121,6 +133,7 @@ static void pool_after_fork(void) {
 }
 
 static int pool_prepare(void) { return pthread_atfork(0, 0, pool_after_fork); }
+#endif
 
 /* Calls task on disjoint ranges of `chunk` items that cover 0 .. items - 1, in up to `threads`
    threads. Returns when all calls have returned. */

@@ -2,7 +2,7 @@
 
 ``native/run_kernels.c`` is linked with the C code of one kernel module and without Python. NEON
 runs under qemu if the CPU is not aarch64, and AVX-512's vocabulary in SIMDe's C code on any x86-64.
-The instruction sets of this CPU run the same calls.
+The instruction sets of this CPU run the same calls. The thread pool runs on Wine.
 """
 
 import ast
@@ -10,6 +10,7 @@ import collections
 import csv
 import hashlib
 import io
+import os
 import pathlib
 import platform
 import shutil
@@ -187,3 +188,21 @@ def test_frozen_vectors(run_kernels):
         bits = output.read(call["bits"].size)
         output.read(guard + 2 * 2 * guard)
         assert hashlib.sha256(bits).hexdigest() == vector["sha256"], vector
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["many_callers", "pauses"])
+def test_the_thread_pool_on_windows(tmp_path, name):
+    compiler = needs("x86_64-w64-mingw32-gcc-posix", "gcc-mingw-w64-x86-64-posix")
+    wine = needs("wine", "wine wine64")
+    program = tmp_path / "pool_stress.exe"
+    flags = ["-O2", "-pthread", "-static", f"-I{ROOT / 'fastdrop'}"]
+    run([compiler, *flags, TESTS / "native" / "pool_stress.c", "-o", program])
+    done = subprocess.run(
+        [wine, program, name],
+        env=os.environ | {"WINEDEBUG": "-all"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr

@@ -16,7 +16,29 @@
 /* The extensions of x86-64-v3 and x86-64-v4, one by one: some compilers do not know the names of
    the levels. The compiler's runtime also tests whether the operating system saves the wide
    registers. */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(_WIN32)
+#include <cpuid.h>
+
+/* The runtime of zig, which builds for Windows, tests nothing. `saved` are the registers that the
+   operating system must save, as in XCR0. */
+static int cpu_has(unsigned leaf_7_ebx, unsigned saved) {
+    const unsigned v3 = bit_AVX | bit_FMA | bit_F16C | bit_MOVBE | bit_OSXSAVE;
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & v3) != v3)
+        return 0;
+    if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !(c & bit_LZCNT))
+        return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & leaf_7_ebx) != leaf_7_ebx)
+        return 0;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & saved) == saved;
+}
+
+#define CPU_V3_BITS (bit_AVX2 | bit_BMI | bit_BMI2)
+#define CPU_V4_BITS (bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL)
+#define CPU_HAS_V3 cpu_has(CPU_V3_BITS, 0x06)
+#define CPU_HAS_V4 cpu_has(CPU_V3_BITS | CPU_V4_BITS, 0xE6)
+#elif defined(__x86_64__)
 #define CPU_HAS_V3 \
     (__builtin_cpu_supports("avx") && __builtin_cpu_supports("avx2") \
      && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") \
@@ -40,7 +62,7 @@ static int cpu_has_f16c_lzcnt_movbe(void) {
 #endif
 
 static int cpu_runs(const char *isa) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(_WIN32)
     __builtin_cpu_init();
 #endif
     if (strcmp(isa, "avx512") == 0)

@@ -5,8 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
+#if !defined(_WIN32)
+#include <sys/wait.h>
+#endif
 
 #define ITEMS 700
 #define CALLERS 4
@@ -86,6 +88,7 @@ static void pauses(void) {
     }
 }
 
+#if !defined(_WIN32)
 /* A child has no workers of its parent. The parent may fork while jobs run. */
 static void forks(int while_busy) {
     pthread_t threads[CALLERS];
@@ -105,6 +108,7 @@ static void forks(int while_busy) {
             _exit(5);
     }
 }
+#endif
 
 int main(int count, char **arguments) {
     const char *name = count == 2 ? arguments[1] : "";
@@ -115,10 +119,12 @@ int main(int count, char **arguments) {
         many_callers();
     else if (strcmp(name, "pauses") == 0)
         pauses();
+#if !defined(_WIN32)
     else if (strcmp(name, "forks") == 0)
         forks(0);
     else if (strcmp(name, "forks_while_busy") == 0)
         forks(1);
+#endif
     else if (strcmp(name, "exit_while_busy") == 0) {
         start(threads, endless_caller);
         usleep(20000);
