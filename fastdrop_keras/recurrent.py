@@ -21,11 +21,17 @@ from fastdrop_keras.random_layer import RandomLayer, sampler
 class MaskDropout(RandomLayer):
     """Draws masks for a recurrent cell: those of its inputs, or those of its states."""
 
-    def draw(self, like: Any, count: int, training: Any) -> Any:
-        """Return `count` masks of factors for `like`, side by side, or `None` in inference."""
+    def draw(self, like: Any, count: int, training: Any) -> tuple[Any, Any] | None:
+        """Return `count` masks for `like`, side by side, and the scale; or `None` in inference.
+
+        A mask is true for the kept units. Unlike a mask of factors, it has no gradient, which a
+        loop would add up in all time steps.
+        """
         ones = ops.ones_like(ops.concatenate([like] * count, axis=-1))
         factors = self._draw(ones, training, None)
-        return None if factors is ones else factors
+        if factors is ones:
+            return None
+        return factors != 0, ops.stop_gradient(ops.max(factors))
 
     def _mask_shape(self) -> None:
         return None
@@ -49,8 +55,7 @@ class _Recurrent(keras.layers.Layer):
 class RecurrentCell(_Recurrent):
     """Has all that the cells share. It comes before Keras's class among the bases of a cell.
 
-    `_project` computes what a step takes from the inputs, for one time step or for all, and
-    `_advance` computes the rest of the step.
+    A class defines `_advance`, which computes a time step from the product of inputs and kernel.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -122,16 +127,16 @@ class RecurrentCell(_Recurrent):
         return getattr(self, "dropout_mask_count", 1)
 
     def get_dropout_mask(self, step_input: Any) -> Any:
-        """Return the factors of the inputs until `reset_dropout_mask`, those of gates side by side.
+        """Return the mask of the inputs and the scale until `reset_dropout_mask`.
 
-        In inference there are none: the result is `None`.
+        The masks of gates are side by side. In inference there are none: the result is `None`.
         """
         if getattr(self, "_dropout_mask", None) is None:
             self._dropout_mask = self._drawn(self.input_dropout_layer, step_input)
         return self._dropout_mask
 
     def get_recurrent_dropout_mask(self, step_input: Any) -> Any:
-        """Return the factors of the states, as `get_dropout_mask` does."""
+        """Return the mask of the states and the scale, as `get_dropout_mask` does."""
         if getattr(self, "_recurrent_dropout_mask", None) is None:
             self._recurrent_dropout_mask = self._drawn(self.recurrent_dropout_layer, step_input)
         return self._recurrent_dropout_mask
@@ -146,31 +151,46 @@ class RecurrentCell(_Recurrent):
         may_drop = BACKEND.is_tensor(training) or training or blocks.runs.get() or sampler.get()
         nested = keras.tree.is_nested(states)
         states = list(states) if nested else [states]
-        factors = self.get_dropout_mask(inputs) if may_drop else None
-        if factors is None:
+        drawn = self.get_dropout_mask(inputs) if may_drop else None
+        if drawn is None:
             output, new = super().call(inputs, states, training=False)
         else:
-            recurrent_factors = self.get_recurrent_dropout_mask(states[0])
-            projected = self._project(inputs, factors)
-            kernels = self._parts(self.recurrent_kernel)
-            output, new = self._advance(projected, states, recurrent_factors, kernels)
+            step = self._step(drawn[1], self.get_recurrent_dropout_mask(states[0]))
+            output, new = step(_dropped(inputs, drawn[0], self._mask_count), states)
         return output, new if nested else new[0]
 
-    def _project(self, inputs: Any, factors: Any) -> Any:
-        """Return the product of the inputs and the kernel, with the bias."""
-        projected = _product(_dropped(inputs, factors, self._mask_count), self._parts(self.kernel))
-        return projected if self.bias is None else projected + self._input_bias()
+    def _step(self, scale: Any, recurrent: tuple[Any, Any]) -> Callable[[Any, Any], Any]:
+        """Return a function of dropped inputs and the states, which a loop can call.
 
-    def _input_bias(self) -> Any:
-        return self.bias
+        It reads and scales the weights once, for all time steps.
+        """
+        kept, recurrent_scale = recurrent
+        kernels = self._parts(self.kernel * scale)
+        recurrent_kernels = self._parts(self.recurrent_kernel * recurrent_scale)
+        bias, recurrent_bias = self._biases()
+
+        def step(dropped: Any, states: Any) -> Any:
+            projected = _product(dropped, kernels, bias)
+            return self._advance(projected, list(states), kept, recurrent_kernels, recurrent_bias)
+
+        return step
+
+    def _biases(self) -> tuple[Any, Any]:
+        """Return the biases of the products of the inputs and of the states, or `None` for each."""
+        return None if self.bias is None else ops.convert_to_tensor(self.bias), None
 
     def _parts(self, kernel: Any) -> list[Any]:
         """Return the parts of a kernel whose inputs have masks of their own."""
         count = self._mask_count
         return ops.split(kernel, count, axis=1) if count > 1 else [kernel]
 
-    def _advance(self, projected: Any, states: list[Any], factors: Any, kernels: list[Any]) -> Any:
-        """Return the output and the new states from projected inputs of one time step."""
+    def _advance(
+        self, projected: Any, states: list[Any], kept: Any, kernels: list[Any], bias: Any
+    ) -> Any:
+        """Return the output and the new states, from the product of the inputs.
+
+        The product of the states has the mask `kept`, and the kernels and bias of `_step`.
+        """
         raise NotImplementedError
 
 
@@ -218,9 +238,9 @@ class RecurrentLayer(_Recurrent):
         """Return the last output, all outputs and the last states; called by Keras."""
         cell, states = self.cell, keras.tree.flatten(initial_state)
         count = cell._mask_count
-        factors = cell.input_dropout_layer.draw(sequences[:, 0], count, training)
-        recurrent_factors = cell.recurrent_dropout_layer.draw(states[0], count, training)
-        if factors is None:
+        drawn = cell.input_dropout_layer.draw(sequences[:, 0], count, training)
+        recurrent = cell.recurrent_dropout_layer.draw(states[0], count, training)
+        if drawn is None:
             return super().inner_loop(sequences, initial_state, mask, training=False)
         if getattr(self, "use_cudnn", None) is True:
             raise ValueError(
@@ -230,16 +250,9 @@ class RecurrentLayer(_Recurrent):
         if keras.config.backend() == "torch" and self.stateful:
             # The variables change in place, and the gradient needs their values.
             states = [ops.copy(state) for state in states]
-        # One product for all time steps is faster than one in each, and so is splitting once.
-        projected = cell._project(sequences, factors[:, None])
-        kernels = cell._parts(cell.recurrent_kernel)
-
-        def step(projected: Any, states: list[Any]) -> Any:
-            return cell._advance(projected, list(states), recurrent_factors, kernels)
-
         return backend.rnn(
-            step,
-            projected,
+            cell._step(drawn[1], recurrent),
+            _dropped(sequences, drawn[0][:, None], count),
             states,
             go_backwards=self.go_backwards,
             mask=keras.tree.flatten(mask)[0],
@@ -304,19 +317,19 @@ def _training() -> Any:
     return getattr(global_state.get_global_attribute("current_call_ctx"), "training", None)
 
 
-def _dropped(x: Any, factors: Any, count: int) -> list[Any]:
-    """Return `x` for each mask: times a factor, or 0 where that is 0, even if `x` is NaN."""
-    # Without this, a loop would add up the gradient of the factors in all time steps.
-    factors = ops.stop_gradient(factors)
+def _dropped(x: Any, kept: Any, count: int) -> Any:
+    """Return `x` for each mask, with 0 for the units that are not kept, even if they are NaN."""
     copies = ops.concatenate([x] * count, axis=-1) if count > 1 else x
-    dropped = ops.where(factors != 0, copies * factors, ops.zeros_like(copies))
-    return ops.split(dropped, count, axis=-1) if count > 1 else [dropped]
+    return ops.where(kept, copies, ops.zeros_like(copies))
 
 
-def _product(inputs: list[Any], kernels: list[Any]) -> Any:
-    """Return the products of inputs and kernels, side by side."""
-    products = [ops.matmul(x, kernel) for x, kernel in zip(inputs, kernels, strict=True)]
-    return ops.concatenate(products, axis=-1) if len(products) > 1 else products[0]
+def _product(x: Any, kernels: list[Any], bias: Any) -> Any:
+    """Return the products of the parts of `x` and the kernels, side by side, with the bias."""
+    count = len(kernels)
+    parts = ops.split(x, count, axis=-1) if count > 1 else [x]
+    products = [ops.matmul(part, kernel) for part, kernel in zip(parts, kernels, strict=True)]
+    product = ops.concatenate(products, axis=-1) if count > 1 else products[0]
+    return product if bias is None else product + bias
 
 
 @keras.saving.register_keras_serializable(package="fastdrop")
@@ -358,9 +371,11 @@ class LSTMCell(RecurrentCell, keras.layers.LSTMCell):
     TensorShape([2, 3])
     """
 
-    def _advance(self, projected: Any, states: list[Any], factors: Any, kernels: list[Any]) -> Any:
+    def _advance(
+        self, projected: Any, states: list[Any], kept: Any, kernels: list[Any], bias: Any
+    ) -> Any:
         h, c = states
-        gates = projected + _product(_dropped(h, factors, self._mask_count), kernels)
+        gates = projected + _product(_dropped(h, kept, self._mask_count), kernels, bias)
         gates = ops.split(gates, 4, axis=-1)
         c, o = self._compute_carry_and_output_fused(gates, c)
         h = o * self.activation(c)
@@ -381,27 +396,30 @@ class GRUCell(RecurrentCell, keras.layers.GRUCell):
     TensorShape([2, 4])
     """
 
-    def _input_bias(self) -> Any:
-        return self.bias[0] if self.reset_after else self.bias
+    def _biases(self) -> tuple[Any, Any]:
+        bias, none = super()._biases()
+        return (bias[0], bias[1]) if self.reset_after and bias is not None else (bias, none)
 
-    def _advance(self, projected: Any, states: list[Any], factors: Any, kernels: list[Any]) -> Any:
+    def _advance(
+        self, projected: Any, states: list[Any], kept: Any, kernels: list[Any], bias: Any
+    ) -> Any:
         h = states[0]
-        dropped = _dropped(h, factors, self._mask_count)
+        dropped = _dropped(h, kept, self._mask_count)
         x_update, x_reset, x_new = ops.split(projected, 3, axis=-1)
         if self.reset_after:
-            product = _product(dropped, kernels)
-            if self.bias is not None:
-                product = product + self.bias[1]
+            product = _product(dropped, kernels, bias)
             h_update, h_reset, h_new = ops.split(product, 3, axis=-1)
             reset = self.recurrent_activation(x_reset + h_reset)
             h_new = reset * h_new
         else:
             if len(kernels) == 1:
-                dropped, kernels = dropped * 3, ops.split(kernels[0], 3, axis=1)
-            h_update = ops.matmul(dropped[0], kernels[0])
-            h_reset = ops.matmul(dropped[1], kernels[1])
+                parts, kernels = [dropped] * 3, ops.split(kernels[0], 3, axis=1)
+            else:
+                parts = ops.split(dropped, 3, axis=-1)
+            h_update = ops.matmul(parts[0], kernels[0])
+            h_reset = ops.matmul(parts[1], kernels[1])
             reset = self.recurrent_activation(x_reset + h_reset)
-            h_new = ops.matmul(reset * dropped[2], kernels[2])
+            h_new = ops.matmul(reset * parts[2], kernels[2])
         update = self.recurrent_activation(x_update + h_update)
         h = update * h + (1 - update) * self.activation(x_new + h_new)
         return h, [h]
@@ -422,9 +440,10 @@ class SimpleRNNCell(RecurrentCell, keras.layers.SimpleRNNCell):
     TensorShape([2, 4])
     """
 
-    def _advance(self, projected: Any, states: list[Any], factors: Any, kernels: list[Any]) -> Any:
-        dropped = _dropped(states[0], factors, 1)
-        h = projected + _product(dropped, kernels)
+    def _advance(
+        self, projected: Any, states: list[Any], kept: Any, kernels: list[Any], bias: Any
+    ) -> Any:
+        h = projected + _product(_dropped(states[0], kept, 1), kernels, bias)
         h = h if self.activation is None else self.activation(h)
         return h, [h]
 
@@ -449,11 +468,10 @@ class LSTM(RecurrentLayer, keras.layers.LSTM):
     without retracing. Keras draws no masks, or those of a trace, for a rate that was 0 or 1 then,
     drops nothing at rate 1, and draws masks in inference too.
 
-    Training multiplies the inputs of all time steps by the kernel at once. It runs on the CPU,
-    without cuDNN. `fastdrop_keras.mc_predict` draws masks for each pass. A `RateSchedule` changes
-    these rates only if its `layers` name them: `"input_dropout"` or `"recurrent_dropout"` for those
-    of all recurrent layers, or the layers `cell.input_dropout_layer` and
-    `cell.recurrent_dropout_layer`.
+    Training runs on the CPU, without cuDNN. `fastdrop_keras.mc_predict` draws masks for each pass.
+    A `RateSchedule` changes these rates only if its `layers` name them: `"input_dropout"` or
+    `"recurrent_dropout"` for those of all recurrent layers, or the layers
+    `cell.input_dropout_layer` and `cell.recurrent_dropout_layer`.
 
     `fastdrop_keras.convert` and `enable` make these layers only for recurrent layers with dropout.
 
