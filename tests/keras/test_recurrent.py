@@ -326,6 +326,7 @@ def test_keras_layers_load_weights_and_ours_load_theirs(tmp_path):
 @pytest.mark.parametrize("in_place", [False, True])
 def test_conversion_and_back(in_place):
     model = network(keras.layers)
+    model.compile("sgd", "mse", run_eagerly=True)  # tracing its graphs takes a minute
     train(model)
     before = model.predict(numbers(), verbose=0)
     ours, report = convert_to_ours(model, in_place=in_place, verbose=False, return_report=True)
