@@ -182,7 +182,8 @@ class _ThinnedNetwork:
         if units > _MOST_UNITS:
             raise ValueError(
                 f"`exact_average` expects a dropout layer of at most {_MOST_UNITS} units for each "
-                f"input. The layer {self._layer.name!r} has {units}, so 2**{units} masks"
+                f"input. The layer {self._layer.name!r} has {units}, so 2**{units} masks. "
+                "`mc_predict` approximates their average"
             )
         masks = np.arange(2**units)
         positive: np.ndarray = masks[self.weights(self.kept(masks)) > 0]

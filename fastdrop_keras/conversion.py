@@ -237,7 +237,7 @@ def _converted(
     if in_place is not None and not in_place and not _can_be_copied(model):
         raise ValueError(
             f"A subclassed model can only be changed in place. Received: in_place={in_place} for "
-            f"{model.name!r} of type {type(model).__name__}"
+            f"{model.name!r} of type {type(model).__name__}. Pass in_place=True"
         )
     result, notes, sharing = model, [], models.models_with_layers_of(model)
     with BACKEND.scope_of(model), switch.enabled(False):

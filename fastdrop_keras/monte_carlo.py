@@ -235,7 +235,8 @@ class _Passes:
         rank = inputs.shape.rank
         if rank is None:
             raise ValueError(
-                f"The layer {layer.name!r} cannot share a mask: its inputs are of unknown rank"
+                f"The layer {layer.name!r} cannot share a mask: its inputs are of unknown rank. "
+                "Set their shape with `tf.ensure_shape`, or use shared_masks=False"
             )
         if mask_shape is None:
             mask_shape = (None,) * rank
@@ -331,7 +332,8 @@ def _batches_of_arrays(x: Any, batch_size: int) -> tuple[Iterator[Any], int]:
     if any(isinstance(array, (tf.SparseTensor, tf.RaggedTensor)) for array in arrays):
         raise TypeError(
             "`mc_predict` expects dense arrays for argument `x`. "
-            f"Received: {[type(array).__name__ for array in arrays]}"
+            f"Received: {[type(array).__name__ for array in arrays]}. Convert them with "
+            "`tf.sparse.to_dense` or `to_tensor`"
         )
     starts = range(0, checked_length(arrays, "mc_predict"), batch_size)
     slices = (

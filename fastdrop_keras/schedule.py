@@ -90,7 +90,7 @@ class RateSchedule(keras.callbacks.Callback):
         if self.unit == "step" and self.model.optimizer is None:
             raise ValueError(
                 "`RateSchedule` with unit='step' needs `model.optimizer.iterations`, and the model "
-                f"{self.model.name!r} has no optimizer"
+                f"{self.model.name!r} has no optimizer. Compile it with one, or use unit='epoch'"
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

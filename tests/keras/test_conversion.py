@@ -1382,7 +1382,9 @@ def test_a_model_that_cannot_be_converted_completely_is_not_changed(in_place, mo
 
 @pytest.mark.parametrize("function", [convert, to_keras])
 def test_a_subclassed_model_cannot_be_copied(function):
-    with pytest.raises(ValueError, match=r"only be changed in place.*in_place=False.*Small"):
+    with pytest.raises(
+        ValueError, match=r"only be changed in place.*in_place=False.*Small.*Pass in_place=True"
+    ):
         function(Small(), in_place=False)
 
 

@@ -488,7 +488,7 @@ def test_bad_datasets():
 
 
 def test_sparse_x():
-    with pytest.raises(TypeError, match=r"dense arrays.*SparseTensor"):
+    with pytest.raises(TypeError, match=r"dense arrays.*SparseTensor.*to_dense"):
         quiet(linear(), tf.sparse.from_dense(X))
 
 
@@ -529,7 +529,7 @@ def test_shared_masks_need_a_rank():
             return tf.ensure_shape(y, (None, 33))
 
     assert quiet(Unranked())[0].shape == X.shape
-    with pytest.raises(ValueError, match=r"'unranked' cannot share a mask"):
+    with pytest.raises(ValueError, match=r"'unranked' cannot share a mask.*ensure_shape"):
         quiet(Unranked(), shared_masks=True)
 
 
