@@ -13,6 +13,7 @@ from fastdrop_jax.nnx.adaptive import (
     kl_loss,
 )
 from fastdrop_jax.nnx.layers import AlphaDropout, Dropout, GaussianDropout, GaussianNoise
+from fastdrop_jax.nnx.recurrent import RNN, GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
 from fastdrop_jax.nnx.structured import (
     DropBlock2D,
     DropConnectConv,
@@ -21,14 +22,19 @@ from fastdrop_jax.nnx.structured import (
 )
 
 __all__ = [
+    "RNN",
     "AlphaDropout",
     "ConcreteDropout",
     "DropBlock2D",
     "DropConnectConv",
     "DropConnectLinear",
     "Dropout",
+    "GRUCell",
     "GaussianDropout",
     "GaussianNoise",
+    "LSTMCell",
+    "OptimizedLSTMCell",
+    "SimpleCell",
     "Standout",
     "StochasticDepth",
     "VariationalGaussianDropout",
