@@ -86,6 +86,45 @@ def test_noise(measure, exponent, generator):
     )
 
 
+def standout_of_jax(key, x, rate):
+    return jax.numpy.where(jax.random.bernoulli(key, jax.nn.sigmoid(x)), x, 0)
+
+
+def variational_of_jax(key, x, rate):
+    deviation = jax.numpy.exp(jax.numpy.log(rate / (1 - rate)) / 2)
+    return x * (1 + deviation * jax.random.normal(key, x.shape, x.dtype))
+
+
+# The layer for inputs of a size, and the operations of JAX.
+ADAPTIVE = {
+    "Standout": (lambda size: flax_layers.Standout(), standout_of_jax),
+    "VariationalGaussianDropout": (
+        lambda size: flax_layers.VariationalGaussianDropout(size, 0.0, initial_rate=RATE),
+        variational_of_jax,
+    ),
+}
+
+
+@GENERATORS
+@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.exponents((10, 14, 18, 22), quick=(18,))
+def test_adaptive(measure, exponent, name, generator):
+    """A layer that computes or learns its rates, and the gradient of its inputs."""
+    make, of_jax = ADAPTIVE[name]
+    layer = make(2**exponent)
+
+    def ours(key, x, rate):
+        return layer(x, rngs=key)
+
+    measure(
+        "jax layers",
+        f"2^{exponent}",
+        group=f"{name}, forward and backward, {generator}",
+        ours={"fastdrop_jax": jax_calls(ours, 2**exponent, RATE, generator).training},
+        peers={"JAX's operations": jax_calls(of_jax, 2**exponent, RATE, generator).training},
+    )
+
+
 class Perceptron(nnx.Module):
     """The network of tutorials on MNIST, with two dropouts."""
 
