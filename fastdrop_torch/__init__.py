@@ -26,6 +26,7 @@ from fastdrop_torch.modules import (
     GaussianNoise,
 )
 from fastdrop_torch.monte_carlo import mc_predict
+from fastdrop_torch.recurrent import GRU, LSTM, RNN
 from fastdrop_torch.structured import (
     DropBlock2d,
     DropConnectConv2d,
@@ -35,6 +36,9 @@ from fastdrop_torch.structured import (
 from fastdrop_torch.switch import disable, enable, enabled
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "AlphaDropout",
     "ConcreteDropout",
     "ConversionReport",
