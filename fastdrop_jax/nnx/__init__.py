@@ -1,6 +1,6 @@
 """Layers for Flax NNX, computed by fastdrop's kernels on the CPU.
 
-`Dropout` takes the place of Flax's own. Flax has no others.
+Those whose names Flax has take the place of Flax's own.
 
 >>> from fastdrop_jax.nnx import Dropout  # instead of: from flax.nnx import Dropout
 """
@@ -10,7 +10,7 @@ from fastdrop_jax.nnx.adaptive import (
     Standout,
     VariationalGaussianDropout,
     VariationalLinear,
-    kl_loss,
+    regularization,
 )
 from fastdrop_jax.nnx.layers import AlphaDropout, Dropout, GaussianDropout, GaussianNoise
 from fastdrop_jax.nnx.recurrent import RNN, GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
@@ -39,5 +39,5 @@ __all__ = [
     "StochasticDepth",
     "VariationalGaussianDropout",
     "VariationalLinear",
-    "kl_loss",
+    "regularization",
 ]

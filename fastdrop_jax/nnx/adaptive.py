@@ -116,7 +116,7 @@ class LearnedDropout(RandomLayer):
         """Array of the learned rates."""
         return self.highest_rate * jax.nn.sigmoid(self.rate_logit[...])
 
-    def kl_loss(self) -> jax.Array:
+    def regularization(self) -> jax.Array:
         """Return the loss that trains the rate, a number."""
         raise NotImplementedError
 
@@ -135,7 +135,7 @@ class VariationalDropout(LearnedDropout):
         logit = self.rate_logit[...]
         return jax.nn.log_sigmoid(logit) - jnp.log(2 - jax.nn.sigmoid(logit))
 
-    def kl_loss(self) -> jax.Array:
+    def regularization(self) -> jax.Array:
         """Return `kl_weight` times the sum of the divergences of all `alpha`."""
         # As Kingma et al. approximate it up to alpha 1, but for a constant.
         log_alpha = self._log_alpha()
@@ -153,7 +153,7 @@ class VariationalGaussianDropout(VariationalDropout):
 
     The noise of an input unit is noise of all weights of that unit in the next layer. The prior of
     Kingma, Salimans and Welling (2015) for it, uniform in the logarithm, gives the layer a loss,
-    `kl_loss`: `kl_weight` times the sum over the units of the Kullback-Leibler divergence, which
+    `regularization`: `kl_weight` times the sum over the units of the Kullback-Leibler divergence, which
     the authors approximate, but for a constant, by a polynomial of ``alpha``. The loss asks for
     more noise, and the data ask for less. As in the paper, ``alpha`` is at most 1, a rate of 0.5.
     The paper clips it. Here the parameter `rate_logit` is the logit of ``2 * rate``.
@@ -190,7 +190,7 @@ class VariationalGaussianDropout(VariationalDropout):
     (10, 3)
     >>> layer.rate
     Array([0.2, 0.2, 0.2], dtype=float32)
-    >>> layer.kl_loss().shape
+    >>> layer.regularization().shape
     ()
     """
 
@@ -225,9 +225,9 @@ class VariationalGaussianDropout(VariationalDropout):
         deviation = jnp.exp(self._log_alpha() / 2).astype(inputs.dtype)
         return inputs * (1 + deviation * noise)
 
-    def kl_loss(self) -> jax.Array:
+    def regularization(self) -> jax.Array:
         """Return `kl_weight` times the sum of the divergences of all units."""
-        return super().kl_loss() * (self.num_features if self.per == "layer" else 1)
+        return super().regularization() * (self.num_features if self.per == "layer" else 1)
 
 
 # Its calls have no argument `out_sharding`.
@@ -326,7 +326,7 @@ class ConcreteDropout(LearnedDropout):
     multiplies the result by ``1 / (1 - rate)``, and calls the wrapped layer. In inference it calls
     the wrapped layer with the inputs. No element is dropped completely: a NaN stays NaN.
 
-    The layer learns the parameter `rate_logit`. The loss that trains it, `kl_loss`, is the
+    The layer learns the parameter `rate_logit`. The loss that trains it, `regularization`, is the
     divergence of the paper, for a wrapped layer with the weights ``kernel`` and inputs of
     ``units`` units:
 
@@ -421,7 +421,7 @@ class ConcreteDropout(LearnedDropout):
         """Return ``1 / (1 - rate)``."""
         return 1 + jnp.exp(self.rate_logit[...])
 
-    def kl_loss(self) -> jax.Array:
+    def regularization(self) -> jax.Array:
         """Return the divergence of the rate and of the wrapped layer's kernel, a number."""
         layer: Any = self.layer
         logit, rate = self.rate_logit[...], self.rate
@@ -434,8 +434,8 @@ class ConcreteDropout(LearnedDropout):
         )
 
 
-def kl_loss(module: nnx.Module) -> jax.Array:
-    """Returns the sum of the losses of all layers in a module that learn their rates.
+def regularization(module: nnx.Module) -> jax.Array:
+    """Return the sum of the losses of all layers in a module that learn their rates.
 
     These layers are `VariationalGaussianDropout`, `VariationalLinear` and `ConcreteDropout`. Add
     the sum to the loss of the data, in training.
@@ -452,18 +452,18 @@ def kl_loss(module: nnx.Module) -> jax.Array:
     Example:
 
     >>> from flax import nnx
-    >>> from fastdrop_jax.nnx import ConcreteDropout, VariationalLinear, kl_loss
+    >>> from fastdrop_jax.nnx import ConcreteDropout, VariationalLinear, regularization
     >>> rngs = nnx.Rngs(0)
     >>> first = ConcreteDropout(nnx.Linear(3, 4, rngs=rngs), rngs=rngs)
     >>> last = VariationalLinear(4, 1, kl_weight=1 / 60000, rngs=rngs)
     >>> model = nnx.Sequential(first, last)
-    >>> kl_loss(model) == first.kl_loss() + last.kl_loss()
+    >>> regularization(model) == first.regularization() + last.regularization()
     Array(True, dtype=bool)
     """
     if not isinstance(module, nnx.Module):
         raise TypeError(f"`module` must be a module of flax.nnx, got {module!r}")
     layers = (layer for _, layer in nnx.iter_modules(module) if isinstance(layer, LearnedDropout))
-    return sum((layer.kl_loss() for layer in layers), jnp.zeros(()))
+    return sum((layer.regularization() for layer in layers), jnp.zeros(()))
 
 
 def checked_number(value: Any, argument: str) -> float:

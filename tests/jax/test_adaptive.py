@@ -17,7 +17,7 @@ from fastdrop_jax.nnx import (
     Standout,
     VariationalGaussianDropout,
     VariationalLinear,
-    kl_loss,
+    regularization,
 )
 
 X = np.random.default_rng(0).normal(0, 2, (20, 7))
@@ -62,7 +62,9 @@ def check_gradients(layer, deterministic=False):
     @jax.jit
     def loss(parameters, x):
         layer = nnx.merge(graph, parameters, others)
-        return jnp.sum(layer(x, deterministic=deterministic, rngs=KEY) * weights) + kl_loss(layer)
+        return jnp.sum(layer(x, deterministic=deterministic, rngs=KEY) * weights) + regularization(
+            layer
+        )
 
     of_parameters, of_inputs = jax.grad(loss, argnums=(0, 1))(parameters, x)
     np.testing.assert_allclose(
@@ -168,7 +170,7 @@ def test_the_divergence_is_the_papers_up_to_alpha_1():
     alphas = np.array([1e-4, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.999])
     exact = np.array([exact_divergence(alpha) for alpha in alphas])
     losses = [
-        float(VariationalGaussianDropout(1, 1.0, "layer", alpha / (1 + alpha)).kl_loss())
+        float(VariationalGaussianDropout(1, 1.0, "layer", alpha / (1 + alpha)).regularization())
         for alpha in alphas
     ]
     difference = exact - losses
@@ -188,9 +190,9 @@ def test_the_loss_sums_the_divergences_of_all_units():
     for per in ("layer", "unit"):
         layer = VariationalGaussianDropout(5, 0.25, per, 0.3)
         assert layer.rate_logit.shape == (() if per == "layer" else (5,))
-        np.testing.assert_allclose(layer.kl_loss(), 0.25 * 5 * of_one(0.3), rtol=1e-6)
+        np.testing.assert_allclose(layer.regularization(), 0.25 * 5 * of_one(0.3), rtol=1e-6)
     layer = VariationalLinear(3, 4, 0.25, 0.3, rngs=nnx.Rngs(0))
-    np.testing.assert_allclose(layer.kl_loss(), 0.25 * 12 * of_one(0.3), rtol=1e-6)
+    np.testing.assert_allclose(layer.regularization(), 0.25 * 12 * of_one(0.3), rtol=1e-6)
 
 
 def test_a_rate_near_0_has_finite_noise_and_gradients():
@@ -198,7 +200,7 @@ def test_a_rate_near_0_has_finite_noise_and_gradients():
     layer.rate_logit[...] = jnp.float32(-200)
 
     def loss(layer):
-        return layer(jnp.ones(7), rngs=KEY).sum() + layer.kl_loss()
+        return layer(jnp.ones(7), rngs=KEY).sum() + layer.regularization()
 
     value, slopes = nnx.value_and_grad(loss)(layer)
     assert abs(value - 7 - 7 * (100 + math.log(2) / 2)) < 1e-2
@@ -320,7 +322,7 @@ def test_the_loss_of_concrete_dropout_is_the_papers(make, units):
     kernel = np.float64(layer.layer.kernel[...])
     entropy = -(0.4 * math.log(0.4) + 0.6 * math.log(0.6))
     expected = 0.3 * (kernel**2).sum() / 0.6 - 0.2 * units * entropy
-    loss = layer.kl_loss()
+    loss = layer.regularization()
     assert loss.dtype == "float32"
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
@@ -398,7 +400,7 @@ def test_vmap_is_a_loop(make):
 @nnx.jit
 def train(model, optimizer, x, y):
     def loss(model):
-        return ((model(x) - y) ** 2).mean() + kl_loss(model)
+        return ((model(x) - y) ** 2).mean() + regularization(model)
 
     optimizer.update(model, nnx.grad(loss)(model))
 
@@ -445,12 +447,14 @@ def test_the_losses_of_a_model_are_summed_once():
 
     model = Model(nnx.Rngs(0))
     layers = [*model.layers, model.inner.layers[1]]
-    np.testing.assert_allclose(kl_loss(model), sum(layer.kl_loss() for layer in layers), rtol=1e-6)
-    np.testing.assert_allclose(nnx.jit(kl_loss)(model), kl_loss(model), rtol=1e-6)
-    assert kl_loss(layers[0]) == layers[0].kl_loss()
-    assert kl_loss(model.others[0]) == 0
+    np.testing.assert_allclose(
+        regularization(model), sum(layer.regularization() for layer in layers), rtol=1e-6
+    )
+    np.testing.assert_allclose(nnx.jit(regularization)(model), regularization(model), rtol=1e-6)
+    assert regularization(layers[0]) == layers[0].regularization()
+    assert regularization(model.others[0]) == 0
     with pytest.raises(TypeError, match=r"`module` must be a module of flax\.nnx, got 3"):
-        kl_loss(3)
+        regularization(3)
 
 
 RNGS = nnx.Rngs(0)
