@@ -219,6 +219,6 @@ def check_keras_3(inputs: Any) -> None:
     if type(inputs).__module__.startswith("tf_keras"):
         raise TypeError(
             "fastdrop_keras has layers for Keras 3. Received a tensor of Keras 2, from the "
-            "package tf_keras, which is tf.keras if TF_USE_LEGACY_KERAS is set. Unset it, or make the "
-            "model of the package keras"
+            "package tf_keras, which is tf.keras if TF_USE_LEGACY_KERAS is set. Unset it, or make "
+            "the model of the package keras"
         )
