@@ -35,6 +35,7 @@ from fastdrop_jax.functional import (
     gaussian_noise,
     relu_dropout,
 )
+from fastdrop_jax.monte_carlo import mc_predict
 
 __all__ = [
     "__version__",
@@ -44,5 +45,6 @@ __all__ = [
     "dropout",
     "gaussian_dropout",
     "gaussian_noise",
+    "mc_predict",
     "relu_dropout",
 ]

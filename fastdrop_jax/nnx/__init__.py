@@ -13,6 +13,7 @@ from fastdrop_jax.nnx.adaptive import (
     regularization,
 )
 from fastdrop_jax.nnx.layers import AlphaDropout, Dropout, GaussianDropout, GaussianNoise
+from fastdrop_jax.nnx.monte_carlo import mc_predict
 from fastdrop_jax.nnx.recurrent import RNN, GRUCell, LSTMCell, OptimizedLSTMCell, SimpleCell
 from fastdrop_jax.nnx.structured import (
     DropBlock2D,
@@ -40,4 +41,5 @@ __all__ = [
     "VariationalGaussianDropout",
     "VariationalLinear",
     "regularization",
+    "mc_predict",
 ]
