@@ -40,6 +40,6 @@ __all__ = [
     "StochasticDepth",
     "VariationalGaussianDropout",
     "VariationalLinear",
-    "regularization",
     "mc_predict",
+    "regularization",
 ]
