@@ -102,6 +102,79 @@ def test_noise(measure, exponent):
     )
 
 
+def their_stochastic_depth(x):
+    """The expression of torchvision and timm."""
+    return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.5).div_(0.5)
+
+
+def their_drop_block(x):
+    """The expression of torchvision, which draws a number for each position."""
+    n, c, h, w = x.shape
+    gamma = 0.1 * h * w / 7**2 / ((h - 6) * (w - 6))
+    starts = torch.bernoulli(torch.full((n, c, h - 6, w - 6), gamma))
+    starts = nn.functional.pad(starts, [3] * 4)
+    kept = 1 - nn.functional.max_pool2d(starts, 7, 1, 3)
+    return x * kept * (kept.numel() / (1e-6 + kept.sum()))
+
+
+def their_rates(p):
+    """Dropout by a tensor of probabilities, in PyTorch's operations."""
+    return lambda x: x * torch.bernoulli(1 - p).div_(1 - p)
+
+
+F = fastdrop_torch.functional
+RATES = torch.linspace(0, 0.9, 2**18)
+LINEAR = fastdrop_torch.DropConnectLinear(1024, 1024, p=0.5)
+NETWORK, THEIR_NETWORK = fastdrop_torch.LSTM(256, 256, input_dropout=0.5), nn.LSTM(256, 256)
+# Ours, PyTorch's expression, and the input's shape.
+STRUCTURED = {
+    "stochastic_depth, inputs (32, 64, 28, 28)": (
+        lambda x: F.stochastic_depth(x, 0.5),
+        their_stochastic_depth,
+        (32, 64, 28, 28),
+    ),
+    "drop_block2d(0.1, 7), inputs (32, 64, 28, 28)": (
+        lambda x: F.drop_block2d(x, 0.1, 7),
+        their_drop_block,
+        (32, 64, 28, 28),
+    ),
+    "DropConnectLinear(1024, 1024), inputs (128, 1024)": (
+        LINEAR,
+        lambda x: nn.functional.linear(x, nn.functional.dropout(LINEAR.weight, 0.5), LINEAR.bias),
+        (128, 1024),
+    ),
+    "LSTM(256, 256) with masked inputs (50, 32, 256)": (
+        lambda x: NETWORK(x)[0],
+        lambda x: THEIR_NETWORK(x * torch.empty_like(x[:1]).bernoulli_(0.5).div_(0.5))[0],
+        (50, 32, 256),
+    ),
+    "dropout by 2^18 probabilities": (
+        lambda x: F.dropout(x, RATES),
+        their_rates(RATES),
+        (2**18,),
+    ),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_structured(measure, name):
+    """Dropout of samples, blocks, weights, sequences, and by a tensor of rates, eager."""
+    ours, theirs, shape = STRUCTURED[name]
+    x, dy = torch.ones(shape, requires_grad=True), torch.ones(shape)
+
+    def gradient_of(function):
+        return lambda: torch.autograd.grad(function(x), x, dy)
+
+    measure(
+        "torch layers",
+        name,
+        group="forward and backward, eager",
+        ours={"fastdrop_torch": gradient_of(ours)},
+        peers={"PyTorch's operations": gradient_of(theirs)},
+    )
+
+
 def perceptron(rate):
     """The network of tutorials on MNIST, with two dropouts."""
     return nn.Sequential(
