@@ -153,8 +153,8 @@ class VariationalGaussianDropout(VariationalDropout):
 
     The noise of an input unit is noise of all weights of that unit in the next layer. The prior of
     Kingma, Salimans and Welling (2015) for it, uniform in the logarithm, gives the layer a loss,
-    `regularization`: `kl_weight` times the sum over the units of the Kullback-Leibler divergence, which
-    the authors approximate, but for a constant, by a polynomial of ``alpha``. The loss asks for
+    `regularization`: `kl_weight` times the sum over the units of the Kullback-Leibler divergence.
+    The authors approximate it, but for a constant, by a polynomial of ``alpha``. The loss asks for
     more noise, and the data ask for less. As in the paper, ``alpha`` is at most 1, a rate of 0.5.
     The paper clips it. Here the parameter `rate_logit` is the logit of ``2 * rate``.
 
