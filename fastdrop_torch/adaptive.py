@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,51 +12,38 @@ import torch
 from torch import Tensor, nn
 
 from fastdrop_torch import functional
+from fastdrop_torch.batching import _BERNOULLI
 from fastdrop_torch.modules import RandomModule
-
-
-def _finite(value: float, name: str, least: float = -math.inf) -> float:
-    """Return a finite number, `least` or larger, or raise an error that names it."""
-    if not (math.isfinite(value) and value >= least):
-        bound = "" if least == -math.inf else f", {least} or larger"
-        raise ValueError(f"`{name}` must be a finite number{bound}, got {value}")
-    return float(value)
-
-
-def _initial_logit(p: float, most: float) -> float:
-    """Return the logit of a first probability above 0, below 1, and at most `most`."""
-    if not (0 < p < 1 and p <= most):
-        bound = "below 1" if most == 1 else f"at most {most}"
-        raise ValueError(f"dropout probability has to be above 0 and {bound}, but got {p}")
-    return math.log(p / (1 - p))
-
-
-def _normal_numbers(like: Tensor) -> Tensor:
-    return functional.gaussian_noise(torch.zeros_like(like), 1.0)
+from fastdrop_torch.monte_carlo import _positive
 
 
 class Standout(RandomModule):
     """Applies an activation function, and drops each unit with a probability of its own.
 
-    Adaptive dropout (Ba and Frey, 2013) comes after a module with weights, without an activation:
-    ``nn.Sequential(nn.Linear(64, 256), Standout(nn.ReLU()))``. From its input `z`, a weighted sum,
-    it computes ``activation(z)`` and the keep probability ``sigmoid(alpha * z + beta)``: units with
-    large sums are kept. In training, a dropped unit is ``+0.0``, and a kept one is not scaled. In
-    evaluation, each unit is multiplied by its keep probability.
+    Adaptive dropout keeps a unit with a probability that a second network computes from the inputs
+    of the unit. Ba and Frey find that this network learns weights that are close to
+    ``alpha * w + beta``, where `w` are the unit's own weights, and so use these. This module comes
+    after the module with the weights, which may be any: ``Linear(64, 256), Standout(torch.relu)``.
 
-    In training the gradient takes the mask for a constant, as the authors do. The decisions are
-    those of `functional.dropout` with the tensor of probabilities ``1 - keep``. The mask's seed
-    comes from PyTorch's default generator.
+    From the weighted sum `z` of a unit, its input, the module computes ``activation(z)`` and the
+    probability ``sigmoid(alpha * z + beta)`` of keeping it: units with large sums are kept. (`beta`
+    is added to the sum, as the published programs do. The paper adds it to each weight.) In
+    training a dropped unit becomes ``+0.0``, and a kept one is not scaled. In evaluation each unit
+    is multiplied by its probability. In training the gradient takes the mask for a constant, as the
+    authors do.
+
+    The seed comes from PyTorch's default generator. `fastdrop.dropout` with the same seed drops the
+    same units at the rates ``1 - sigmoid(alpha * z + beta)``, in the input's dtype.
 
     Args:
-        activation: Function of a tensor, or module, or `None` for the identity.
-        alpha: Finite number, the factor of the sums. With 0, all units are kept with probability
-            ``sigmoid(beta)``.
+        activation: Callable of a tensor, such as `torch.relu` or a module; `None` for the identity.
+        alpha: Finite number, the factor of the sums. With 0, all units are kept with the
+            probability ``sigmoid(beta)``.
         beta: Finite number, added to the scaled sums. With -5, few units are kept.
 
     Raises:
-        TypeError: If `activation` cannot be called; in training, if the input is not a dense CPU
-            tensor of float16, bfloat16, float32 or float64.
+        TypeError: If an argument has the wrong type; or in `forward`, if the input is not a dense
+            CPU tensor of dtype float16, bfloat16, float32 or float64.
         ValueError: If `alpha` or `beta` is not finite.
 
     Reference:
@@ -65,13 +54,13 @@ class Standout(RandomModule):
 
     >>> import torch
     >>> from fastdrop_torch import Standout
-    >>> layer = Standout(torch.relu)
-    >>> z = torch.tensor([[-4.0, -2, 0, 2, 4]])
-    >>> layer.eval()(z)
-    tensor([[0.0000, 0.0000, 0.0000, 1.7616, 3.9281]])
-    >>> kept = layer.train()(z.expand(10_000, 5)) > 0
-    >>> bool(abs(kept[:, 3].float().mean() - 0.8808) < 0.02)
-    True
+    >>> drop = Standout(torch.relu)
+    >>> z = torch.tensor([-4.0, -2, 0, 2, 4])
+    >>> kept = drop(z.repeat(10_000, 1)) > 0
+    >>> [round(one, 1) for one in kept.float().mean(0).tolist()]
+    [0.0, 0.0, 0.0, 0.9, 1.0]
+    >>> drop.eval()(z)
+    tensor([0.0000, 0.0000, 0.0000, 1.7616, 3.9281])
     """
 
     def __init__(
@@ -82,121 +71,62 @@ class Standout(RandomModule):
     ) -> None:
         super().__init__()
         if activation is not None and not callable(activation):
-            raise TypeError(f"`activation` must be a function or None, got {activation!r}")
+            raise TypeError(f"`activation` must be callable or None, got {activation!r}")
         self.activation = activation
-        self.alpha = _finite(alpha, "alpha")
-        self.beta = _finite(beta, "beta")
+        self.alpha = _checked("alpha", alpha, "a finite number")
+        self.beta = _checked("beta", beta, "a finite number")
 
     def extra_repr(self) -> str:
         """Return the arguments for the module's text."""
         return f"alpha={self.alpha}, beta={self.beta}"
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the units, dropped in training, and scaled in evaluation."""
+        """Return the activations with dropped units, or times their probabilities in evaluation."""
+        _check_floating(input)
         keep = torch.sigmoid(self.alpha * input + self.beta)
         output = input if self.activation is None else self.activation(input)
         if not self.training:
             return torch.where(keep == 0, 0, output * keep)
+        seed = torch.randint(torch.iinfo(torch.int64).max, (2,), device="cpu")
         # A NaN is kept: it has no probability.
-        rates = (1 - keep.detach()).nan_to_num(0.0)
-        mask = torch.ops.fastdrop.dropout_by_rates(torch.ones_like(rates), rates)
-        return torch.where(mask == 0, 0, output)
+        rates = torch.nan_to_num(1 - keep.detach(), nan=0.0)
+        kept = torch.ops.fastdrop.draw(rates, seed, _BERNOULLI, 0.0)
+        return torch.where(kept == 0, 0, output)
 
 
-class LearnedModule(RandomModule):
-    """Marks the modules with a term of the loss, which `regularization` adds up."""
+class VariationalGaussianDropout(RandomModule):
+    """Multiplies its inputs by Gaussian noise, and learns the variance of the noise.
 
-    def regularization(self) -> Tensor:
-        """Return the module's term of the loss, a tensor of one number."""
-        raise NotImplementedError
+    In training, the module multiplies each element by a number from the normal distribution of mean
+    1 and variance ``alpha = p / (1 - p)``, as `GaussianDropout` does. It learns `alpha`, one for
+    all inputs or one for each feature (the last dimension). In evaluation it returns its inputs.
 
+    The noise of an input feature is noise of all weights of that feature in the next module. The
+    prior of Kingma, Salimans and Welling for it, uniform in the logarithm, gives the module a term
+    of the loss, `regularization`: `kl_weight` times the sum over the features of the
+    Kullback-Leibler divergence, which the authors approximate, but for a constant, by a polynomial
+    of `alpha`. The term asks for more noise, and the data ask for less. As in the paper, `alpha` is
+    at most 1, a `p` of 0.5: in training, `forward` sets larger ones to 1, in place.
 
-def regularization(module: nn.Module) -> Tensor:
-    """Return the sum of the terms of the loss of all learned dropout in `module`.
-
-    A training step adds it to the loss, once: ``loss = error + regularization(model)``. The modules
-    with a term are `VariationalGaussianDropout`, `VariationalLinear` and `ConcreteDropout`, each
-    with its own weights.
-
-    Args:
-        module: A `torch.nn.Module`.
-
-    Returns:
-        A tensor of one number; 0 without such modules.
-
-    Raises:
-        TypeError: If `module` is not a `torch.nn.Module`.
-
-    Example:
-
-    >>> import torch
-    >>> from fastdrop_torch import ConcreteDropout, VariationalLinear, regularization
-    >>> model = torch.nn.Sequential(
-    ...     VariationalLinear(3, 4, kl_weight=1 / 60000), ConcreteDropout(torch.nn.Linear(4, 2))
-    ... )
-    >>> loss = model(torch.ones(5, 3)).square().mean() + regularization(model)
-    >>> loss.backward()
-    >>> model[1].p_logit.grad is None
-    False
-    """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"`module` must be a torch.nn.Module, got {module!r}")
-    terms = [one.regularization() for one in module.modules() if isinstance(one, LearnedModule)]
-    return sum(terms, torch.zeros(()))
-
-
-class VariationalModule(LearnedModule):
-    """Has the parameter of variational dropout: logarithms of variances, which stay up to 0."""
-
-    log_alpha: Tensor
-
-    @property
-    def p(self) -> Tensor:
-        """Tensor of the learned probabilities, ``alpha / (1 + alpha)``, one for each `alpha`."""
-        return torch.sigmoid(self.log_alpha.detach().clamp(max=0))
-
-    def _add_log_alpha(self, shape: tuple[int, ...], logit: float, **factory: Any) -> None:
-        self.log_alpha = nn.Parameter(torch.full(shape, logit, **factory))
-
-    def _bounded(self) -> Tensor:
-        """Return the parameter, after an optimizer's step may have made it too large."""
-        with torch.no_grad():
-            self.log_alpha.clamp_(max=0)
-        return self.log_alpha
-
-    def _divergence(self) -> Tensor:
-        """Return the sum of the divergences, but for constants, as Kingma et al. approximate it."""
-        log_alpha = self._bounded()
-        alpha = log_alpha.exp()
-        polynomial = alpha * (1.16145124 + alpha * (-1.50204118 + alpha * 0.58629921))
-        return (-log_alpha / 2 - polynomial).sum()
-
-
-class VariationalGaussianDropout(VariationalModule):
-    """Multiplies its inputs by Gaussian noise in training, and learns the variance of the noise.
-
-    The noise has mean 1 and variance ``alpha = p / (1 - p)``, as in `GaussianDropout`. The module
-    learns `alpha`, one for all inputs or one for each feature (the last axis). In evaluation it
-    returns its inputs. The numbers are those of `functional.gaussian_noise`, with a seed from
-    PyTorch's default generator.
-
-    The noise of a feature is noise of all its weights in the next module. The prior of Kingma,
-    Salimans and Welling (2015), uniform in the logarithm, gives the term of the loss that
-    `regularization` returns: `kl_weight` times the sum over the features of the Kullback-Leibler
-    divergence, but for a constant. It asks for more noise, and the data ask for less. As in the
-    paper, `alpha` is at most 1: a call in training and `regularization` set a larger one to 1.
+    The noise is that of `functional.gaussian_noise` with a seed from PyTorch's default generator.
 
     Args:
-        num_features: Positive integer, the size of the last axis.
-        kl_weight: Finite number, 0 or larger: ``1 / N`` with N training samples, for a loss that is
-            the mean over samples of the negative log-likelihood.
-        per: ``"layer"`` or ``"feature"``: what has an `alpha` of its own.
-        p: The first probability, above 0, at most 0.5.
-        device, dtype: Of the parameter, as for PyTorch's modules.
+        num_features: Positive integer, the size of the input's last dimension.
+        kl_weight: Finite number, 0 or larger: the weight of the divergence in the loss. For a loss
+            that is the mean over samples of the negative log-likelihood, ``1 / N`` with N training
+            samples.
+        per: `"layer"` or `"feature"`: what has an `alpha` of its own.
+        p: The first probability, above 0 and at most 0.5.
+        device, dtype: Of the parameter `log_alpha`.
+
+    Attributes:
+        p: Tensor of the learned probabilities, ``alpha / (1 + alpha)``, one for each `alpha`.
 
     Raises:
-        ValueError: If an argument is not a valid value, or the last axis has another size.
-        TypeError: In training, as for `functional.gaussian_noise`.
+        TypeError: If an argument has the wrong type; or in `forward`, as for
+            `functional.gaussian_noise`.
+        ValueError: If an argument has another value; or in `forward`, if the input's last dimension
+            has another size.
 
     Reference:
 
@@ -206,10 +136,13 @@ class VariationalGaussianDropout(VariationalModule):
 
     >>> import torch
     >>> from fastdrop_torch import VariationalGaussianDropout
-    >>> layer = VariationalGaussianDropout(3, 1 / 60000, per="feature", p=0.2)
-    >>> y = layer(torch.ones(10, 3))
-    >>> layer.p
+    >>> drop = VariationalGaussianDropout(3, kl_weight=1 / 60000, per="feature", p=0.2)
+    >>> drop(torch.ones(10, 3)).shape
+    torch.Size([10, 3])
+    >>> drop.p
     tensor([0.2000, 0.2000, 0.2000])
+    >>> round(drop.regularization().item(), 7)
+    2.44e-05
     """
 
     def __init__(
@@ -219,61 +152,73 @@ class VariationalGaussianDropout(VariationalModule):
         per: str = "layer",
         p: float = 0.5,
         device: Any = None,
-        dtype: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_features < 1:
-            raise ValueError(f"`num_features` must be a positive integer, got {num_features}")
         if per not in ("layer", "feature"):
             raise ValueError(f"`per` must be 'layer' or 'feature', got {per!r}")
-        self.num_features = num_features
-        self.kl_weight = _finite(kl_weight, "kl_weight", 0)
+        self.num_features = _positive(num_features, "num_features")
+        self.kl_weight = _checked("kl_weight", kl_weight, "a finite number of at least 0", 0)
         self.per = per
-        shape = () if per == "layer" else (num_features,)
-        self._add_log_alpha(shape, _initial_logit(p, 0.5), device=device, dtype=dtype)
+        shape = () if per == "layer" else (self.num_features,)
+        log_alpha = torch.full(shape, _logit(p, 0.5), device=device, dtype=dtype)
+        self.log_alpha = nn.Parameter(log_alpha)
+
+    @property
+    def p(self) -> Tensor:
+        """Tensor of the learned probabilities."""
+        return _probability(self.log_alpha)
 
     def extra_repr(self) -> str:
         """Return the arguments for the module's text."""
-        return f"{self.num_features}, kl_weight={self.kl_weight}, per={self.per}"
+        return f"{self.num_features}, kl_weight={self.kl_weight}, per={self.per!r}"
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input times noise, or the input itself in evaluation."""
-        if not input.dim() or input.shape[-1] != self.num_features:
+        if input.dim() == 0 or input.shape[-1] != self.num_features:
             raise ValueError(
-                f"`input` must have a last axis of size {self.num_features}, got shape "
-                f"{tuple(input.shape)}"
+                f"`input` must have a last dimension of size {self.num_features}, got shape "
+                f"{list(input.shape)}"
             )
         if not self.training:
             return input
-        deviation = (self._bounded() / 2).exp().to(input.dtype)
-        return input * (1 + deviation * _normal_numbers(input))
+        _limit(self.log_alpha)
+        deviation = torch.exp(_wide(self.log_alpha) / 2).to(input.dtype)
+        return input * (1 + deviation * _normal(input.shape, input.dtype, input.device))
 
     def regularization(self) -> Tensor:
-        """Return the module's term of the loss."""
-        features = self.num_features if self.per == "layer" else 1
-        return self.kl_weight * features * self._divergence()
+        """Return the module's term of the loss, in float32 or the parameter's wider dtype."""
+        units = self.num_features if self.per == "layer" else 1
+        return self.kl_weight * units * _divergence(self.log_alpha)
 
 
-class VariationalLinear(VariationalModule, nn.Linear):
+class VariationalLinear(RandomModule, nn.Linear):
     """Is a `torch.nn.Linear` that learns how noisy each of its weights is.
 
-    In training, each weight `w` is normal with the mean `w` and the variance ``alpha * w**2``, with
-    an `alpha` for each weight. By the local reparameterization of Kingma, Salimans and Welling
-    (2015), the module draws no weights, but for each sample the sums from their normal
-    distribution, of variance ``input**2 @ (alpha * weight**2).T``. The bias has no noise. In
-    evaluation the module is PyTorch's.
+    In training, each weight `w` is normal with the mean `w` and the variance ``alpha * w**2``,
+    where the module learns an `alpha` for each weight. By the local reparameterization of Kingma,
+    Salimans and Welling, the module does not draw the weights: for each sample it draws the sums
+    ``input @ weight.T`` from their normal distribution, of the variance
+    ``input**2 @ (alpha * weight**2).T``. The bias has no noise. In evaluation the weights are their
+    means.
 
-    The term of the loss is `kl_weight` times the sum of the divergences over the weights. `alpha`
-    and the seed are as for `VariationalGaussianDropout`.
+    `regularization` is `kl_weight` times the sum over the weights of the divergence, as for
+    `VariationalGaussianDropout`, and `alpha` is at most 1 in the same way.
 
     Args:
-        *args, **kwargs: The arguments of `torch.nn.Linear`.
+        in_features: Size of the input's last dimension.
+        out_features: Size of the output's last dimension.
+        bias: Whether there is a bias.
+        device, dtype: Of the parameters.
         kl_weight: Finite number, 0 or larger, as for `VariationalGaussianDropout`.
-        p: The first ``alpha / (1 + alpha)``, above 0, at most 0.5.
+        p: The first ``alpha / (1 + alpha)``, above 0 and at most 0.5.
+
+    Attributes:
+        p: Tensor of the learned ``alpha / (1 + alpha)`` of each weight.
 
     Raises:
-        ValueError: If an argument is not a valid value.
-        TypeError: In training, as for `functional.gaussian_noise`.
+        TypeError, ValueError: If an argument is not valid, as for `torch.nn.Linear` and
+            `VariationalGaussianDropout`.
 
     Reference:
 
@@ -283,18 +228,35 @@ class VariationalLinear(VariationalModule, nn.Linear):
 
     >>> import torch
     >>> from fastdrop_torch import VariationalLinear
-    >>> layer = VariationalLinear(3, 4, kl_weight=1 / 60000)
-    >>> layer(torch.ones(2, 3)).shape, layer.p.shape
-    (torch.Size([2, 4]), torch.Size([4, 3]))
+    >>> linear = VariationalLinear(3, 4, kl_weight=1 / 60000)
+    >>> linear(torch.ones(2, 3)).shape
+    torch.Size([2, 4])
+    >>> linear.p.shape
+    torch.Size([4, 3])
     """
 
-    def __init__(self, *args: Any, kl_weight: float, p: float = 0.5, **kwargs: Any) -> None:
-        logit = _initial_logit(p, 0.5)
-        weight = _finite(kl_weight, "kl_weight", 0)
-        super().__init__(*args, **kwargs)
-        self.kl_weight = weight
-        factory = {"device": self.weight.device, "dtype": self.weight.dtype}
-        self._add_log_alpha(tuple(self.weight.shape), logit, **factory)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        kl_weight: float,
+        p: float = 0.5,
+    ) -> None:
+        # Before PyTorch draws weights.
+        kl_weight = _checked("kl_weight", kl_weight, "a finite number of at least 0", 0)
+        logit = _logit(p, 0.5)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.kl_weight = kl_weight
+        self.log_alpha = nn.Parameter(torch.full_like(self.weight, logit))
+
+    @property
+    def p(self) -> Tensor:
+        """Tensor of the learned ``alpha / (1 + alpha)`` of each weight."""
+        return _probability(self.log_alpha)
 
     def extra_repr(self) -> str:
         """Return the arguments for the module's text."""
@@ -302,61 +264,68 @@ class VariationalLinear(VariationalModule, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the outputs, with noise in training."""
-        output = nn.functional.linear(input, self.weight, self.bias)
+        output = super().forward(input)
         if not self.training:
             return output
-        return output + self._deviation(input).to(output.dtype) * _normal_numbers(output)
-
-    def _deviation(self, input: Tensor) -> Tensor:
-        """Return the standard deviation of the sums, in the dtype of the weights."""
-        with torch.autocast(input.device.type, enabled=False):
-            squares = input.to(self.weight.dtype).square()
-            variance = nn.functional.linear(squares, self._bounded().exp() * self.weight.square())
+        _limit(self.log_alpha)
+        of_weights = torch.exp(_wide(self.log_alpha)) * _wide(self.weight).square()
+        variance = nn.functional.linear(input.to(of_weights.dtype).square(), of_weights)
         # The derivative of the square root is infinite at 0.
         positive = variance > 0
-        return torch.where(positive, torch.where(positive, variance, 1).sqrt(), 0)
+        deviation = torch.where(positive, torch.where(positive, variance, 1).sqrt(), 0)
+        numbers = _normal(output.shape, output.dtype, output.device)
+        return output + deviation.to(output.dtype) * numbers
 
     def regularization(self) -> Tensor:
-        """Return the module's term of the loss."""
-        return self.kl_weight * self._divergence()
+        """Return the module's term of the loss, in float32 or the parameter's wider dtype."""
+        return self.kl_weight * _divergence(self.log_alpha)
 
 
-class ConcreteDropout(LearnedModule):
+class ConcreteDropout(RandomModule):
     """Drops the inputs of a module, and learns the probability.
 
-    Concrete dropout (Gal, Hron and Kendall, 2017) makes the mask differentiable: in training, each
-    element of the input is multiplied by ``(1 - drop) / (1 - p)``, where ::
+    Concrete dropout makes the mask differentiable. In training, each element of the input is
+    multiplied by ``1 - drop``, where
 
         drop = sigmoid((logit(p) + logit(u)) / temperature)
 
-    with a uniform number `u`, the normal distribution function of the numbers of
-    `functional.gaussian_noise`. At low temperatures, `drop` is close to 0 or to 1; no element is
-    dropped completely. In evaluation the module calls the wrapped one.
+    with a uniform number `u`. At low temperatures, `drop` is close to 0 or to 1. The result is
+    multiplied by ``1 / (1 - p)`` and goes to the wrapped module. In evaluation the input goes to
+    it. No element is dropped completely: a NaN stays NaN.
 
-    The logit of `p` is a parameter. The term of the loss that trains it, the divergence of the
-    paper, is, for the weights of the wrapped module and inputs of `features` features ::
+    `p` is learned. The term of the loss that trains it, `regularization`, is the divergence of the
+    paper, for a wrapped module with the weights `weight` and inputs of `units` features or
+    channels:
 
-        weight_regularizer * sum(weight**2) / (1 - p)
-        + dropout_regularizer * features * (p * log(p) + (1 - p) * log(1 - p))
+        weight_regularizer * sum(weight ** 2) / (1 - p)
+        + dropout_regularizer * units * (p * log(p) + (1 - p) * log(1 - p))
 
-    It takes the place of weight decay. The learned probability falls with more data.
+    It takes the place of weight decay for the wrapped module and for the parameter `logit`. The
+    learned `p` falls with more data.
+
+    `u` is the normal distribution function of the numbers of `functional.gaussian_noise` with a
+    seed from PyTorch's default generator. The mask is computed in float32, or in the parameter's
+    wider dtype.
 
     Args:
-        module: Module with a parameter `weight` and an attribute `in_features` or `in_channels`,
-            such as `torch.nn.Linear` or `torch.nn.Conv2d`.
+        layer: Module with a parameter `weight` and `in_features` or `in_channels`, such as
+            `torch.nn.Linear` or `torch.nn.Conv2d`.
         weight_regularizer: Finite number, 0 or larger: ``l**2 / (tau * N)`` for weights with a
             prior length-scale `l`, N training samples and the precision `tau`, the inverse of the
             variance of the observations' noise.
         dropout_regularizer: Finite number, 0 or larger: ``2 / (tau * N)`` for the mean squared
             error, and half of it for a cross-entropy.
-        p: The first probability, above 0 and below 1.
+        p: The first probability, between 0 and 1, without both.
         temperature: Finite number above 0.
-        channels: Whether whole channels of inputs `(N, C, ...)` share a number.
+        channels: Whether to drop whole channels of inputs of shape `(N, C, ...)`.
+
+    Attributes:
+        p: Tensor of the learned probability.
 
     Raises:
-        TypeError: If `module` is not such a module; in training, as for
-            `functional.gaussian_noise`.
-        ValueError: If another argument is not a valid value.
+        TypeError: If an argument has the wrong type; or in `forward`, if the input is not a dense
+            CPU tensor of dtype float16, bfloat16, float32 or float64.
+        ValueError: If an argument has another value, or `layer` lacks an attribute.
 
     Reference:
 
@@ -367,14 +336,16 @@ class ConcreteDropout(LearnedModule):
 
     >>> import torch
     >>> from fastdrop_torch import ConcreteDropout
-    >>> layer = ConcreteDropout(torch.nn.Linear(3, 4))
-    >>> layer(torch.ones(2, 3)).shape, round(float(layer.p), 3)
-    (torch.Size([2, 4]), 0.1)
+    >>> drop = ConcreteDropout(torch.nn.Linear(3, 4))
+    >>> drop(torch.ones(2, 3)).shape
+    torch.Size([2, 4])
+    >>> drop.p
+    tensor(0.1000)
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        layer: nn.Module,
         weight_regularizer: float = 1e-6,
         dropout_regularizer: float = 1e-5,
         p: float = 0.1,
@@ -382,29 +353,32 @@ class ConcreteDropout(LearnedModule):
         channels: bool = False,
     ) -> None:
         super().__init__()
-        features = getattr(module, "in_features", getattr(module, "in_channels", None))
-        weight = getattr(module, "weight", None)
-        if features is None or not isinstance(weight, Tensor):
-            raise TypeError(
-                "`module` must be a module with a weight and `in_features` or `in_channels`, got "
-                f"{module!r}"
+        if not isinstance(layer, nn.Module):
+            raise TypeError(f"`layer` must be a torch.nn.Module, got {layer!r}")
+        units = getattr(layer, "in_features", None) or getattr(layer, "in_channels", None)
+        if units is None or not isinstance(getattr(layer, "weight", None), Tensor):
+            raise ValueError(
+                "`layer` must have a parameter `weight` and `in_features` or `in_channels`, "
+                f"got {layer!r}"
             )
-        self.module = module
-        self.features = features
-        self.weight_regularizer = _finite(weight_regularizer, "weight_regularizer", 0)
-        self.dropout_regularizer = _finite(dropout_regularizer, "dropout_regularizer", 0)
-        self.temperature = _finite(temperature, "temperature", 0)
-        if not temperature:
-            raise ValueError(f"`temperature` must be above 0, got {temperature}")
-        self.channels = channels
-        self.p_logit = nn.Parameter(
-            torch.tensor(_initial_logit(p, 1), device=weight.device, dtype=torch.float32)
+        at_least_0 = "a finite number of at least 0"
+        self.weight_regularizer = _checked("weight_regularizer", weight_regularizer, at_least_0, 0)
+        self.dropout_regularizer = _checked(
+            "dropout_regularizer", dropout_regularizer, at_least_0, 0
         )
+        self.temperature = _checked(
+            "temperature", temperature, "a finite number above 0", sys.float_info.min
+        )
+        self.channels = channels
+        self._units = units
+        self.layer = layer
+        weight: Any = layer.weight
+        self.logit = nn.Parameter(weight.new_full((), _logit(p, 1 - sys.float_info.epsilon)))
 
     @property
     def p(self) -> Tensor:
         """Tensor of the learned probability."""
-        return torch.sigmoid(self.p_logit.detach())
+        return torch.sigmoid(self.logit.detach())
 
     def extra_repr(self) -> str:
         """Return the arguments for the module's text."""
@@ -416,25 +390,128 @@ class ConcreteDropout(LearnedModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop elements in training, and call the wrapped module."""
-        return self.module(input * self._factors(input) if self.training else input)
-
-    def _factors(self, input: Tensor) -> Tensor:
-        shape = input.shape[:2] + (1,) * (input.dim() - 2) if self.channels else input.shape
-        numbers = _normal_numbers(input.new_empty(shape, dtype=self.p_logit.dtype))
-        uniform = (1 + torch.erf(numbers / math.sqrt(2))) / 2
-        epsilon = 1e-7  # as in the authors' program: the logarithms are finite
-        noise = torch.log(uniform + epsilon) - torch.log(1 - uniform + epsilon)
-        kept = torch.sigmoid(-(self.p_logit + noise) / self.temperature)
-        return (kept * (1 + self.p_logit.exp())).to(input.dtype)
+        if not self.training:
+            output: Tensor = self.layer(input)
+            return output
+        _check_floating(input)
+        shape = list(input.shape)
+        if self.channels:
+            shape[2:] = [1] * len(shape[2:])
+        logit = _wide(self.logit)
+        uniform = torch.special.ndtr(_normal(shape, logit.dtype, input.device))
+        # Finite, as in the authors' program.
+        noise = torch.logit(uniform, eps=1e-7)
+        kept = torch.sigmoid(-(logit + noise) / self.temperature)
+        output = self.layer(input * (kept * _scale(logit)).to(input.dtype))
+        return output
 
     def regularization(self) -> Tensor:
-        """Return the module's term of the loss."""
-        logit, p = self.p_logit, torch.sigmoid(self.p_logit)
-        weight = self.module.get_parameter("weight")
-        squares = weight.square().sum().to(logit.dtype)
-        softplus = nn.functional.softplus
+        """Return the module's term of the loss, in float32 or the parameter's wider dtype."""
+        logit, weight = _wide(self.logit), self.layer.weight
+        assert isinstance(weight, Tensor)
+        squares = _wide(weight).square().sum()
+        p, softplus = torch.sigmoid(logit), nn.functional.softplus
         entropy = p * softplus(-logit) + (1 - p) * softplus(logit)
         return (
-            self.weight_regularizer * squares * (1 + logit.exp())
-            - self.dropout_regularizer * self.features * entropy
+            self.weight_regularizer * squares * _scale(logit)
+            - self.dropout_regularizer * self._units * entropy
         )
+
+
+def regularization(module: nn.Module) -> Tensor:
+    """Return the sum of the terms that the modules in `module` add to the loss.
+
+    These are the results of the method `regularization` of each `VariationalGaussianDropout`,
+    `VariationalLinear` and `ConcreteDropout`. Without them, the sum is 0. A module that is used
+    several times counts once.
+
+    Args:
+        module: A `torch.nn.Module`.
+
+    Returns:
+        Tensor without dimensions, with a gradient for the parameters.
+
+    Raises:
+        TypeError: If `module` is not a `torch.nn.Module`.
+
+    Example:
+
+    >>> import torch
+    >>> from fastdrop_torch import ConcreteDropout, regularization
+    >>> model = torch.nn.Sequential(
+    ...     ConcreteDropout(torch.nn.Linear(8, 32)), torch.nn.ReLU(),
+    ...     ConcreteDropout(torch.nn.Linear(32, 1)),
+    ... )
+    >>> x, y = torch.randn(10, 8), torch.randn(10, 1)
+    >>> loss = torch.nn.functional.mse_loss(model(x), y) + regularization(model)
+    >>> loss.backward()
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`module` must be a torch.nn.Module, got {module!r}")
+    learning = (VariationalGaussianDropout, VariationalLinear, ConcreteDropout)
+    terms = (one.regularization() for one in module.modules() if isinstance(one, learning))
+    return sum(terms, torch.zeros(()))
+
+
+def _checked(
+    name: str, value: Any, wanted: str, least: float = -math.inf, most: float = math.inf
+) -> float:
+    """Return an argument as a finite float, or raise an error that names it."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be {wanted}, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not (least <= number <= most and math.isfinite(number)):
+        raise ValueError(f"`{name}` must be {wanted}, got {value!r}")
+    return number
+
+
+def _check_floating(input: Tensor) -> None:
+    if not input.is_floating_point():
+        raise TypeError(
+            "`input` must be a dense CPU tensor of dtype float16, bfloat16, float32 or float64, "
+            f"got {input.type()}"
+        )
+
+
+def _logit(p: Any, most: float) -> float:
+    """Return ``log(p / (1 - p))`` of the argument `p`."""
+    wanted = "a probability above 0 and " + ("at most 0.5" if most == 0.5 else "below 1")
+    p = _checked("p", p, wanted, sys.float_info.min, most)
+    return math.log(p / (1 - p))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32, or in its own wider dtype."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _normal(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return standard normal numbers with a seed from PyTorch's generator."""
+    zeros = torch.zeros(shape, dtype=dtype, device=device)
+    return functional.gaussian_noise(zeros, 1.0, inplace=True)
+
+
+def _limit(log_alpha: Tensor) -> None:
+    """Set variances above 1 to 1, which a step of the optimizer may have left."""
+    with torch.no_grad():
+        log_alpha.clamp_(max=0)
+
+
+def _probability(log_alpha: Tensor) -> Tensor:
+    return torch.sigmoid(log_alpha.detach().clamp(max=0))
+
+
+def _divergence(log_alpha: Tensor) -> Tensor:
+    """Return the sum of divergences, but for constants, as Kingma et al. approximate them."""
+    log_alpha = _wide(log_alpha)
+    alpha = torch.exp(log_alpha)
+    polynomial = alpha * (1.16145124 + alpha * (-1.50204118 + alpha * 0.58629921))
+    return (-log_alpha / 2 - polynomial).sum()
+
+
+def _scale(logit: Tensor) -> Tensor:
+    """Return ``1 / (1 - p)``."""
+    return 1 + torch.exp(logit)

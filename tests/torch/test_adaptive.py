@@ -1,30 +1,37 @@
-"""Standout and learned dropout give what NumPy computes from the papers, and learn."""
+"""The modules that learn how much to drop have the papers' values, terms and gradients."""
 
 import copy
 import math
+import pickle
 
+import ml_dtypes
 import numpy as np
 import pytest
 import reference
 import torch
-from scipy.special import ndtr
 from torch import nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import fastdrop
-import fastdrop_torch
+from fastdrop_torch import (
+    ConcreteDropout,
+    Standout,
+    VariationalGaussianDropout,
+    VariationalLinear,
+    mc_predict,
+    regularization,
+)
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-# Modules for inputs of shape (20, 6).
-MODULES = {
-    "Standout": lambda: fastdrop_torch.Standout(torch.tanh),
-    "per layer": lambda: fastdrop_torch.VariationalGaussianDropout(6, 0.5, p=0.3),
-    "per feature": lambda: fastdrop_torch.VariationalGaussianDropout(6, 0.5, "feature", 0.3),
-    "VariationalLinear": lambda: fastdrop_torch.VariationalLinear(6, 4, kl_weight=0.5, p=0.3),
-    "ConcreteDropout": lambda: fastdrop_torch.ConcreteDropout(nn.Linear(6, 4), 0.1, 0.2, p=0.3),
+NUMPY = {
+    torch.float16: np.float16,
+    torch.bfloat16: ml_dtypes.bfloat16,
+    torch.float32: np.float32,
+    torch.float64: np.float64,
 }
-LEARNED = [name for name in MODULES if name != "Standout"]
-each_module = pytest.mark.parametrize("name", MODULES)
+DTYPES = list(NUMPY)
+TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 6e-2, torch.float32: 1e-5, torch.float64: 1e-12}
+X = np.random.default_rng(0).normal(0, 2, (20, 7))
 
 
 def position():
@@ -35,252 +42,471 @@ def position():
     return words
 
 
-def normals(shape, seed, step):
-    return reference.normals(seed, step, math.prod(shape)).reshape(shape).astype(np.float64)
+def normals(shape, dtype=np.float32):
+    """The standard normal numbers of the next call, in double precision."""
+    return reference.drawn("gaussian_noise", np.zeros(shape, dtype), 1.0, *position()).astype(float)
 
 
-def parameter(value):
-    return value.detach().double().numpy()
+def inputs(dtype=torch.float64):
+    """Inputs, and the same numbers in double precision."""
+    x = torch.from_numpy(X).to(dtype)
+    return x, x.double().numpy()
+
+
+def assert_close(y, right, dtype):
+    assert y.dtype == dtype
+    tolerance = TOLERANCE[dtype]
+    np.testing.assert_allclose(
+        y.detach().double().numpy(), right, rtol=tolerance, atol=4 * tolerance
+    )
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+class WithTerm(nn.Module):
+    """Returns a module's output, and its term of the loss."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module.double()
+
+    def forward(self, x):
+        torch.manual_seed(5)
+        return self.module(x), regularization(self.module)
+
+
+def check_gradients(module):
+    """Compare the gradients of the input and the parameters with differences, in float64."""
+    module = WithTerm(module)
+    names = [name for name, _ in module.named_parameters()]
+
+    def outputs(x, *parameters):
+        return functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
+
+    x = torch.from_numpy(X[:4]).requires_grad_()
+    assert torch.autograd.gradcheck(outputs, (x, *module.parameters()))
+
+
+# Standout.
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_standout_decides_by_its_keep_probabilities(dtype):
-    z = (3 * torch.randn(30, 40)).to(dtype)
-    z[0], z[1], z[2] = math.inf, -math.inf, math.nan
-    layer = fastdrop_torch.Standout(torch.tanh, alpha=0.5, beta=-1.0)
-    keep = torch.sigmoid(0.5 * z - 1)
-    rates = torch.where(z.isnan(), 0, 1 - keep).double().numpy()
-    right = reference.keep_by_rates(*position(), rates, z.shape)
-    y = layer(z)
-    assert y.dtype == dtype
-    expected = torch.where(torch.from_numpy(right), z.tanh(), 0)
-    assert torch.equal(y.nan_to_num(7), expected.nan_to_num(7))
-    assert not y[1].signbit().any()
-    assert y[2].isnan().all()
+def test_standout_keeps_units_with_their_own_probabilities(dtype):
+    drop = Standout(torch.relu, 0.5, -0.25)
+    x, _ = inputs(dtype)
+    # At the probabilities in the input's dtype.
+    rates = (1 - torch.sigmoid(0.5 * x - 0.25)).double().numpy()
+    for _ in range(2):
+        kept = torch.from_numpy(reference.keep_by_rates(*position(), rates, x.shape))
+        y = drop(x)
+        assert y.dtype == dtype
+        assert torch.equal(y, torch.where(kept, x.relu(), 0))
+    stream = fastdrop.Stream(0)
+    stream.state = dict(zip(("seed", "step"), position(), strict=True))
+    kept, _ = fastdrop.dropout(np.ones(X.shape), rates, seed=stream)
+    assert ((drop(x) > 0).numpy() == ((kept > 0) & (x > 0).numpy())).all()
 
 
-def test_standout_drops_what_fastdrop_drops():
-    z = torch.randn(100, 7)
-    rates = (1 - torch.sigmoid(z)).numpy()
-    words = position()
-    y = fastdrop_torch.Standout()(z)
-    mask = fastdrop.draw_mask(z.shape, rates, seed=fastdrop_stream(*words))
-    assert (mask.unpack() == (y != 0).numpy()).all()
+def test_the_fraction_that_standout_keeps():
+    drop = Standout(alpha=0.7, beta=-0.4)
+    for z in (-3, -0.5, 1, 2.5):
+        kept = (drop(torch.full((100, 1000), float(z))) != 0).double().mean()
+        p = sigmoid(0.7 * z - 0.4)
+        # Five standard deviations.
+        assert abs(kept - p) < 5 * math.sqrt(p * (1 - p) / 100_000)
 
 
-def fastdrop_stream(seed, step):
-    stream = fastdrop.Stream(seed)
-    stream.state = {"seed": seed, "step": step}
-    return stream
-
-
-def test_standout_multiplies_by_the_probabilities_in_evaluation():
-    layer = fastdrop_torch.Standout(nn.ReLU(), alpha=2.0, beta=0.5).eval()
-    z = torch.randn(5, 6, dtype=torch.float64)
-    right = np.maximum(z.numpy(), 0) / (1 + np.exp(-(2 * z.numpy() + 0.5)))
-    assert np.allclose(layer(z).numpy(), right)
-    assert (layer(torch.full((2,), -math.inf)) == 0).all()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_standout_multiplies_by_the_probabilities_in_evaluation(dtype):
+    x, wide = inputs(dtype)
+    y = Standout(nn.Tanh(), 0.5, -0.25).eval()(x)
+    assert_close(y, np.tanh(wide) * sigmoid(0.5 * wide - 0.25), dtype)
 
 
 def test_the_mask_of_standout_is_a_constant_in_training_alone():
-    layer = fastdrop_torch.Standout()
-    z = torch.randn(50, dtype=torch.float64, requires_grad=True)
-    y = layer(z)
-    assert torch.equal(torch.autograd.grad(y.sum(), z)[0], (y != 0).double())
-    assert torch.autograd.gradcheck(layer.eval(), z)
+    drop = Standout(torch.tanh, 0.5, -0.25)
+    x = inputs()[0].requires_grad_()
+    y = drop(x)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert torch.allclose(dx, torch.where(y == 0, 0, 1 - x.tanh() ** 2))
+    check_gradients(drop.eval())
+
+
+def test_standout_drops_infinities_to_zero_and_keeps_nan():
+    x = torch.tensor([-math.inf, math.inf, math.nan])
+    for training in (True, False):
+        y = Standout().train(training)(x)
+        assert y[0] == 0
+        assert not y[0].signbit()
+        assert y[1] == math.inf
+        assert y[2].isnan()
+
+
+# Variational dropout.
+
+
+@pytest.mark.parametrize("per", ["layer", "feature"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_variational_noise_is_normal_with_the_learned_variance(per, dtype):
+    drop = VariationalGaussianDropout(7, 0.1, per, 0.2, dtype=dtype)
+    x, wide = inputs(dtype)
+    assert torch.allclose(drop.p, torch.tensor(0.2, dtype=dtype))
+    with torch.no_grad():
+        drop.log_alpha.copy_(torch.linspace(-3, -0.1, 7)[: drop.log_alpha.numel()].squeeze())
+    alpha = np.exp(drop.log_alpha.detach().double().numpy())
+    assert_close(drop.p, alpha / (1 + alpha), dtype)
+    for _ in range(2):
+        numbers = normals(X.shape, NUMPY[dtype])
+        assert_close(drop(x), wide * (1 + np.sqrt(alpha) * numbers), dtype)
+    assert drop.eval()(x) is x
+
+
+def exact_divergence(alpha):
+    """The divergence of N(1, alpha) from a uniform logarithm, but for a constant.
+
+    -log(sigma) + E log|1 + sqrt(alpha) n|, by the rule of the midpoint.
+    """
+    edges = np.linspace(-12, 12, 1_000_001)
+    n = (edges[1:] + edges[:-1]) / 2
+    density = np.exp(-(n**2) / 2) / math.sqrt(2 * math.pi)
+    mean = np.sum(density * np.log(np.abs(1 + math.sqrt(alpha) * n))) * (edges[1] - edges[0])
+    return -math.log(alpha) / 2 + mean
+
+
+def test_the_divergence_is_the_papers_up_to_alpha_1():
+    alphas = np.array([1e-4, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
+    exact = np.array([exact_divergence(alpha) for alpha in alphas])
+    ours = [
+        VariationalGaussianDropout(1, 1.0, p=alpha / (1 + alpha)).regularization().item()
+        for alpha in alphas
+    ]
+    difference = exact - ours
+    # The authors' accuracy: a term of alpha that is linear near 0 has another slope.
+    assert np.ptp(difference) < 0.04
+    assert np.ptp(difference[alphas >= 0.1]) < 0.008
+
+
+def test_the_terms_sum_the_divergences_of_all_features_and_weights():
+    alpha = 3 / 7
+    of_one = -0.5 * math.log(alpha) - (
+        1.16145124 * alpha - 1.50204118 * alpha**2 + 0.58629921 * alpha**3
+    )
+    for per in ("layer", "feature"):
+        drop = VariationalGaussianDropout(5, 0.25, per, 0.3)
+        assert drop.log_alpha.shape == (() if per == "layer" else (5,))
+        assert drop.regularization().item() == pytest.approx(0.25 * 5 * of_one)
+    linear = VariationalLinear(5, 3, kl_weight=0.25, p=0.3)
+    assert linear.regularization().item() == pytest.approx(0.25 * 15 * of_one)
+
+
+@pytest.mark.parametrize("per", ["layer", "feature"])
+def test_gradients_of_variational_dropout(per):
+    check_gradients(VariationalGaussianDropout(7, 0.3, per, 0.2))
+
+
+def test_variances_above_1_become_1_and_learn_to_fall():
+    for module in (
+        VariationalGaussianDropout(7, 0.1, "feature"),
+        VariationalLinear(7, 2, kl_weight=0.1),
+    ):
+        with torch.no_grad():
+            module.log_alpha.fill_(0.7)
+        assert (module.p == 0.5).all()
+        loss = module(inputs(torch.float32)[0]).square().sum()
+        assert (module.log_alpha == 0).all()
+        loss.backward()
+        assert (module.log_alpha.grad.sum() > 0).all()
+
+
+def fit(layers, samples, features=1, steps=400):
+    """Let modules learn y = 3 x of the first of their inputs, from some samples."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(samples, features))).float()
+    y = 3 * x[:, :1] + torch.from_numpy(rng.normal(0, 0.5, (samples, 1))).float()
+    model = nn.Sequential(*layers)
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y) + regularization(model)
+        loss.backward()
+        optimizer.step()
+
+
+def test_variational_dropout_learns_which_features_are_noise():
+    drop = VariationalGaussianDropout(3, 0.01, "feature", 0.2)
+    fit([drop, nn.Linear(3, 1)], samples=200, features=3)
+    p = drop.p.tolist()
+    assert p[0] < 0.05 < 0.3 < min(p[1:])
+    assert max(p) <= 0.5
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["per layer", "per feature"])
-def test_variational_gaussian_dropout(name, dtype):
-    layer = MODULES[name]().to(dtype)
-    x = torch.randn(20, 6).to(dtype)
+def test_the_sums_of_noisy_weights_are_normal(dtype):
+    linear = VariationalLinear(7, 5, dtype=dtype, kl_weight=0.1, p=0.3)
     with torch.no_grad():
-        layer.log_alpha += torch.rand(layer.log_alpha.shape).to(dtype) / 2
-    numbers = normals(x.shape, *position())
-    right = parameter(x) * (1 + np.sqrt(np.exp(parameter(layer.log_alpha))) * numbers)
-    tolerance = {torch.float16: 0.01, torch.bfloat16: 0.08}.get(dtype, 1e-5)
-    y = layer(x)
-    assert y.dtype == dtype
-    assert np.allclose(parameter(y), right, atol=tolerance)
-    assert layer.eval()(x) is x
+        linear.log_alpha.uniform_(-3, -0.1)
+    alpha, weight, bias = (
+        one.detach().double().numpy().copy()
+        for one in (linear.log_alpha.exp(), linear.weight, linear.bias)
+    )
+    x, wide = inputs(dtype)
+    deviation = np.sqrt(wide**2 @ (alpha * weight**2).T)
+    for _ in range(2):
+        numbers = normals((20, 5), NUMPY[dtype])
+        assert_close(linear(x), wide @ weight.T + bias + deviation * numbers, dtype)
+    assert_close(linear.eval()(x), wide @ weight.T + bias, dtype)
 
 
-@pytest.mark.parametrize("name", ["per layer", "per feature", "VariationalLinear"])
-def test_the_divergence_is_the_papers_polynomial(name):
-    layer = MODULES[name]().double()
-    with torch.no_grad():
-        layer.log_alpha -= torch.rand(layer.log_alpha.shape)
-    a = np.exp(parameter(layer.log_alpha))
-    divergence = 0.5 * np.log(a) + 1.16145124 * a - 1.50204118 * a**2 + 0.58629921 * a**3
-    right = 0.5 * -divergence.sum() * (6 if name == "per layer" else 1)
-    assert np.isclose(layer.regularization().item(), right)
-    assert np.allclose(layer.p.numpy(), a / (1 + a))
-    (gradient,) = torch.autograd.grad(layer.regularization(), layer.log_alpha)
-    assert (gradient < 0).all()  # it asks for more noise
+def test_the_noise_of_drawn_weights_has_the_same_distribution():
+    linear = VariationalLinear(7, 1, False, kl_weight=0.1, p=0.2)
+    x = inputs(torch.float32)[0][:1].repeat(100_000, 1)
+    sums = linear(x).detach().double().numpy()[:, 0]
+    weight = linear.weight.detach().numpy()[0]
+    drawn = weight * (1 + 0.5 * np.random.default_rng(0).normal(size=(100_000, 7)))
+    expected = drawn @ X[0]
+    assert abs(sums.mean() - expected.mean()) < 5 * expected.std() / math.sqrt(50_000)
+    # Five standard deviations of the logarithm of the ratio of two variances.
+    assert abs(math.log(sums.var() / expected.var())) < 5 * math.sqrt(4 / 100_000)
 
 
-@pytest.mark.parametrize("name", ["per layer", "per feature", "VariationalLinear"])
-def test_alpha_stays_up_to_1(name):
-    for call in (lambda layer: layer(torch.ones(20, 6)), lambda layer: layer.regularization()):
-        layer = MODULES[name]()
-        with torch.no_grad():
-            layer.log_alpha.fill_(0.5)
-        assert (layer.p == 0.5).all()
-        call(layer).sum().backward()
-        assert (layer.log_alpha == 0).all()
-        assert (layer.log_alpha.grad != 0).any()
+def test_without_inputs_noisy_weights_have_finite_gradients():
+    linear = VariationalLinear(4, 2, False, kl_weight=0.1)
+    x = torch.zeros(3, 4, requires_grad=True)
+    y = linear(x)
+    assert (y == 0).all()
+    gradients = torch.autograd.grad(y.sum(), [x, *linear.parameters()])
+    assert all(one.isfinite().all() for one in gradients)
 
 
-def test_variational_linear():
-    layer = MODULES["VariationalLinear"]().double()
-    x = torch.randn(20, 6, dtype=torch.float64)
-    w, b = parameter(layer.weight), parameter(layer.bias)
-    variance = x.numpy() ** 2 @ (np.exp(parameter(layer.log_alpha)) * w**2).T
-    numbers = normals((20, 4), *position())
-    right = x.numpy() @ w.T + b + np.sqrt(variance) * numbers
-    assert np.allclose(parameter(layer(x)), right)
-    layer.eval()
-    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-    assert set(layer.state_dict()) == {"weight", "bias", "log_alpha"}
+def test_gradients_of_noisy_weights():
+    check_gradients(VariationalLinear(7, 2, kl_weight=0.3, p=0.2))
 
 
-def test_variational_linear_has_finite_gradients_at_zero():
-    layer = MODULES["VariationalLinear"]()
-    x = torch.zeros(2, 6, requires_grad=True)
-    layer(x).sum().backward()
-    assert x.grad.isfinite().all()
-    assert layer.log_alpha.grad.isfinite().all()
+# Concrete dropout.
+
+
+class Identity(nn.Module):
+    """Returns its inputs, and has the attributes of a layer of 7 features."""
+
+    in_features = 7
+
+    def __init__(self, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=dtype))
+
+    def forward(self, x):
+        return x
 
 
 @pytest.mark.parametrize("channels", [False, True])
-def test_concrete_dropout(channels):
-    layer = fastdrop_torch.ConcreteDropout(
-        nn.Conv2d(3, 4, 3), p=0.3, temperature=0.2, channels=channels
-    )
-    x = torch.randn(2, 3, 5, 5)
-    uniform = ndtr(normals((2, 3, 1, 1) if channels else x.shape, *position()))
-    logits = np.log(0.3 / 0.7) + np.log(uniform) - np.log1p(-uniform)
-    factors = (1 - 1 / (1 + np.exp(-logits / 0.2))) / 0.7
-    right = layer.module((x.double() * torch.from_numpy(factors)).float())
-    assert torch.allclose(layer(x), right, atol=1e-4)
-    assert torch.equal(layer.eval()(x), layer.module(x))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_concrete_dropout_is_the_papers(dtype, channels):
+    drop = ConcreteDropout(Identity(dtype), p=0.3, temperature=0.2, channels=channels)
+    p = sigmoid(drop.logit.detach().double().numpy())
+    assert p == pytest.approx(0.3, abs=3e-3)
+    x, wide = inputs(dtype)
+    x, wide = x.reshape(5, 4, 7), wide.reshape(5, 4, 7)
+    of_mask = np.float64 if dtype == torch.float64 else np.float32
+    for _ in range(2):
+        n = normals((5, 4, 1) if channels else x.shape, of_mask)
+        u = np.vectorize(math.erf)(n / math.sqrt(2)) / 2 + 0.5
+        logits = math.log(p / (1 - p)) + np.log(u) - np.log(1 - u)
+        y = drop(x)
+        expected = wide * (1 - sigmoid(logits / 0.2)) / (1 - p)
+        tolerance = 2e-4 if dtype == torch.float32 else TOLERANCE[dtype]
+        assert y.dtype == dtype
+        np.testing.assert_allclose(
+            y.detach().double(), expected, rtol=tolerance, atol=4 * tolerance
+        )
+    assert drop.eval()(x) is x
 
 
-def test_the_regularization_of_concrete_dropout():
-    layer = MODULES["ConcreteDropout"]()
-    w = parameter(layer.module.weight)
-    p, logit = 0.3, layer.p_logit
-
-    def term(p):
-        entropy = p * np.log(p) + (1 - p) * np.log(1 - p)
-        return 0.1 * (w**2).sum() / (1 - p) + 0.2 * 6 * entropy
-
-    assert np.isclose(layer.regularization().item(), term(p), rtol=1e-5)
-    (gradient,) = torch.autograd.grad(layer.regularization(), logit)
-    slope = (term(p + 1e-6) - term(p - 1e-6)) / 2e-6 * p * (1 - p)
-    assert np.isclose(float(gradient), slope, rtol=1e-3)
+def test_at_a_low_temperature_the_mask_is_that_of_dropout():
+    drop = ConcreteDropout(Identity(), p=0.25, temperature=1e-6)
+    y = drop(torch.ones(100, 1000)).detach()
+    kept = y > 0.5
+    assert torch.allclose(y, torch.where(kept, 4 / 3, 0), atol=1e-3)
+    # Five standard deviations.
+    assert abs(kept.double().mean() - 0.75) < 5 * math.sqrt(0.25 * 0.75 / y.numel())
 
 
-def test_regularization_adds_the_terms_of_a_model():
-    model = nn.Sequential(*(MODULES[name]() for name in LEARNED), nn.Linear(4, 4))
-    right = sum(model[i].regularization().item() for i in range(len(LEARNED)))
-    assert np.isclose(fastdrop_torch.regularization(model).item(), right)
-    assert fastdrop_torch.regularization(nn.Linear(3, 3)).item() == 0
-    with pytest.raises(TypeError, match="`module` must be"):
-        fastdrop_torch.regularization("model")
+def test_the_term_of_concrete_dropout_is_the_papers():
+    entropy = 0.4 * math.log(0.4) + 0.6 * math.log(0.6)
+    for layer, units in ((nn.Linear(3, 4), 3), (nn.Conv2d(5, 2, 3), 5)):
+        drop = ConcreteDropout(layer, 0.3, 0.2, p=0.4)
+        squares = (layer.weight.detach().double() ** 2).sum().item()
+        expected = 0.3 * squares / 0.6 + 0.2 * units * entropy
+        assert drop.regularization().item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", LEARNED)
-def test_a_training_step_changes_all_parameters(name):
-    model = MODULES[name]()
-    before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    loss = model(torch.randn(20, 6)).square().mean() + fastdrop_torch.regularization(model)
-    loss.backward()
-    optimizer.step()
-    assert all(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    other = MODULES[name]()
-    other.load_state_dict(model.state_dict())
-    assert all(map(torch.equal, other.parameters(), model.parameters()))
+def test_gradients_of_concrete_dropout():
+    check_gradients(ConcreteDropout(nn.Linear(7, 2), 0.1, 0.2, p=0.3, temperature=0.5))
 
 
-@each_module
-def test_recomputations_and_seeds(name):
-    module, x = MODULES[name](), torch.randn(20, 6, requires_grad=True)
-    gradients = []
-    for through in (lambda x: module(x), lambda x: checkpoint(module, x, use_reentrant=False)):
+def test_with_more_data_concrete_dropout_learns_a_smaller_probability():
+    learned = []
+    for samples in (20, 400):
+        regularizers = 1e-4 / samples, 20 / samples
+        layers = [
+            ConcreteDropout(nn.Linear(1, 20), *regularizers),
+            nn.ReLU(),
+            ConcreteDropout(nn.Linear(20, 1), *regularizers),
+        ]
+        fit(layers, samples)
+        learned.append(layers[2].p)
+    assert learned[1] < learned[0] / 2
+
+
+# All.
+
+MODULES = {
+    "Standout": lambda: Standout(torch.tanh, 0.5, 0.1),
+    "VariationalGaussianDropout": lambda: VariationalGaussianDropout(7, 0.1, "feature", 0.3),
+    "VariationalLinear": lambda: VariationalLinear(7, 5, kl_weight=0.1, p=0.3),
+    "ConcreteDropout": lambda: ConcreteDropout(nn.Linear(7, 5), 0.1, 0.2, 0.3, 0.4),
+}
+each = pytest.mark.parametrize("name", MODULES)
+
+
+def test_regularization_sums_the_terms_of_a_model():
+    learning = [MODULES[name]() for name in list(MODULES)[1:]]
+    model = nn.Sequential(nn.Sequential(*learning, MODULES["Standout"]()), learning[0], nn.ReLU())
+    expected = sum(one.regularization().item() for one in learning)
+    assert regularization(model).item() == pytest.approx(expected)
+    regularization(model).backward()
+    assert learning[2].logit.grad != 0
+    assert regularization(nn.Sequential(nn.Linear(2, 2), nn.Dropout())).item() == 0
+    with pytest.raises(TypeError, match=r"`module` must be a torch\.nn\.Module, got 3"):
+        regularization(3)
+
+
+@each
+def test_the_state_and_the_arguments_are_saved(name, tmp_path):
+    x, _ = inputs(torch.float32)
+    module, again = MODULES[name](), MODULES[name]()
+    with torch.no_grad():
+        for one in module.parameters():
+            one -= 0.25
+    torch.save(module.state_dict(), tmp_path / "state.pt")
+    again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    results = []
+    for one in (module, again, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert repr(one) == repr(module)
         torch.manual_seed(3)
-        gradients.append(torch.autograd.grad(through(x).square().sum(), x)[0])
-    assert torch.equal(*gradients)
-    assert not torch.equal(module(x), module(x))
+        results.append(one(x))
+    assert not torch.equal(module(x), results[0])
+    assert all(torch.equal(one, results[0]) for one in results)
+
+
+@each
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_recomputation_uses_the_noise_of_the_forward_pass(name, reentrant):
+    module, gradients = MODULES[name](), []
+    for again in (False, True):
+        torch.manual_seed(3)
+        x = inputs(torch.float32)[0].requires_grad_()
+        y = checkpoint(module, x, use_reentrant=reentrant) if again else module(x)
+        y.square().sum().backward()
+        gradients.append([y, x.grad, *(one.grad.clone() for one in module.parameters())])
+        module.zero_grad()
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other)
 
 
 # Of PyTorch's own code.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@each_module
-def test_a_compiled_module_draws_the_same(name):
-    module, x = MODULES[name](), torch.randn(20, 6)
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    torch.manual_seed(1)
-    right = module(x)
-    torch.manual_seed(1)
-    y = compiled(x)
-    assert torch.allclose(y, right)
-    y.sum().backward() if name in LEARNED else None
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        *((name, "aot_eager") for name in MODULES),
+        ("VariationalGaussianDropout", "inductor"),
+        ("ConcreteDropout", "inductor"),
+    ],
+)
+def test_a_compiled_module_draws_and_has_the_gradients_of_its_noise(name, backend):
+    module = MODULES[name]()
+    compiled = torch.compile(module, backend=backend, fullgraph=True)
+    x = inputs(torch.float32)[0].requires_grad_()
+    parameters = [x, *module.parameters()]
+    results = []
+    for one in (module, compiled, compiled):
+        torch.manual_seed(3)
+        y = one(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), parameters)])
+    different = compiled(x)
+    assert not torch.allclose(different, results[1][0])
+    for one, other in zip(results[1], results[2], strict=True):
+        assert torch.equal(one, other)
+    if backend == "aot_eager":
+        for one, other in zip(results[0], results[1], strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+    module.eval()
+    assert torch.allclose(compiled(x), module(x))
 
 
-@each_module
+@each
+def test_mc_predict_draws(name):
+    model = nn.Sequential(MODULES[name]()).eval()
+    x = inputs(torch.float32)[0][:1].repeat(4, 1)
+    mean, deviation = mc_predict(model, x, 20, seed=1)
+    assert (deviation > 0).all()
+    assert (mean[0] != mean[1]).all()
+    assert not model[0].training
+
+
+@each
 def test_autocast(name):
-    module, x = MODULES[name](), torch.randn(20, 6)
+    module = MODULES[name]()
+    x = inputs(torch.float32)[0].requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = module(x)
-    assert y.dtype == (torch.bfloat16 if "Linear" in name or "Concrete" in name else torch.float32)
-    assert y.isfinite().all()
-
-
-@each_module
-def test_mc_predict_lets_it_draw(name):
-    module = nn.Sequential(MODULES[name]())
-    x = torch.randn(20, 6)
-    _, deviation = fastdrop_torch.mc_predict(module, x, 20, seed=1)
-    assert (deviation > 0).double().mean() > 0.9
+    y.float().square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(one.grad.isfinite().all() for one in module.parameters())
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "argument", "values"),
     [
-        (lambda: fastdrop_torch.Standout(alpha=math.nan), "`alpha` must be a finite .* got nan"),
-        (lambda: fastdrop_torch.Standout(beta=math.inf), "`beta` must be a finite .* got inf"),
-        (
-            lambda: fastdrop_torch.VariationalGaussianDropout(3, -1.0),
-            r"`kl_weight` .* 0 or larger, got -1\.0",
-        ),
-        (lambda: fastdrop_torch.VariationalGaussianDropout(0, 1.0), "`num_features` .* got 0"),
-        (lambda: fastdrop_torch.VariationalGaussianDropout(3, 1.0, "unit"), "`per` .* 'unit'"),
-        (lambda: fastdrop_torch.VariationalGaussianDropout(3, 1.0, p=0.6), "at most 0.5, .* 0.6"),
-        (lambda: fastdrop_torch.VariationalLinear(3, 4, kl_weight=1.0, p=0.0), "above 0 .* got 0"),
-        (lambda: fastdrop_torch.ConcreteDropout(nn.Linear(3, 4), p=1.0), "below 1, but got 1"),
-        (lambda: fastdrop_torch.ConcreteDropout(nn.Linear(3, 4), -1), "`weight_regularizer`"),
-        (
-            lambda: fastdrop_torch.ConcreteDropout(nn.Linear(3, 4), temperature=0),
-            "`temperature` must be above 0, got 0",
-        ),
-        (
-            lambda: fastdrop_torch.VariationalGaussianDropout(3, 1.0)(torch.ones(2, 4)),
-            r"`input` must have a last axis of size 3, got shape \(2, 4\)",
-        ),
+        (lambda v: Standout(v), "activation", ["relu"]),
+        (lambda v: Standout(alpha=v), "alpha", [math.nan, 10**400, None]),
+        (lambda v: Standout(beta=v), "beta", ["1", -math.inf]),
+        (lambda v: VariationalGaussianDropout(v, 1), "num_features", [0, 2.5, True]),
+        (lambda v: VariationalGaussianDropout(7, v), "kl_weight", [-1.0, math.inf, "1"]),
+        (lambda v: VariationalGaussianDropout(7, 1, v), "per", ["unit"]),
+        (lambda v: VariationalGaussianDropout(7, 1, p=v), "p", [0.6, 0, math.nan, False]),
+        (lambda v: VariationalLinear(2, 1, kl_weight=v), "kl_weight", [-1, None]),
+        (lambda v: VariationalLinear(2, 1, kl_weight=1, p=v), "p", [1.0, 0.0]),
+        (lambda v: ConcreteDropout(v), "layer", [3, nn.ReLU(), nn.Embedding(3, 2)]),
+        (lambda v: ConcreteDropout(Identity(), v), "weight_regularizer", [-1e-6]),
+        (lambda v: ConcreteDropout(Identity(), 0, v), "dropout_regularizer", [True]),
+        (lambda v: ConcreteDropout(Identity(), p=v), "p", [0, 1, math.nan]),
+        (lambda v: ConcreteDropout(Identity(), temperature=v), "temperature", [0, math.inf]),
     ],
 )
-def test_bad_values_are_named(make, words):
-    with pytest.raises(ValueError, match=words):
-        make()
+def test_bad_arguments_are_named(make, argument, values):
+    state = torch.get_rng_state()
+    for value in values:
+        with pytest.raises((TypeError, ValueError), match=f"`{argument}` must .*, got ") as caught:
+            make(value)
+        assert str(caught.value).endswith(f"got {value!r}")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_bad_types_are_named():
-    with pytest.raises(TypeError, match="`activation` must be a function or None, got 'relu'"):
-        fastdrop_torch.Standout("relu")
-    with pytest.raises(TypeError, match=r"`module` must be .* got ReLU\(\)"):
-        fastdrop_torch.ConcreteDropout(nn.ReLU())
-    with pytest.raises(TypeError, match="dense CPU tensors of dtype float16"):
-        fastdrop_torch.Standout()(torch.ones(3, device="meta"))
+@each
+def test_inputs_that_no_noise_fits_are_refused(name):
+    module, state = MODULES[name](), torch.get_rng_state()
+    # PyTorch's own error of a linear module is a RuntimeError.
+    with pytest.raises((TypeError, RuntimeError), match=r"(?i)float"):
+        module(torch.ones(2, 7, dtype=torch.int64))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_inputs_of_another_size_are_refused():
+    for per in ("layer", "feature"):
+        drop = VariationalGaussianDropout(7, 0.1, per)
+        for shape in ((), (7, 1)):
+            with pytest.raises(ValueError, match=r"size 7, got shape \["):
+                drop(torch.ones(shape))
