@@ -331,7 +331,7 @@ cdef int kind_of(np.ndarray array, str name) except -1:
     order = "" if array.dtype.isnative else " of the other byte order"
     raise TypeError(
         f"`{name}` must have the dtype float16, float32, float64 or bfloat16 (ml_dtypes) in this "
-        f"machine's byte order, got {array.dtype!r}{order}"
+        f"machine's byte order, got {array.dtype!r}{order}; `astype` converts an array"
     )
 
 

@@ -398,6 +398,11 @@ def test_dtype(call, dtype):
     assert array.tobytes() == before
 
 
+def test_the_error_of_a_dtype_says_what_converts_an_array():
+    with pytest.raises(TypeError, match=r"got dtype\('int64'\); `astype` converts"):
+        fastdrop.dropout(np.ones(3, np.int64), 0.5)
+
+
 @pytest.mark.parametrize("call", ON_AN_ARRAY)
 @pytest.mark.parametrize("x", ["text", None, [1, 2], object(), {1.0}], ids=named)
 def test_inputs_that_are_not_arrays_of_floats(call, x):
