@@ -172,6 +172,37 @@ def test_structured(measure, name):
         group="forward and backward, eager",
         ours={"fastdrop_torch": gradient_of(ours)},
         peers={"PyTorch's operations": gradient_of(theirs)},
+        seconds=1.5,
+    )
+
+
+def plain_lstm(lstm, x):
+    """Return the outputs of an LSTM in PyTorch's operations, with one mask for all time steps."""
+    w_ih, w_hh, b_ih, b_hh = lstm.all_weights[0]
+    h = c = x.new_zeros(x.shape[1], lstm.hidden_size)
+    x_factors = nn.functional.dropout(torch.ones_like(x[0]), RATE)
+    h_factors = nn.functional.dropout(torch.ones_like(h), RATE)
+    outputs = []
+    for from_x in nn.functional.linear(x * x_factors, w_ih, b_ih + b_hh):
+        i, f, g, o = torch.addmm(from_x, h * h_factors, w_hh.t()).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def test_recurrent(measure):
+    """An LSTM with dropout of inputs and states, and its gradients, eager."""
+    x = torch.ones(50, 32, 64)
+    ours = fastdrop_torch.LSTM(64, 128, input_dropout=RATE, recurrent_dropout=RATE)
+    plain = nn.LSTM(64, 128)
+    measure(
+        "torch layers",
+        "50 x 64, 128 units, batch 32",
+        group="LSTM with dropout of inputs and states, forward and backward, eager",
+        ours={"fastdrop_torch": lambda: ours(x)[0].sum().backward()},
+        peers={"PyTorch's operations": lambda: plain_lstm(plain, x).sum().backward()},
+        limits={"torch.nn.LSTM without dropout": lambda: plain(x)[0].sum().backward()},
     )
 
 
