@@ -333,7 +333,8 @@ class ConcreteDropout(LearnedDropout):
         weight_regularizer * sum(kernel ** 2) / (1 - rate)
         + dropout_regularizer * units * (rate * log(rate) + (1 - rate) * log(1 - rate))
 
-    It takes the place of a regularizer of the kernel. The learned rate falls with more data.
+    It takes the place of a regularizer of the kernel. The learned rate falls with more data. The
+    defaults are those of the authors' program.
 
     ``u`` is the normal distribution function of the numbers that `fastdrop_jax.gaussian_noise`
     draws with the key of the call. The mask is computed in float32, or in float64 if the inputs or
@@ -360,8 +361,7 @@ class ConcreteDropout(LearnedDropout):
 
     Reference:
 
-    - [Gal, Hron and Kendall, 2017](https://arxiv.org/abs/1705.07832), whose program has the same
-      defaults
+    - [Gal, Hron and Kendall, 2017](https://arxiv.org/abs/1705.07832)
 
     Example:
 
