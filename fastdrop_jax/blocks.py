@@ -81,6 +81,9 @@ def drop_block(
         positions.append(max(size, 1) - window[-1] + 1)
         scaled = scaled * (size / (window[-1] * positions[-1]))
     shape = (*x.shape[:-3], *positions, x.shape[-1] if per_channel else 1)
+    if not isinstance(rate, float):
+        # A wrong traced rate is refused at run time, also where the scaled one would be right.
+        scaled = jnp.where((rate >= 0) & (rate <= 1), scaled, rate)
     starts = dropout(key, jnp.ones(shape), scaled) == 0
     return _without_blocks(x, starts, (window[0], window[1]))
 

@@ -88,7 +88,7 @@ def dropout(
     Array([0., 2., 0., 0., 0., 0., 2., 0.], dtype=float32)
     """
     if np.ndim(rate):
-        x, key = checked_input(x), _checked_key(key)
+        x, key = checked_input(x), checked_key(key)
         entries = _entries(x, noise_shape, broadcast_dims)
         return _drop_at_rates(key, x, _checked_rates(rate, x, entries))
     return _drawn("dropout", key, x, checked_rate(rate), noise_shape, broadcast_dims)
@@ -303,7 +303,7 @@ def _drawn(
     broadcast_dims: Sequence[int],
 ) -> jax.Array:
     """Check the arguments that are left, and compute the random operation."""
-    x, key = checked_input(x), _checked_key(key)
+    x, key = checked_input(x), checked_key(key)
     entries = _entries(x, noise_shape, broadcast_dims)
     if not isinstance(parameter, float):
         return _draw(key, x, parameter, noise_shape=entries, kind=kind)
@@ -359,7 +359,7 @@ def _bits_of_float64(x: jax.Array) -> jax.Array:
     return jnp.where(exponent == 0, 0, jnp.stack([fraction << 29, high]))
 
 
-def _checked_key(key: Any) -> jax.Array:
+def checked_key(key: Any) -> jax.Array:
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed and getattr(key, "dtype", None) != np.uint32:
         raise TypeError(f"`key` must be a key of jax.random, got {key!r}")

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fastdrop_jax.functional import checked_key
+
 
 def mc_predict(
     function: Callable[[jax.Array, Any], Any], x: Any, n: int = 100, *, key: jax.Array
@@ -32,8 +34,8 @@ def mc_predict(
         The deviation is the population's: for ``n=1`` it is 0.
 
     Raises:
-        TypeError: If `n` is not an integer, or a result is not of floats.
-        ValueError: If `n` is not positive.
+        TypeError: If `n` is not an integer, `key` is not a key, or a result is not of floats.
+        ValueError: If `n` is not positive, or `key` is not one key.
 
     Reference:
 
@@ -55,6 +57,7 @@ def mc_predict(
         raise TypeError(f"`n` must be a positive integer, got {n!r}") from None
     if isinstance(n, bool) or count < 1:
         raise ValueError(f"`n` must be a positive integer, got {n!r}")
+    key = checked_key(key)
 
     def output_of(key: jax.Array) -> Any:
         return jax.tree.map(_wide, function(key, x))
@@ -72,7 +75,13 @@ def mc_predict(
         lambda one: jnp.zeros(one.shape, one.dtype), jax.eval_shape(output_of, key)
     )
     (mean, squares), _ = lax.scan(add, (zeros, zeros), (jnp.arange(1, count + 1), keys))
-    return mean, jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
+    return mean, jax.tree.map(lambda s: _root(s / count), squares)
+
+
+def _root(variance: jax.Array) -> jax.Array:
+    """Return the square root, with the derivative 0 at 0, where it is infinite."""
+    varies = variance != 0
+    return jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 0)
 
 
 def _wide(output: Any) -> jax.Array:

@@ -31,7 +31,7 @@ class MaskDropout(RandomLayer):
         factors = self._draw(ones, training, None)
         if factors is ones:
             return None
-        return factors != 0, ops.stop_gradient(ops.max(factors))
+        return factors != 0, ops.stop_gradient(ops.max(factors, initial=0))
 
     def _mask_shape(self) -> None:
         return None
@@ -249,29 +249,21 @@ class RecurrentLayer(_Recurrent):
         if keras.config.backend() == "torch" and self.stateful:
             # The variables change in place, and the gradient needs their values.
             states = [ops.copy(state) for state in states]
+        project, advance = cell._parts_of_a_step(drawn[1], *recurrent)
         inputs = _dropped(sequences, drawn[0][:, None], count)
-
-        def loop(kept: Any, scale: Any) -> Any:
-            project, advance = cell._parts_of_a_step(drawn[1], kept, scale)
-            # Before a loop in Python, one product for all time steps is faster than one in each.
-            before = keras.config.backend() == "torch"
-            return backend.rnn(
-                advance if before else lambda x, states: advance(project(x), states),
-                project(inputs) if before else inputs,
-                states,
-                go_backwards=self.go_backwards,
-                mask=keras.tree.flatten(mask)[0],
-                unroll=self.unroll,
-                input_length=sequences.shape[1],
-                zero_output_for_mask=self.zero_output_for_mask,
-                return_all_outputs=self.return_sequences,
-            )
-
-        if keras.config.backend() != "tensorflow":
-            return loop(*recurrent)
-        # In a graph, masks that drop nothing would cost a fifth of the loop's time.
-        rate = cell.recurrent_dropout_layer._rate.read()
-        return BACKEND.cond(rate > 0, lambda: loop(*recurrent), lambda: loop(None, 1.0))
+        # Before a loop in Python, one product for all time steps is faster than one in each.
+        before = keras.config.backend() == "torch"
+        return backend.rnn(
+            advance if before else lambda x, states: advance(project(x), states),
+            project(inputs) if before else inputs,
+            states,
+            go_backwards=self.go_backwards,
+            mask=keras.tree.flatten(mask)[0],
+            unroll=self.unroll,
+            input_length=sequences.shape[1],
+            zero_output_for_mask=self.zero_output_for_mask,
+            return_all_outputs=self.return_sequences,
+        )
 
 
 def drops(layer: Any) -> bool:
@@ -329,12 +321,9 @@ def _training() -> Any:
 
 
 def _dropped(x: Any, kept: Any, count: int) -> Any:
-    """Return `x` for each mask, with 0 for the units that are not kept, even if they are NaN.
-
-    Without masks, all are kept.
-    """
+    """Return `x` for each mask, with 0 for the units that are not kept, even if they are NaN."""
     copies = ops.concatenate([x] * count, axis=-1) if count > 1 else x
-    return copies if kept is None else ops.where(kept, copies, ops.zeros_like(copies))
+    return ops.where(kept, copies, ops.zeros_like(copies))
 
 
 def _product(x: Any, kernels: list[Any], bias: Any) -> Any:

@@ -83,11 +83,16 @@ class Standout(RandomModule):
     def forward(self, input: Tensor) -> Tensor:
         """Return the activations with dropped units, or times their probabilities in evaluation."""
         _check_floating(input)
-        keep = torch.sigmoid(self.alpha * input + self.beta)
+        # Not a product with infinities: at 0 the sums do not count.
+        sums = self.alpha * input if self.alpha else torch.zeros_like(input)
+        keep = torch.sigmoid(sums + self.beta)
         output = input if self.activation is None else self.activation(input)
         if not self.training:
             return torch.where(keep == 0, 0, output * keep)
-        seed = torch.randint(torch.iinfo(torch.int64).max, (2,), device="cpu")
+        # A compiler would replace `torch.randint`, and draw other decisions for the same seed.
+        seed = torch.ops.aten.randint.generator(
+            torch.iinfo(torch.int64).max, (2,), generator=None, dtype=torch.int64, device="cpu"
+        )
         # A NaN is kept: it has no probability.
         rates = torch.nan_to_num(1 - keep.detach(), nan=0.0)
         kept = torch.ops.fastdrop.draw(rates, seed, _BERNOULLI, 0.0)
@@ -106,7 +111,7 @@ class VariationalGaussianDropout(RandomModule):
     of the loss, `regularization`: `kl_weight` times the sum over the features of the
     Kullback-Leibler divergence, which the authors approximate, but for a constant, by a polynomial
     of `alpha`. The term asks for more noise, and the data ask for less. As in the paper, `alpha` is
-    at most 1, a `p` of 0.5: in training, `forward` sets larger ones to 1, in place.
+    at most 1, a `p` of 0.5: `forward` sets larger ones to 1, in place, in training with gradients.
 
     The noise is that of `functional.gaussian_noise` with a seed from PyTorch's default generator.
 
@@ -182,8 +187,7 @@ class VariationalGaussianDropout(RandomModule):
             )
         if not self.training:
             return input
-        _limit(self.log_alpha)
-        deviation = torch.exp(_wide(self.log_alpha) / 2).to(input.dtype)
+        deviation = torch.exp(_limited(self.log_alpha) / 2).to(input.dtype)
         return input * (1 + deviation * _normal(input.shape, input.dtype, input.device))
 
     def regularization(self) -> Tensor:
@@ -252,6 +256,13 @@ class VariationalLinear(RandomModule, nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.kl_weight = kl_weight
         self.log_alpha = nn.Parameter(torch.full_like(self.weight, logit))
+        self._first_log_alpha = logit
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, and set the variances to their first value."""
+        super().reset_parameters()
+        if hasattr(self, "log_alpha"):  # PyTorch's constructor calls this too
+            nn.init.constant_(self.log_alpha, self._first_log_alpha)
 
     @property
     def p(self) -> Tensor:
@@ -267,9 +278,10 @@ class VariationalLinear(RandomModule, nn.Linear):
         output = super().forward(input)
         if not self.training:
             return output
-        _limit(self.log_alpha)
-        of_weights = torch.exp(_wide(self.log_alpha)) * _wide(self.weight).square()
-        variance = nn.functional.linear(input.to(of_weights.dtype).square(), of_weights)
+        of_weights = torch.exp(_limited(self.log_alpha)) * _wide(self.weight).square()
+        # In half precision, squares of usual inputs overflow or become zero.
+        with torch.autocast(input.device.type, enabled=False):
+            variance = nn.functional.linear(input.to(of_weights.dtype).square(), of_weights)
         # The derivative of the square root is infinite at 0.
         positive = variance > 0
         deviation = torch.where(positive, torch.where(positive, variance, 1).sqrt(), 0)
@@ -396,6 +408,12 @@ class ConcreteDropout(RandomModule):
         _check_floating(input)
         shape = list(input.shape)
         if self.channels:
+            weight: Any = self.layer.weight
+            if weight.dim() > 2 and input.dim() != weight.dim():
+                raise ValueError(
+                    f"`input` must have {weight.dim()} dimensions with channels=True, got shape "
+                    f"{shape}"
+                )
             shape[2:] = [1] * len(shape[2:])
         logit = _wide(self.logit)
         uniform = torch.special.ndtr(_normal(shape, logit.dtype, input.device))
@@ -491,13 +509,18 @@ def _wide(tensor: Tensor) -> Tensor:
 def _normal(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return standard normal numbers with a seed from PyTorch's generator."""
     zeros = torch.zeros(shape, dtype=dtype, device=device)
-    return functional.gaussian_noise(zeros, 1.0, inplace=True)
+    return functional.gaussian_noise(zeros, 1.0)
 
 
-def _limit(log_alpha: Tensor) -> None:
-    """Set variances above 1 to 1, which a step of the optimizer may have left."""
-    with torch.no_grad():
-        log_alpha.clamp_(max=0)
+def _limited(log_alpha: Tensor) -> Tensor:
+    """Return the parameter, up to 0, in float32 or its own wider dtype.
+
+    In training it is set to 0 where a step of the optimizer has left it above: a bound would have
+    no gradient there.
+    """
+    if torch.is_grad_enabled():
+        log_alpha.data.clamp_(max=0)  # not a change that the gradient of another use would refuse
+    return _wide(log_alpha).clamp(max=0)
 
 
 def _probability(log_alpha: Tensor) -> Tensor:

@@ -167,6 +167,8 @@ def _has_become_stochastic_depth(module: Any) -> bool:
 
 
 def _reason_to_stay_ours(module: nn.Module) -> str:
+    if isinstance(module, RandomModule) and isinstance(module, nn.RNNBase):
+        return "drops otherwise than PyTorch's module"
     ours = (RandomModule, GaussianDropout, GaussianNoise)
     return "PyTorch has no such module" if isinstance(module, ours) else ""
 

@@ -86,7 +86,8 @@ def dropout(
         seed: Integer from 0 to 2**128 - 1 that fixes the mask, or `None`.
 
     Returns:
-        `input` if `inplace`, else a tensor of its shape, dtype and memory format.
+        `input` if `inplace`, else a tensor of its shape, dtype and memory format. With a tensor of
+        probabilities, its memory is in the order of the dimensions.
 
     Raises:
         ValueError: If `p`, or an element of it, is not between 0 and 1, if it cannot be broadcast,
@@ -109,7 +110,9 @@ def dropout(
             [0., 0., 4., 0.]])
     """
     words = None if seed is None else _words(seed)
-    if isinstance(p, Tensor) and p.dim():
+    if isinstance(p, Tensor) and not p.dim():
+        p = p.item()
+    if isinstance(p, Tensor):
         operations = torch.ops.fastdrop
         drop = operations.dropout_by_rates_ if inplace else operations.dropout_by_rates
         return drop(input, p, training, generator=generator, seed=words)

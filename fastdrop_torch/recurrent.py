@@ -36,17 +36,11 @@ class RecurrentModule(RandomModule, nn.RNNBase):
         recurrent_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        # Before PyTorch draws weights.
+        _check_probabilities(input_dropout=input_dropout, recurrent_dropout=recurrent_dropout)
         super().__init__(*args, **kwargs)
         self.input_dropout = input_dropout
         self.recurrent_dropout = recurrent_dropout
-        self._check_probabilities()
-
-    def _check_probabilities(self) -> None:
-        for name in ("dropout", "input_dropout", "recurrent_dropout"):
-            p = getattr(self, name)
-            is_number = isinstance(p, numbers.Real) and not isinstance(p, bool)
-            if not is_number or not 0 <= p <= 1:
-                raise ValueError(f"`{name}` must be a number between 0 and 1, got {p!r}")
 
     def extra_repr(self) -> str:
         """Return the arguments for the module's text."""
@@ -60,7 +54,11 @@ class RecurrentModule(RandomModule, nn.RNNBase):
         """Return the outputs of all time steps, and the last states."""
         if not self.training:
             return super().forward(input, hx)
-        self._check_probabilities()
+        _check_probabilities(
+            dropout=self.dropout,
+            input_dropout=self.input_dropout,
+            recurrent_dropout=self.recurrent_dropout,
+        )
         between = self.dropout if self.num_layers > 1 else 0
         if not (self.input_dropout or self.recurrent_dropout or between):
             return super().forward(input, hx)
@@ -183,9 +181,16 @@ class RecurrentModule(RandomModule, nn.RNNBase):
         raise NotImplementedError
 
 
+def _check_probabilities(**probabilities: Any) -> None:
+    for name, p in probabilities.items():
+        is_number = isinstance(p, numbers.Real) and not isinstance(p, bool)
+        if not is_number or not 0 <= p <= 1:
+            raise ValueError(f"`{name}` must be a number between 0 and 1, got {p!r}")
+
+
 def _map_states(function: Callable[[Tensor], Tensor], hx: Any) -> Any:
     """Call the function on a state, or on both of an LSTM."""
-    return tuple(map(function, hx)) if isinstance(hx, tuple) else function(hx)
+    return tuple(map(function, hx)) if isinstance(hx, (tuple, list)) else function(hx)
 
 
 def _kept(like: Tensor, p: float) -> Tensor:

@@ -81,14 +81,17 @@ class Standout(RandomLayer):
         self.beta = checked_number(beta, "beta")
 
     def _keep(self, inputs: jax.Array) -> jax.Array:
-        return jax.nn.sigmoid(self.alpha * inputs + self.beta)
+        # Not a product with infinities: at 0 the sums do not count.
+        sums = self.alpha * inputs if self.alpha else jnp.zeros_like(inputs)
+        return jax.nn.sigmoid(sums + self.beta)
 
     def _activate(self, inputs: jax.Array) -> jax.Array:
         return inputs if self.activation is None else self.activation(inputs)
 
     def _draw(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
         # A NaN is kept: it has no probability.
-        rates = jnp.where(jnp.isnan(inputs), 0, 1 - self._keep(inputs))
+        rates = 1 - self._keep(inputs)
+        rates = jnp.where(jnp.isnan(rates), 0, rates)
         kept = dropout(key, jnp.ones_like(inputs), rates) != 0
         return jnp.where(kept, self._activate(inputs), 0)
 
@@ -139,6 +142,7 @@ class VariationalDropout(LearnedDropout):
         """Return `kl_weight` times the sum of the divergences of all `alpha`."""
         # As Kingma et al. approximate it up to alpha 1, but for a constant.
         log_alpha = self._log_alpha()
+        log_alpha = log_alpha.astype(jnp.promote_types(log_alpha.dtype, jnp.float32))
         alpha = jnp.exp(log_alpha)
         polynomial = alpha * (1.16145124 + alpha * (-1.50204118 + alpha * 0.58629921))
         return self.kl_weight * jnp.sum(-log_alpha / 2 - polynomial)
@@ -304,10 +308,14 @@ class VariationalLinear(VariationalDropout, nnx.Linear):  # type: ignore[misc]
         return nnx.Linear.__call__(self, inputs)
 
     def _deviation(self, inputs: jax.Array) -> jax.Array:
-        """Return the standard deviation of the sums, in the dtype of the parameters or a wider."""
+        """Return the standard deviation of the sums, in float32 or a wider dtype.
+
+        In half precision, squares of usual inputs overflow.
+        """
         kernel = self.kernel[...]
-        squares = jnp.square(inputs.astype(jnp.result_type(inputs, kernel)))
-        variances = jnp.exp(self._log_alpha()) * jnp.square(kernel)
+        dtype = jnp.result_type(inputs, kernel, jnp.float32)
+        squares = jnp.square(inputs.astype(dtype))
+        variances = jnp.exp(self._log_alpha().astype(dtype)) * jnp.square(kernel.astype(dtype))
         variance = jnp.matmul(squares, variances, precision=self.precision)
         # The derivative of the square root is infinite at 0.
         positive = variance > 0
@@ -324,7 +332,7 @@ class ConcreteDropout(LearnedDropout):
 
     with a uniform number ``u``. At low temperatures, ``drop`` is close to 0 or to 1. The layer
     multiplies the result by ``1 / (1 - rate)``, and calls the wrapped layer. In inference it calls
-    the wrapped layer with the inputs. No element is dropped completely: a NaN stays NaN.
+    the wrapped layer with the inputs. No element is dropped but by underflow: a NaN stays NaN.
 
     The layer learns the parameter `rate_logit`. The loss that trains it, `regularization`, is the
     divergence of the paper, for a wrapped layer with the weights ``kernel`` and inputs of
@@ -425,10 +433,13 @@ class ConcreteDropout(LearnedDropout):
         """Return the divergence of the rate and of the wrapped layer's kernel, a number."""
         layer: Any = self.layer
         logit, rate = self.rate_logit[...], self.rate
-        squares = jnp.sum(jnp.square(layer.kernel[...].astype(logit.dtype)))
+        wide = jnp.promote_types(logit.dtype, jnp.float32)
+        kernel = layer.kernel[...].astype(wide)
+        # Stacked layers have a rate each.
+        squares = jnp.sum(jnp.square(kernel), axis=tuple(range(logit.ndim, kernel.ndim)))
         entropy = rate * jax.nn.softplus(-logit) + (1 - rate) * jax.nn.softplus(logit)
         units = int(np.prod(layer.in_features))
-        return (
+        return jnp.sum(
             self.weight_regularizer * squares * self._scale()
             - self.dropout_regularizer * units * entropy
         )

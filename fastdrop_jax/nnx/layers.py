@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from fastdrop_jax.functional import alpha_dropout, dropout, gaussian_dropout, gaussian_noise
@@ -122,7 +123,8 @@ class Dropout(RandomLayer, nnx.Dropout):
         Returns:
             Array of the shape and dtype of the inputs.
         """
-        if not isinstance(self.rate, jax.core.Tracer) and self.rate in (0, 1):
+        one_rate = np.ndim(self.rate) == 0 and not isinstance(self.rate, jax.core.Tracer)
+        if one_rate and self.rate in (0, 1):
             result: jax.Array = nnx.Dropout.__call__(self, inputs, **kwargs)  # uses no key
             return result
         return super().__call__(inputs, **kwargs)

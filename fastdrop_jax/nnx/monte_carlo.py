@@ -61,8 +61,10 @@ def mc_predict(module: nnx.Module, x: Any, n: int = 100, *, key: jax.Array) -> t
         model: Any = nnx.merge(graph, state, copy=True)
         streams = [one for _, one in nnx.iter_graph(model) if isinstance(one, nnx.RngStream)]
         for number, stream in enumerate(streams):
-            stream.key.set_value(jax.random.fold_in(key, number))
-            stream.count.set_value(jnp.zeros((), jnp.uint32))
+            # A stream of stacked layers has a key for each.
+            shape, own = stream.key[...].shape, jax.random.fold_in(key, number)
+            stream.key.set_value(jax.random.split(own, shape) if shape else own)
+            stream.count.set_value(jnp.zeros_like(stream.count[...]))
         return model(x)
 
     return monte_carlo.mc_predict(predict, x, n, key=key)

@@ -498,3 +498,26 @@ def test_bad_inputs_are_named():
     for make in (standout, variational):
         with pytest.raises(TypeError, match="dtypes float16, bfloat16, float32, float64, got int"):
             make()(jnp.ones((2, 7), int), rngs=KEY)
+
+
+def test_stacked_layers_sum_their_losses():
+    def make(rngs):
+        return ConcreteDropout(nnx.Linear(3, 5, rngs=rngs), 1e-2, 1e-1, rngs=rngs)
+
+    stacked = nnx.vmap(make)(nnx.Rngs(0).fork(split=4))
+    separate = nnx.vmap(lambda layer: layer.regularization())(stacked)
+    np.testing.assert_allclose(regularization(stacked), separate.sum(), rtol=1e-5)
+
+
+def test_parameters_in_half_precision_do_not_overflow():
+    layer = VariationalLinear(512, 512, 1e-5, 0.05, param_dtype="float16", rngs=nnx.Rngs(0))
+    assert jnp.isfinite(layer.regularization())
+    assert jnp.isfinite(layer(jnp.full((1, 512), 300, "float16"))).all()
+
+
+def test_standout_without_sums_keeps_infinities_too():
+    layer = Standout(alpha=0.0, beta=20.0, rngs=nnx.Rngs(0))
+    x = jnp.array([math.inf, -math.inf, 1.0])
+    np.testing.assert_array_equal(layer(x), x)
+    layer.eval()
+    np.testing.assert_array_equal(layer(x), x)

@@ -112,3 +112,33 @@ def test_what_cannot_be_predicted_is_named():
         fastdrop_jax.nnx.mc_predict(3, X, key=KEY)
     with pytest.raises(ValueError, match="must have a dropout layer, got Linear"):
         fastdrop_jax.nnx.mc_predict(nnx.Linear(6, 2, rngs=nnx.Rngs(0)), X, key=KEY)
+
+
+def test_stacked_layers_draw_with_a_key_each():
+    @nnx.split_rngs(splits=4)
+    @nnx.vmap
+    def make(rngs):
+        return Dropout(0.5, rngs=rngs)
+
+    class Stack(nnx.Module):
+        def __init__(self):
+            self.layers = make(nnx.Rngs(0))
+
+        def __call__(self, x):
+            return nnx.vmap(lambda layer: layer(x))(self.layers)
+
+    mean, _ = fastdrop_jax.nnx.mc_predict(Stack(), jnp.ones((3, 5)), 200, key=KEY)
+    assert (abs(mean - 1) < 0.4).all()
+    assert len(np.unique(np.asarray(mean).round(3), axis=0)) == 4
+
+
+def test_the_gradient_of_a_deviation_of_zero_is_zero():
+    def total(x):
+        return fastdrop_jax.mc_predict(lambda key, x: x, x, 3, key=KEY)[1].sum()
+
+    assert not jax.grad(total)(X).any()
+
+
+def test_a_key_that_is_none_is_named():
+    with pytest.raises(TypeError, match="`key` must be a key .* got 3"):
+        fastdrop_jax.mc_predict(lambda key, x: x, X, 3, key=3)

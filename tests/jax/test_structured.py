@@ -180,3 +180,9 @@ def test_drop_connect_in_a_function_that_is_traced_around_it(kind):
     assert len({row.tobytes() for row in np.asarray(batch)}) == 3
     with pytest.raises(ValueError, match=r"`rate` .*got 1.5"):
         MAKERS[kind](LAYERS[kind][0], 1.5, rngs=nnx.Rngs(0))(x)
+
+
+def test_a_wrong_traced_rate_of_blocks_is_refused():
+    drop = jax.jit(lambda rate: drop_block(KEY, jnp.ones((2, 6, 6, 3)), rate, 2))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"1\.29"):
+        drop(1.3).block_until_ready()

@@ -81,13 +81,12 @@ def test_environment_variable_with_an_unknown_bridge(run_python):
 
 
 WITHOUT_LIBRARY = """
-import sysconfig
-real = sysconfig.get_config_var
-# No other module is loaded with this suffix.
-sysconfig.get_config_var = lambda name: ".not.there" if name == "EXT_SUFFIX" else real(name)
+import pathlib
+real = pathlib.Path.exists
+pathlib.Path.exists = lambda path: not path.name.startswith("libfastdrop_") and real(path)
 import fastdrop, tensorflow
 import fastdrop_keras
-sysconfig.get_config_var = real
+pathlib.Path.exists = real
 """
 
 

@@ -163,6 +163,29 @@ def test_mixed_precision(kind, policy):
 
 
 @KINDS
+@pytest.mark.parametrize("recurrent_dropout", [0, 0.5])
+def test_a_step_of_training_compiled_by_xla(kind, recurrent_dropout):
+    losses = []
+    for jit_compile in (False, True):
+        layer = made(kind, recurrent_dropout=recurrent_dropout, dtype="float32")
+        model = keras.Sequential([keras.Input(SHAPE[1:]), layer])
+        model.compile("sgd", "mse", jit_compile=jit_compile)
+        x = np.float32(numbers())
+        losses += [[model.train_on_batch(x, np.zeros((*SHAPE[:2], UNITS))) for _ in range(3)]]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@KINDS
+def test_an_empty_batch_leaves_the_weights_finite(kind):
+    layer = made(kind)
+    with tf.GradientTape() as tape:
+        y = layer(tf.zeros((0, *SHAPE[1:]), tf.float64), training=True)
+    assert y.shape == (0, SHAPE[1], UNITS)
+    for gradient in tape.gradient(y, layer.trainable_weights):
+        assert np.isfinite(gradient).all()
+
+
+@KINDS
 def test_xla(kind):
     layer = made(kind, recurrent_dropout=0.3, dtype="float32")
     same = like(layer, fastdrop_keras)

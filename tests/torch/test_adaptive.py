@@ -510,3 +510,56 @@ def test_inputs_of_another_size_are_refused():
         for shape in ((), (7, 1)):
             with pytest.raises(ValueError, match=r"size 7, got shape \["):
                 drop(torch.ones(shape))
+
+
+@pytest.mark.parametrize("size", [300, 1e-4])
+def test_noisy_weights_keep_their_variance_under_autocast(size):
+    module = VariationalLinear(3, 4, kl_weight=0.1)
+    x = torch.full((2000, 3), size)
+    with torch.autocast("cpu", torch.float16):
+        y = module(x).float()
+    right = size * (module.weight**2).sum(1).sqrt()
+    np.testing.assert_allclose(y.std(0).detach(), right.detach(), rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VariationalGaussianDropout(7, 0.1),
+        lambda: VariationalLinear(7, 2, kl_weight=0.1),
+        lambda: ConcreteDropout(nn.Linear(7, 2), p=0.5),
+    ],
+)
+def test_vmap_draws_for_each_sample(make):
+    x = torch.ones(2, 3, 7)
+    y = torch.vmap(make(), randomness="different")(x)
+    assert not torch.equal(y[0], y[1])
+
+
+def test_a_prediction_leaves_a_variance_above_1_as_it_is():
+    module = VariationalGaussianDropout(7, 0.1)
+    nn.init.constant_(module.log_alpha, 0.5)
+    mc_predict(module, torch.ones(3, 7), 2, verbose=False)
+    assert module.log_alpha.item() == 0.5
+
+
+def test_weights_that_are_drawn_anew_have_their_first_variances():
+    module = VariationalLinear(7, 2, kl_weight=0.1, p=0.2)
+    nn.init.constant_(module.log_alpha, -5)
+    module.reset_parameters()
+    np.testing.assert_allclose(module.p, 0.2, rtol=1e-6)
+
+
+def test_channels_of_an_image_without_a_batch_are_refused():
+    module = ConcreteDropout(nn.Conv2d(3, 2, 1), channels=True)
+    with pytest.raises(
+        ValueError, match=r"`input` must have 4 dimensions .* got shape \[3, 5, 5\]"
+    ):
+        module(torch.ones(3, 5, 5))
+
+
+def test_standout_without_sums_keeps_infinities_too():
+    module = Standout(alpha=0.0, beta=20.0)
+    x = torch.tensor([math.inf, -math.inf, 1.0])
+    assert torch.equal(module(x), x)
+    assert torch.equal(module.eval()(x), x)

@@ -175,3 +175,11 @@ def test_a_bad_tensor_of_probabilities_is_named():
         F.dropout(x.long(), torch.ones(3))
     assert torch.equal(x, torch.ones(2, 3))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_tensor_without_dimensions_is_a_number():
+    drop = torch.compile(lambda x, p: F.dropout(x, p, seed=7), backend="eager")
+    x = torch.ones(100)
+    want = F.dropout(x, 0.25, seed=7)
+    assert torch.equal(F.dropout(x, torch.tensor(0.25), seed=7), want)
+    assert torch.equal(drop(x, torch.tensor(0.25)), want)

@@ -393,8 +393,10 @@ def test_a_checkpointed_module_replays_its_masks(kind):
 @KINDS
 def test_a_bad_probability_is_named(kind, name, value):
     if name != "dropout":
+        state = torch.get_rng_state()
         with pytest.raises(ValueError, match=f"`{name}` must be .* got {value!r}"):
             made(kind, **{name: value})
+        assert torch.equal(torch.get_rng_state(), state)
     module, x = made(kind, input_dropout=0.5, recurrent_dropout=0.5), inputs()
     state = torch.get_rng_state()
     setattr(module, name, value)
