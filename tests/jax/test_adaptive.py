@@ -504,7 +504,7 @@ def test_stacked_layers_sum_their_losses():
     def make(rngs):
         return ConcreteDropout(nnx.Linear(3, 5, rngs=rngs), 1e-2, 1e-1, rngs=rngs)
 
-    stacked = nnx.vmap(make)(nnx.Rngs(0).fork(split=4))
+    stacked = nnx.vmap(make)(nnx.Rngs(0).split(4))
     separate = nnx.vmap(lambda layer: layer.regularization())(stacked)
     np.testing.assert_allclose(regularization(stacked), separate.sum(), rtol=1e-5)
 

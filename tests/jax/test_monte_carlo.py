@@ -140,5 +140,5 @@ def test_the_gradient_of_a_deviation_of_zero_is_zero():
 
 
 def test_a_key_that_is_none_is_named():
-    with pytest.raises(TypeError, match="`key` must be a key .* got 3"):
+    with pytest.raises(TypeError, match=r"`key` must be a key .* got 3"):
         fastdrop_jax.mc_predict(lambda key, x: x, X, 3, key=3)
