@@ -125,6 +125,104 @@ def test_adaptive(measure, exponent, name, generator):
     )
 
 
+def drop_block_of_jax(key, x):
+    """The authors' expression: a number for each position at which a block can begin."""
+    n, h, w, c = x.shape
+    gamma = 0.1 * h * w / 7**2 / ((h - 6) * (w - 6))
+    starts = jax.random.bernoulli(key, gamma, (n, h - 6, w - 6, c)).astype(x.dtype)
+    around, window = ((0, 0), (6, 6), (6, 6), (0, 0)), (1, 7, 7, 1)
+    starts = jax.numpy.pad(starts, around)
+    blocks = jax.lax.reduce_window(starts, 0.0, jax.lax.max, window, (1,) * 4, "valid")
+    return x * (1 - blocks) * (blocks.size / (blocks.size - blocks.sum()))
+
+
+def stochastic_depth_of_jax(key, x):
+    return x * jax.random.bernoulli(key, 0.5, (len(x), 1, 1, 1)) / 0.5
+
+
+def kinds():
+    """Our function and JAX's operations, each of a key and inputs, and the inputs' shape."""
+    rngs, images = nnx.Rngs(0), (32, 28, 28, 64)
+    connected = flax_layers.DropConnectLinear(1024, 1024, 0.5, rngs=rngs)
+    kernel, bias = connected.kernel[...], connected.bias[...]
+    rates = {"dropout": 0.2, "recurrent_dropout": 0.2}
+    cell = flax_layers.OptimizedLSTMCell(64, 128, **rates, rngs=rngs)
+    ours, theirs = nnx.split(flax_layers.RNN(cell)), nnx.OptimizedLSTMCell(64, 128, rngs=rngs)
+
+    def lstm(key, x):
+        model = nnx.merge(*ours, copy=True)
+        nnx.reseed(model, recurrent_dropout=key)
+        return model(x)
+
+    def lstm_of_jax(key, x):
+        of_x, of_h = jax.random.split(key)
+        of_x = jax.random.bernoulli(of_x, 0.8, (len(x), 1, 64)) / 0.8
+        of_h = jax.random.bernoulli(of_h, 0.8, (len(x), 128)) / 0.8
+
+        def step(carry, x):
+            c, h = carry
+            return theirs((c, h * of_h), x)
+
+        steps = jax.numpy.swapaxes(x * of_x, 0, 1)
+        zeros = jax.numpy.zeros((len(x), 128))
+        return jax.lax.scan(step, (zeros, zeros), steps)[1]
+
+    return {
+        "drop_block(0.1, 7), inputs (32, 28, 28, 64)": (
+            lambda key, x: fastdrop_jax.drop_block(key, x, 0.1, 7),
+            drop_block_of_jax,
+            images,
+        ),
+        "StochasticDepth(0.5), inputs (32, 28, 28, 64)": (
+            lambda key, x: flax_layers.StochasticDepth(0.5)(x, rngs=key),
+            stochastic_depth_of_jax,
+            images,
+        ),
+        "DropConnectLinear(1024, 1024), inputs (128, 1024)": (
+            lambda key, x: connected(x, rngs=key),
+            lambda key, x: x @ (kernel * jax.random.bernoulli(key, 0.5, kernel.shape) / 0.5) + bias,
+            (128, 1024),
+        ),
+        "OptimizedLSTMCell(64, 128) with dropout, inputs (32, 50, 64)": (
+            lstm,
+            lstm_of_jax,
+            (32, 50, 64),
+        ),
+    }
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", kinds())
+def test_kind(measure, name):
+    """Another kind of dropout and the gradient of its inputs, in a jitted function."""
+    ours, of_jax, shape = kinds()[name]
+    x = jax.numpy.ones(shape)
+
+    def training(function):
+        @jax.jit
+        def step(key, x):
+            key, one = jax.random.split(key)
+            y, pull = jax.vjp(lambda x: function(one, x), x)
+            return key, y, pull(y)
+
+        keys = [jax.random.key(0)]
+
+        def call():
+            keys[0], *results = step(keys[0], x)
+            jax.block_until_ready(results)
+
+        return call
+
+    measure(
+        "jax layers",
+        name,
+        group="other kinds, forward and backward, threefry2x32",
+        ours={"fastdrop_jax": training(ours)},
+        peers={"JAX's operations": training(of_jax)},
+        seconds=1.5,
+    )
+
+
 class Perceptron(nnx.Module):
     """The network of tutorials on MNIST, with two dropouts."""
 

@@ -36,6 +36,7 @@ def test_every_example_has_a_test():
         "torch_ddp.py",
         "torch_digits.py",
         "torch_transformer.py",
+        "torchvision_convnext.py",
     }
 
 
@@ -130,6 +131,13 @@ def test_the_notebook(tmp_path):
 def test_torch(name, ours):
     pytest.importorskip("torch")
     assert ours in run(name).stdout
+
+
+def test_torchvision():
+    pytest.importorskip("torchvision")
+    printed = run("torchvision_convnext.py").stdout
+    assert "18 modules changed" in printed
+    assert printed.endswith("the same seed gives the same losses: True\n")
 
 
 @pytest.mark.parametrize("wrong", ["1", "none"])
