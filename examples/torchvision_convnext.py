@@ -1,5 +1,5 @@
-"""Replaces stochastic depth in torchvision's ConvNeXt, without pretrained weights, and trains it for
-some steps on random images: the report, the losses, and that a seed repeats them."""
+"""Replaces stochastic depth in torchvision's ConvNeXt, without pretrained weights, trains it on
+random images, and shows that a seed repeats the losses."""
 
 import argparse
 from collections.abc import Sequence

@@ -50,7 +50,8 @@ def mc_predict(
     Args:
         module: A `torch.nn.Module` with dropout modules.
         x: Tensor; or a tuple or list of positional arguments, or a dict of keyword arguments, for
-            `module`. With `batch_size`, tensors are split along their first axis.
+            `module`. With `batch_size`, tensors are split along their first axis, and the outputs
+            are joined along theirs.
         n: Positive integer, the number of passes.
         seed: Integer for `torch.manual_seed` that fixes the masks, or `None`. With a seed, the
             state of PyTorch's generator does not change.
@@ -59,8 +60,8 @@ def mc_predict(
             tqdm is installed, else a percentage.
 
     Returns:
-        A tuple `(mean, standard deviation)`, each with the structure of the module's output and
-        float64 tensors. The deviation is the population's: for `n=1` it is 0.
+        A tuple `(mean, standard deviation)`, each with the structure of the module's output (with
+        lists for tuples) and float64 tensors. The deviation is the population's: for `n=1` it is 0.
 
     Raises:
         TypeError: If an argument or an output has the wrong type.
