@@ -72,12 +72,17 @@ static inline void place(ints words, floats distance, floats *first, floats *sec
    is even, else the upper half. */
 static inline void normals(float *to, u64x8 distances, u64x8 directions) {
     int32_t distance_words[NORMALS / 2], direction_words[NORMALS / 2];
+    float radii[NORMALS / 2];
     u64x8_store((uint8_t *)distance_words, distances);
     u64x8_store((uint8_t *)direction_words, directions);
+    /* A loop of its own: a CPU overlaps more of the long divisions and square roots. */
+    for (int i = 0; i < NORMALS / 2; i += FLOATS) {
+        floats r = radius(ints_load(distance_words + i));
+        memcpy(radii + i, &r, sizeof r);
+    }
     for (int i = 0; i < NORMALS / 2; i += FLOATS) {
         floats first, second;
-        place(ints_load(direction_words + i), radius(ints_load(distance_words + i)), &first,
-              &second);
+        place(ints_load(direction_words + i), floats_load(radii + i), &first, &second);
         memcpy(to + i, &first, sizeof first);
         memcpy(to + NORMALS / 2 + i, &second, sizeof second);
     }
