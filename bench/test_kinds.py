@@ -156,18 +156,18 @@ def test_kind(measure, name):
 @pytest.mark.exponents((16, 20))
 @pytest.mark.parametrize("layer", ["GaussianDropout", "GaussianNoise", "AlphaDropout"])
 def test_noise_layers(measure, layer, exponent):
-    """Ten layers in a row, since the call of a graph can cost more than a layer."""
+    """Forty layers in a row, since the call of a graph takes as long as several small layers."""
 
     def step(package):
-        layers = [getattr(package, layer)(RATE, seed=seed) for seed in range(10)]
+        layers = [getattr(package, layer)(RATE, seed=seed) for seed in range(40)]
         return training_step(layers, (1, 2**exponent))
 
     measure(
         "kinds",
         f"{layer}, 2^{exponent}",
-        group="ten layers in a graph, forward and backward",
+        group="forty layers in a graph, forward and backward",
         ours={"fastdrop_keras": step(fastdrop_keras)},
         peers={"keras.layers": step(keras.layers)},
-        each=10,
+        each=40,
         seconds=1.5,
     )
