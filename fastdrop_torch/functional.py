@@ -587,6 +587,11 @@ def drop_block2d(
         raise ValueError(f"`input` must have 4 dimensions, got shape {tuple(input.shape)}")
     if not training or p == 0 or input.numel() == 0:
         return input
+    if inplace and input.is_leaf and input.requires_grad and torch.is_grad_enabled():
+        # PyTorch's error, before a seed is taken.
+        raise RuntimeError(
+            "a leaf Variable that requires grad is being used in an in-place operation."
+        )
     rate, counts, around = p, [], []
     for size, length in zip(input.shape[2:], blocks, strict=True):
         length = min(length, size)

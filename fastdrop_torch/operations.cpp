@@ -618,14 +618,21 @@ Tensor dropped(const Tensor &x, double p, OptionalSymIntArrayRef noise_shape,
         forward_operation().call(x, seed_from(generator, seed), p, noise_shape, false));
 }
 
+/* Raises PyTorch's errors for a tensor that must not change, before a seed is taken. */
+void check_in_place(const Tensor &x) {
+    if (!is_plain(x) || !is_ours(x))
+        return;
+    torch::autograd::check_inplace(x, torch::autograd::compute_requires_grad(x));
+    at::assert_no_internal_overlap(x);
+}
+
 /* Drops in place, with the gradient of the whole: PyTorch sees x change once. */
 Tensor &drop_in_place(Tensor &x, double p, OptionalSymIntArrayRef noise_shape,
                       const std::optional<Generator> &generator, const Optional &seed) {
     if (!is_plain(x))
         return x.copy_(dropped(x, p, noise_shape, generator, seed));
+    check_in_place(x);
     DropoutPointer node = node_for(inverted(p), noise_shape, x);
-    torch::autograd::check_inplace(x, node != nullptr);
-    at::assert_no_internal_overlap(x);
     c10::DimVector sizes;
     if (noise_shape)
         for (const SymInt &size : *noise_shape)
@@ -692,6 +699,8 @@ Tensor dropout_by_rates(const Tensor &x, const Tensor &p, bool train, RANDOM) {
 }
 
 Tensor &dropout_by_rates_(Tensor &x, const Tensor &p, bool train, RANDOM) {
+    if (train)
+        check_in_place(x);
     const Tensor y = dropout_by_rates(x, p, train, generator, seed);
     return train ? x.copy_(y) : x;
 }
@@ -734,7 +743,10 @@ Tensor alpha_dropout(const Tensor &x, double p, bool train, RANDOM) {
 
 Tensor &alpha_dropout_(Tensor &x, double p, bool train, RANDOM) {
     check_probability(p);
-    return train && p != 0 ? x.copy_(alpha_dropout(x, p, train, generator, seed)) : x;
+    if (!train || p == 0)
+        return x;
+    check_in_place(x);
+    return x.copy_(alpha_dropout(x, p, train, generator, seed));
 }
 
 Tensor feature_alpha_dropout(const Tensor &x, double p, bool train, RANDOM) {
@@ -748,7 +760,10 @@ Tensor feature_alpha_dropout(const Tensor &x, double p, bool train, RANDOM) {
 
 Tensor &feature_alpha_dropout_(Tensor &x, double p, bool train, RANDOM) {
     check_probability(p);
-    return train && p != 0 ? x.copy_(feature_alpha_dropout(x, p, train, generator, seed)) : x;
+    if (!train || p == 0)
+        return x;
+    check_in_place(x);
+    return x.copy_(feature_alpha_dropout(x, p, train, generator, seed));
 }
 
 Tensor relu_dropout(const Tensor &x, double p, bool train, RANDOM) {
@@ -781,6 +796,8 @@ Tensor gaussian_dropout(const Tensor &x, double p, bool train, RANDOM) {
 }
 
 Tensor &gaussian_dropout_(Tensor &x, double p, bool train, RANDOM) {
+    if (train && p > 0)
+        check_in_place(x);
     const Tensor y = gaussian_dropout(x, p, train, generator, seed);
     return train && p > 0 ? x.copy_(y) : x;
 }
@@ -792,6 +809,8 @@ Tensor gaussian_noise(const Tensor &x, double stddev, bool train, RANDOM) {
 }
 
 Tensor &gaussian_noise_(Tensor &x, double stddev, bool train, RANDOM) {
+    if (train && stddev > 0)
+        check_in_place(x);
     const Tensor y = gaussian_noise(x, stddev, train, generator, seed);
     return train && stddev > 0 ? x.copy_(y) : x;
 }

@@ -75,9 +75,20 @@ def test_a_failing_call_takes_nothing_from_the_generator():
     for bad in ({"p": 2.0}, {"seed": -1}):
         with pytest.raises(ValueError, match="got"):
             F.dropout(X, **bad)
-    with pytest.raises(RuntimeError, match="leaf"):
-        F.dropout(torch.ones(4, requires_grad=True), inplace=True)
-    assert torch.equal(torch.get_rng_state(), state)
+    leaf = torch.ones(2, 3, 4, 5, requires_grad=True)
+    for in_place in (
+        lambda x: F.dropout(x, 0.5, inplace=True),
+        lambda x: F.dropout(x, torch.full((5,), 0.5), inplace=True),
+        lambda x: F.dropout2d(x, 0.5, inplace=True),
+        lambda x: F.alpha_dropout(x, 0.5, True, True),
+        lambda x: F.feature_alpha_dropout(x, 0.5, True, True),
+        lambda x: F.gaussian_dropout(x, 0.5, inplace=True),
+        lambda x: F.gaussian_noise(x, 0.5, inplace=True),
+        lambda x: F.drop_block2d(x, 0.5, 2, inplace=True),
+    ):
+        with pytest.raises(RuntimeError, match="leaf"):
+            in_place(leaf)
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_bits_do_not_depend_on_the_number_of_threads():
