@@ -86,8 +86,7 @@ def dropout(
         seed: Integer from 0 to 2**128 - 1 that fixes the mask, or `None`.
 
     Returns:
-        `input` if `inplace`, else a tensor of its shape, dtype and memory format. With a tensor of
-        probabilities, its memory is in the order of the dimensions.
+        `input` if `inplace`, else a tensor of its shape, dtype and memory format.
 
     Raises:
         ValueError: If `p`, or an element of it, is not between 0 and 1, if it cannot be broadcast,

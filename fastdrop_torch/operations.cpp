@@ -686,10 +686,13 @@ Tensor dropout_by_rates(const Tensor &x, const Tensor &p, bool train, RANDOM) {
     if (!train)
         return x;
     const Tensor rates = p.detach().to(at::promote_types(p.scalar_type(), at::kFloat));
-    const Tensor kept = draw_operation()
-                            .call(rates.expand_symint(x.sym_sizes()), seed_from(generator, seed),
-                                  BERNOULLI, 0, std::nullopt)
-                            .ne(0);
+    Tensor kept = draw_operation()
+                      .call(rates.expand_symint(x.sym_sizes()), seed_from(generator, seed),
+                            BERNOULLI, 0, std::nullopt)
+                      .ne(0);
+    /* The first operand of `where` gives the result its memory format: that of x. */
+    if (!x.is_contiguous())
+        kept = at::logical_and(at::ones_like(x, x.options().dtype(at::kBool)), kept);
     const Tensor keep = at::rsub(rates.to(at::kDouble), 1);
     /* Not infinite at p = 1, since the gradient would be NaN. */
     const Tensor scale = at::where(keep.gt(0), keep.reciprocal(), 0);

@@ -70,6 +70,25 @@ def test_the_mask_follows_the_indices_in_every_layout():
         assert torch.equal(F.dropout(copy, p.T.contiguous().T, seed=SEED), y)
 
 
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.transpose(0, 3).contiguous().transpose(0, 3),
+        lambda x: torch.cat([x, x], 3)[..., :7],
+    ],
+)
+def test_the_result_and_the_gradient_have_the_memory_format_of_the_input(laid_out):
+    x = torch.randn(3, 4, 5, 7)
+    for p in (probabilities(x.shape), probabilities((3, 1, 1, 1))):
+        copy = laid_out(x).requires_grad_()
+        y = F.dropout(copy, p, seed=SEED)
+        assert y.stride() == torch.nn.functional.dropout(copy, 0.5).stride()
+        assert torch.equal(y, F.dropout(x, p, seed=SEED))
+        (dx,) = torch.autograd.grad(y, copy, torch.ones_like(y))
+        assert dx.stride() == y.stride()
+
+
 def test_the_fraction_that_is_dropped():
     p = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])
     y = F.dropout(torch.ones(100_000, 5), p)
