@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -51,21 +52,23 @@ def mc_predict(
         module: A `torch.nn.Module` with dropout modules.
         x: Tensor; or a tuple or list of positional arguments, or a dict of keyword arguments, for
             `module`. With `batch_size`, tensors are split along their first axis, and the outputs
-            are joined along theirs.
+            are joined along theirs: it must have the samples, as the last states of a recurrent
+            module do not.
         n: Positive integer, the number of passes.
-        seed: Integer for `torch.manual_seed` that fixes the masks, or `None`. With a seed, the
-            state of PyTorch's generator does not change.
+        seed: Integer for `torch.manual_seed`, from -2**63 to 2**64 - 1, that fixes the masks, or
+            `None`. With a seed, the state of PyTorch's generator does not change.
         batch_size: Positive integer, or `None` to predict all at once.
         verbose: Boolean, whether to show a progress bar on the standard error stream: tqdm's if
             tqdm is installed, else a percentage.
 
     Returns:
-        A tuple `(mean, standard deviation)`, each with the structure of the module's output (with
-        lists for tuples) and float64 tensors. The deviation is the population's: for `n=1` it is 0.
+        A tuple `(mean, standard deviation)`, each with the structure of the module's output and
+        float64 tensors. The deviation is the population's: for `n=1` it is 0.
 
     Raises:
         TypeError: If an argument or an output has the wrong type.
-        ValueError: If `n` or `batch_size` is not positive, or the module has no dropout module.
+        ValueError: If `n` or `batch_size` is not positive, `seed` is out of range, the module has
+            no dropout module, or the first axis of an output has another length than the batch.
 
     Reference:
 
@@ -86,26 +89,34 @@ def mc_predict(
     if not isinstance(module, nn.Module):
         raise TypeError(f"`module` must be a torch.nn.Module, got {module!r}")
     n = _positive(n, "n")
+    if seed is not None:
+        wanted = "an integer from -2**63 to 2**64 - 1"
+        seed = _integer(seed, "seed", wanted, -(2**63), 2**64 - 1)
     if not any(isinstance(one, _DROPPING) for one in module.modules()):
         raise ValueError(f"`module` must have a dropout module, got {type(module).__name__}")
     batches = _batches(x, None if batch_size is None else _positive(batch_size, "batch_size"))
     progress = tqdm(total=len(batches) * n, disable=not verbose, unit="pass")
     with _dropping(module), torch.no_grad(), _seeded(seed), progress:
         moments = [
-            _moments(module, args, kwargs, n, lambda: progress.update(1))
-            for args, kwargs in batches
+            _moments(module, args, kwargs, size, n, lambda: progress.update(1))
+            for args, kwargs, size in batches
         ]
     means, deviations = zip(*moments, strict=True)
     return _map(_joined, *means), _map(_joined, *deviations)
 
 
 def _positive(value: Any, name: str) -> int:
+    return _integer(value, name, "a positive integer", 1)
+
+
+def _integer(value: Any, name: str, wanted: str, least: int, most: float = math.inf) -> int:
+    """Return an argument as an integer, or raise an error that names it."""
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"`{name}` must be a positive integer, got {value!r}") from None
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"`{name}` must be a positive integer, got {value!r}")
+        raise TypeError(f"`{name}` must be {wanted}, got {value!r}") from None
+    if isinstance(value, bool) or not least <= number <= most:
+        raise ValueError(f"`{name}` must be {wanted}, got {value!r}")
     return number
 
 
@@ -132,18 +143,18 @@ def _seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
-Call = tuple[list[Any], dict[str, Any]]
+Call = tuple[list[Any], dict[str, Any], "int | None"]
 
 
 def _batches(x: Any, batch_size: int | None) -> list[Call]:
-    """Return the arguments of each batch, positional and by keyword."""
+    """Return the arguments of each batch, positional and by keyword, and its size, if known."""
     args = [] if isinstance(x, Mapping) else list(x) if isinstance(x, (tuple, list)) else [x]
     kwargs = dict(x) if isinstance(x, Mapping) else {}
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if not tensors:
         raise TypeError(f"`x` must be a tensor, or a tuple, list or dict with tensors, got {x!r}")
     if batch_size is None:
-        return [(args, kwargs)]
+        return [(args, kwargs, None)]
     sizes = {value.shape[0] if value.dim() else None for value in tensors}
     size = sizes.pop()
     if sizes or not size:
@@ -153,7 +164,11 @@ def _batches(x: Any, batch_size: int | None) -> list[Call]:
         return value[begin : begin + batch_size] if isinstance(value, Tensor) else value
 
     return [
-        ([part(one, i) for one in args], {name: part(one, i) for name, one in kwargs.items()})
+        (
+            [part(one, i) for one in args],
+            {name: part(one, i) for name, one in kwargs.items()},
+            min(batch_size, size - i),
+        )
         for i in range(0, size, batch_size)
     ]
 
@@ -162,6 +177,7 @@ def _moments(
     module: nn.Module,
     args: list[Any],
     kwargs: dict[str, Any],
+    size: int | None,
     n: int,
     after_pass: Callable[[], Any],
 ) -> tuple[Any, Any]:
@@ -170,7 +186,7 @@ def _moments(
     for count in range(1, n + 1):
         # A module may drop in place.
         own, named = map(_copied, args), {name: _copied(value) for name, value in kwargs.items()}
-        output = _map(lambda y: y.double(), module(*own, **named))
+        output = _map(lambda y: _checked_output(y, size).double(), module(*own, **named))
         after_pass()
         if mean is None:
             mean, squares = output, _map(torch.zeros_like, output)
@@ -185,6 +201,16 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
+def _checked_output(y: Tensor, size: int | None) -> Tensor:
+    """Refuse an output that has no first axis of the samples of its batch, if there are batches."""
+    if size is not None and y.shape[:1] != (size,):
+        raise ValueError(
+            f"With `batch_size`, outputs must have the batch as their first axis, here of length "
+            f"{size}, got shape {list(y.shape)}"
+        )
+    return y
+
+
 def _joined(*parts: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -197,7 +223,9 @@ def _map(function: Callable[..., Tensor], *outputs: Any) -> Any:
     if isinstance(first, Mapping):
         return {key: _map(function, *(one[key] for one in outputs)) for key in first}
     if isinstance(first, (tuple, list)):
-        return [_map(function, *parts) for parts in zip(*outputs, strict=True)]
+        values = [_map(function, *parts) for parts in zip(*outputs, strict=True)]
+        kind: Any = type(first)
+        return kind(*values) if hasattr(first, "_fields") else kind(values)  # a namedtuple's
     raise TypeError(
         f"The module's output must be a tensor, or a tuple, list or dict of tensors, got {first!r}"
     )

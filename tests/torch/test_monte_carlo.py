@@ -1,6 +1,7 @@
 """`mc_predict` averages predictions with dropout, and leaves the module as it was."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -63,6 +64,11 @@ def test_a_module_that_drops_in_place_leaves_the_input():
     assert abs(mean.mean() - 1) < 0.02
 
 
+class Named(NamedTuple):
+    a: torch.Tensor
+    b: list
+
+
 def test_batches_and_structures():
     class Two(nn.Module):
         def __init__(self):
@@ -70,15 +76,33 @@ def test_batches_and_structures():
             self.drop = fastdrop_torch.Dropout(0.5)
 
         def forward(self, a, b=None):
-            return {"sum": self.drop(a) + b, "pair": (a, [b])}
+            return {"sum": self.drop(a) + b, "pair": (a, [b]), "named": Named(a, [b])}
 
     a, b = torch.randn(7, 3), torch.randn(7, 3)
     for x in ((a, b), [a, b], {"a": a, "b": b}):
         mean, deviation = mc_predict(Two(), x, 4, batch_size=3)
         assert mean["sum"].shape == (7, 3)
         assert torch.equal(mean["pair"][0], a.double())
+        for one in (mean, deviation):
+            assert [type(one[key]) for key in one] == [torch.Tensor, tuple, Named]
+            assert type(one["pair"][1]) is type(one["named"].b) is list
+        assert torch.equal(mean["named"].b[0], b.double())
         assert (deviation["pair"][1][0] == 0).all()
         assert (deviation["sum"] > 0).any()
+
+
+def test_outputs_without_the_samples_as_their_first_axis_are_not_joined():
+    lstm, x = nn.LSTM(8, 4, 2, dropout=0.5, batch_first=True), torch.randn(6, 3, 8)
+    assert mc_predict(lstm, x, 2)[0][1][0].shape == (2, 6, 4)
+    with pytest.raises(ValueError, match=r"first axis, here of length 3, got shape \[2, 3, 4\]"):
+        mc_predict(lstm, x, 2, batch_size=3)
+
+    class Sum(fastdrop_torch.Dropout):
+        def forward(self, x):
+            return super().forward(x).sum()
+
+    with pytest.raises(ValueError, match=r"here of length 4, got shape \[\]"):
+        mc_predict(Sum(), x, 2, batch_size=4)
 
 
 def test_the_rest_of_the_model_is_in_evaluation_mode():
@@ -107,7 +131,7 @@ def test_the_rest_of_the_model_is_in_evaluation_mode():
 def test_pytorchs_modules_drop_too(build):
     model = build().eval()
     _, deviation = mc_predict(model, torch.randn(2, 3, 8), 5)
-    deviation = deviation[0] if isinstance(deviation, list) else deviation
+    deviation = deviation[0] if isinstance(deviation, tuple) else deviation
     assert (deviation > 0).any()
 
 
@@ -125,6 +149,17 @@ def test_pytorchs_modules_drop_too(build):
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         mc_predict(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("seed", "error"),
+    [("x", TypeError), (1.5, TypeError), (True, ValueError), (2**64, ValueError)],
+)
+def test_a_bad_seed_is_named(seed, error):
+    with pytest.raises(error, match=f"`seed` must be an integer .*, got {seed!r}"):
+        mc_predict(nn.Dropout(), torch.ones(2), 3, seed=seed)
+    for least_or_most in (-(2**63), 2**64 - 1):
+        mc_predict(nn.Dropout(), torch.ones(2), 3, seed=least_or_most)
 
 
 def test_bad_batches():
