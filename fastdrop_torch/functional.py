@@ -59,6 +59,20 @@ def _words(seed: int | None) -> Tensor | None:
     return torch.tensor(words, device="cpu")
 
 
+def _is_between(least: float, value: Any, most: float, name: str) -> bool:
+    """Return whether an argument is a number in a range; a NaN is not."""
+    try:
+        return bool(least <= value <= most)
+    except (TypeError, ValueError, RuntimeError):  # the last two for arrays and tensors
+        raise TypeError(f"`{name}` must be a number, got {value!r}") from None
+
+
+def _check_probability(p: Any) -> None:
+    """Raise PyTorch's error, for a NaN too, which PyTorch's constructors let through."""
+    if not _is_between(0, p, 1, "p"):
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+
+
 def dropout(
     input: Tensor,
     p: float | Tensor = 0.5,
@@ -561,8 +575,8 @@ def drop_block2d(
     Raises:
         ValueError: If `p` is not between 0 and 1, `block_size` is not positive, the input does not
             have 4 dimensions, or `seed` is out of range.
-        TypeError: As for `dropout`, or if `block_size` is neither an integer nor two, or the input
-            has no floats.
+        TypeError: As for `dropout`, or if `p` is not a number, `block_size` is neither an integer
+            nor two, or the input has no floats.
 
     Reference:
 
@@ -578,8 +592,7 @@ def drop_block2d(
             [1.2500, 0.0000, 0.0000, 1.2500, 1.2500]])
     """
     blocks = _block_sizes(block_size)
-    if not 0 <= p <= 1:
-        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    _check_probability(p)
     if not input.is_floating_point():
         raise TypeError(f"`input` must be a tensor of floats, got {input.dtype}")
     if input.dim() != 4:

@@ -1,18 +1,12 @@
 """Defines the modules: subclasses of PyTorch's of the same names, and two that PyTorch lacks."""
 
-import math
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastdrop_torch import functional
-
-
-def _check_probability(p: float) -> None:
-    """Refuse a NaN too, which PyTorch's constructors let through."""
-    if not 0 <= p <= 1:
-        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
 
 
 class RandomModule(nn.Module):
@@ -30,6 +24,7 @@ class Dropout(nn.Dropout):
         inplace: Whether to change the input itself.
 
     Raises:
+        TypeError: If `p` is not a number.
         ValueError: If `p` is not between 0 and 1.
 
     Reference:
@@ -51,8 +46,8 @@ class Dropout(nn.Dropout):
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        functional._check_probability(p)
         super().__init__(p, inplace)
-        _check_probability(p)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with dropped elements, or the input itself in evaluation."""
@@ -72,6 +67,7 @@ class Dropout1d(nn.Dropout1d):
         inplace: Whether to change the input itself.
 
     Raises:
+        TypeError: If `p` is not a number.
         ValueError: If `p` is not between 0 and 1.
 
     Reference:
@@ -87,8 +83,8 @@ class Dropout1d(nn.Dropout1d):
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        functional._check_probability(p)
         super().__init__(p, inplace)
-        _check_probability(p)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with dropped channels, or the input itself in evaluation."""
@@ -106,6 +102,7 @@ class Dropout2d(nn.Dropout2d):
         inplace: Whether to change the input itself.
 
     Raises:
+        TypeError: If `p` is not a number.
         ValueError: If `p` is not between 0 and 1.
 
     Reference:
@@ -121,8 +118,8 @@ class Dropout2d(nn.Dropout2d):
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        functional._check_probability(p)
         super().__init__(p, inplace)
-        _check_probability(p)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with dropped channels, or the input itself in evaluation."""
@@ -140,6 +137,7 @@ class Dropout3d(nn.Dropout3d):
         inplace: Whether to change the input itself.
 
     Raises:
+        TypeError: If `p` is not a number.
         ValueError: If `p` is not between 0 and 1.
 
     Reference:
@@ -155,8 +153,8 @@ class Dropout3d(nn.Dropout3d):
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        functional._check_probability(p)
         super().__init__(p, inplace)
-        _check_probability(p)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with dropped channels, or the input itself in evaluation."""
@@ -174,6 +172,7 @@ class AlphaDropout(nn.AlphaDropout):
         inplace: Without effect, as in PyTorch. `functional` has functions in place.
 
     Raises:
+        TypeError: If `p` is not a number.
         ValueError: If `p` is not between 0 and 1.
 
     Reference:
@@ -189,8 +188,8 @@ class AlphaDropout(nn.AlphaDropout):
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        functional._check_probability(p)
         super().__init__(p, inplace)
-        _check_probability(p)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with dropped elements, or the input itself in evaluation."""
@@ -207,6 +206,7 @@ class FeatureAlphaDropout(nn.FeatureAlphaDropout):
         inplace: Without effect, as in PyTorch. `functional` has functions in place.
 
     Raises:
+        TypeError: If `p` is not a number.
         ValueError: If `p` is not between 0 and 1.
 
     Reference:
@@ -222,8 +222,8 @@ class FeatureAlphaDropout(nn.FeatureAlphaDropout):
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        functional._check_probability(p)
         super().__init__(p, inplace)
-        _check_probability(p)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with dropped channels, or the input itself in evaluation."""
@@ -240,6 +240,7 @@ class GaussianDropout(nn.modules.dropout._DropoutNd):
         inplace: Whether to change the input itself.
 
     Raises:
+        TypeError: If `p` is not a number.
         ValueError: If `p` is negative, or 1 or more.
 
     Reference:
@@ -258,7 +259,7 @@ class GaussianDropout(nn.modules.dropout._DropoutNd):
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        if not 0 <= p < 1:
+        if not functional._is_between(0, p, 1, "p") or p == 1:
             raise ValueError(
                 "dropout probability has to be at least 0 and, for Gaussian dropout, below 1, but "
                 f"got {p}"
@@ -283,6 +284,7 @@ class GaussianNoise(nn.Module):
         inplace: Whether to change the input itself.
 
     Raises:
+        TypeError: If `stddev` is not a number.
         ValueError: If `stddev` is negative, infinite or NaN.
 
     Example:
@@ -302,7 +304,7 @@ class GaussianNoise(nn.Module):
 
     def __init__(self, stddev: float, inplace: bool = False) -> None:
         super().__init__()
-        if not 0 <= stddev < math.inf:
+        if not functional._is_between(0, stddev, sys.float_info.max, "stddev"):
             raise ValueError(
                 f"standard deviation has to be finite and at least 0, but got {stddev}"
             )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdrop_torch import functional
-from fastdrop_torch.modules import RandomModule, _check_probability
+from fastdrop_torch.modules import RandomModule
 
 
 class StochasticDepth(RandomModule):
@@ -23,6 +23,7 @@ class StochasticDepth(RandomModule):
         mode: ``"row"`` drops each sample on its own, ``"batch"`` all samples at once or none.
 
     Raises:
+        TypeError: If `p` is not a number.
         ValueError: If `p` is not between 0 and 1, or `mode` is another value.
 
     Reference:
@@ -42,7 +43,7 @@ class StochasticDepth(RandomModule):
 
     def __init__(self, p: float, mode: str = "row") -> None:
         super().__init__()
-        _check_probability(p)
+        functional._check_probability(p)
         functional._check_mode(mode)
         self.p = p
         self.mode = mode
@@ -69,7 +70,7 @@ class DropBlock2d(RandomModule):
 
     Raises:
         ValueError: If `p` is not between 0 and 1, or `block_size` is not positive.
-        TypeError: If `block_size` is neither an integer nor two.
+        TypeError: If `p` is not a number, or `block_size` is neither an integer nor two.
 
     Reference:
 
@@ -85,7 +86,7 @@ class DropBlock2d(RandomModule):
 
     def __init__(self, p: float, block_size: int | Sequence[int], inplace: bool = False) -> None:
         super().__init__()
-        _check_probability(p)
+        functional._check_probability(p)
         functional._block_sizes(block_size)
         self.p = p
         self.block_size = block_size
@@ -106,7 +107,7 @@ class DropConnectModule(RandomModule):
     weight: Tensor
 
     def __init__(self, *args: Any, p: float = 0.5, **kwargs: Any) -> None:
-        _check_probability(p)  # before PyTorch draws weights
+        functional._check_probability(p)  # before PyTorch draws weights
         super().__init__(*args, **kwargs)
         self.p = p
 
@@ -133,6 +134,7 @@ class DropConnectLinear(DropConnectModule, nn.Linear):
         p: Probability of dropping a weight, from 0 to 1.
 
     Raises:
+        TypeError: If `p` is not a number.
         ValueError: If `p` is not between 0 and 1.
 
     Reference:
@@ -165,6 +167,7 @@ class DropConnectConv2d(DropConnectModule, nn.Conv2d):
         p: Probability of dropping a weight, from 0 to 1.
 
     Raises:
+        TypeError: If `p` is not a number.
         ValueError: If `p` is not between 0 and 1.
 
     Reference:

@@ -38,6 +38,10 @@ def test_a_module_is_pytorchs_but_for_the_kernels(name):
     for p in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="dropout probability has to be between 0 and 1"):
             ours(p)
+    for p in ("0.5", None, [0.5], torch.tensor([0.5, 0.5])):
+        with pytest.raises(TypeError) as raised:
+            ours(p)
+        assert str(raised.value) == f"`p` must be a number, got {p!r}"
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -153,6 +153,9 @@ def test_a_bad_parameter_is_named(name, parameters, words):
         ):
             with pytest.raises(ValueError, match=f"{words}but got {parameter}"):
                 call()
+    argument = "p" if name == "gaussian_dropout" else "stddev"
+    with pytest.raises(TypeError, match=f"`{argument}` must be a number, got '0.5'"):
+        module("0.5")
     assert torch.equal(x, torch.ones(3))
 
 

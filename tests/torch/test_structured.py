@@ -191,6 +191,12 @@ def test_bad_arguments_are_named():
             with pytest.raises(ValueError, match=f"between 0 and 1, but got {p}"):
                 call()
     for call in (
+        *(lambda make=make: make("0.5") for make, _ in MODULES.values()),
+        lambda: F.drop_block2d(x, "0.5", 2),
+    ):
+        with pytest.raises(TypeError, match=r"`p` must be a number, got '0\.5'"):
+            call()
+    for call in (
         lambda: fastdrop_torch.StochasticDepth(0.5, "column"),
         lambda: F.stochastic_depth(x, 0.5, "column"),
     ):
