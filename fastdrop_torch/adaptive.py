@@ -419,8 +419,10 @@ class ConcreteDropout(RandomModule):
         uniform = torch.special.ndtr(_normal(shape, logit.dtype, input.device))
         # Finite, as in the authors' program.
         noise = torch.logit(uniform, eps=1e-7)
-        kept = torch.sigmoid(-(logit + noise) / self.temperature)
-        output = self.layer(input * (kept * _scale(logit)).to(input.dtype))
+        # The logarithm of `(1 - drop) / (1 - p)`, which would be zero by zero at large logits.
+        logsigmoid = nn.functional.logsigmoid
+        log_factor = logsigmoid(-(logit + noise) / self.temperature) - logsigmoid(-logit)
+        output = self.layer(input * torch.exp(log_factor).to(input.dtype))
         return output
 
     def regularization(self) -> Tensor:
@@ -430,10 +432,10 @@ class ConcreteDropout(RandomModule):
         squares = _wide(weight).square().sum()
         p, softplus = torch.sigmoid(logit), nn.functional.softplus
         entropy = p * softplus(-logit) + (1 - p) * softplus(logit)
-        return (
-            self.weight_regularizer * squares * _scale(logit)
-            - self.dropout_regularizer * self._units * entropy
-        )
+        # `1 / (1 - p)` may be too large for float32 where its small multiple is not.
+        scale = 1 + torch.exp(logit.double())
+        of_weights = (self.weight_regularizer * squares.double() * scale).to(logit.dtype)
+        return of_weights - self.dropout_regularizer * self._units * entropy
 
 
 def regularization(module: nn.Module) -> Tensor:
@@ -533,8 +535,3 @@ def _divergence(log_alpha: Tensor) -> Tensor:
     alpha = torch.exp(log_alpha)
     polynomial = alpha * (1.16145124 + alpha * (-1.50204118 + alpha * 0.58629921))
     return (-log_alpha / 2 - polynomial).sum()
-
-
-def _scale(logit: Tensor) -> Tensor:
-    """Return ``1 / (1 - p)``."""
-    return 1 + torch.exp(logit)
