@@ -108,9 +108,16 @@ class Standout(DrawLayer, SampledLayer):
         dtype = keras.backend.standardize_dtype(inputs.dtype)
         if not keras.backend.is_float_dtype(dtype):
             raise wrong_input(inputs, dtype)
-        keep = ops.sigmoid(self.alpha * inputs + self.beta)
+        # Not a product with infinities: at 0 the sums do not count.
+        sums = self.alpha * inputs if self.alpha else ops.zeros_like(inputs)
+        keep = ops.sigmoid(sums + self.beta)
+        # The derivative is 0 at infinities, and its product with an infinite activation NaN.
+        keep = ops.where(ops.isinf(inputs), ops.stop_gradient(keep), keep)
         # In inference the keep probabilities themselves.
         mask = self._draw(keep, training, None, of_samples=False)
+        # At a dropped infinity, the derivative of the activation does not count: it may be NaN.
+        counts = ops.logical_or(mask != 0, ops.isfinite(inputs))
+        inputs = ops.where(counts, inputs, ops.stop_gradient(inputs))
         return ops.where(mask == 0, 0, self.activation(inputs) * mask)
 
     def _operation_again(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None) -> Any:

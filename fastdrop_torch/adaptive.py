@@ -86,17 +86,23 @@ class Standout(RandomModule):
         # Not a product with infinities: at 0 the sums do not count.
         sums = self.alpha * input if self.alpha else torch.zeros_like(input)
         keep = torch.sigmoid(sums + self.beta)
-        output = input if self.activation is None else self.activation(input)
         if not self.training:
-            return torch.where(keep == 0, 0, output * keep)
+            # The derivative is 0 at infinities, and its product with an infinite output NaN.
+            keep = torch.where(input.isinf(), keep.detach(), keep)
+            return torch.where(keep == 0, 0, self._activate(input, keep != 0) * keep)
         # A compiler would replace `torch.randint`, and draw other decisions for the same seed.
         seed = torch.ops.aten.randint.generator(
             torch.iinfo(torch.int64).max, (2,), generator=None, dtype=torch.int64, device="cpu"
         )
         # A NaN is kept: it has no probability.
         rates = torch.nan_to_num(1 - keep.detach(), nan=0.0)
-        kept = torch.ops.fastdrop.draw(rates, seed, _BERNOULLI, 0.0)
-        return torch.where(kept == 0, 0, output)
+        kept = torch.ops.fastdrop.draw(rates, seed, _BERNOULLI, 0.0) != 0
+        return torch.where(kept, self._activate(input, kept), 0)
+
+    def _activate(self, input: Tensor, kept: Tensor) -> Tensor:
+        # At a dropped infinity, the derivative of the activation does not count: it may be NaN.
+        input = torch.where(kept | input.isfinite(), input, input.detach())
+        return input if self.activation is None else self.activation(input)
 
 
 class VariationalGaussianDropout(RandomModule):

@@ -83,9 +83,14 @@ class Standout(RandomLayer):
     def _keep(self, inputs: jax.Array) -> jax.Array:
         # Not a product with infinities: at 0 the sums do not count.
         sums = self.alpha * inputs if self.alpha else jnp.zeros_like(inputs)
-        return jax.nn.sigmoid(sums + self.beta)
+        keep = jax.nn.sigmoid(sums + self.beta)
+        # The derivative is 0 at infinities, and its product with an infinite activation NaN.
+        return jnp.where(jnp.isinf(inputs), lax.stop_gradient(keep), keep)
 
-    def _activate(self, inputs: jax.Array) -> jax.Array:
+    def _activate(self, inputs: jax.Array, kept: jax.Array) -> jax.Array:
+        # At a dropped infinity, the derivative of the activation does not count: it may be NaN.
+        counts = kept | jnp.isfinite(inputs)
+        inputs = jnp.where(counts, inputs, lax.stop_gradient(inputs))
         return inputs if self.activation is None else self.activation(inputs)
 
     def _draw(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
@@ -93,11 +98,11 @@ class Standout(RandomLayer):
         rates = 1 - self._keep(inputs)
         rates = jnp.where(jnp.isnan(rates), 0, rates)
         kept = dropout(key, jnp.ones_like(inputs), rates) != 0
-        return jnp.where(kept, self._activate(inputs), 0)
+        return jnp.where(kept, self._activate(inputs, kept), 0)
 
     def _infer(self, inputs: jax.Array) -> jax.Array:
         keep = self._keep(inputs)
-        return jnp.where(keep == 0, 0, self._activate(inputs) * keep)
+        return jnp.where(keep == 0, 0, self._activate(inputs, keep != 0) * keep)
 
 
 class LearnedDropout(RandomLayer):

@@ -130,6 +130,22 @@ def test_standout_drops_infinities_to_zero_and_keeps_nan():
     assert (np.asarray(Standout()(x[:2], deterministic=True)) == [0, np.inf]).all()
 
 
+@pytest.mark.parametrize(("alpha", "keep"), [(1.0, [0, 1]), (-1.0, [1, 0]), (0.0, [0.5, 0.5])])
+@pytest.mark.parametrize(
+    ("activation", "slopes"),
+    [(None, [1, 1]), (nnx.relu, [0, 1]), (nnx.tanh, [0, 0]), (nnx.silu, [math.nan, math.nan])],
+)
+def test_the_gradient_of_standout_at_infinities(activation, slopes, alpha, keep):
+    """It is 0 for a dropped unit, and for a kept one the activation's."""
+    x = np.tile(np.float32([-math.inf, math.inf]), 20)
+    keep, slopes = np.tile(keep, 20), np.tile(slopes, 20)
+    kept = reference.keep_by_rates(seed_of(KEY), 0, 1 - keep, x.shape)
+    layer = Standout(activation, alpha)
+    for deterministic, factors in ((False, kept), (True, keep)):
+        slope = jax.grad(lambda x, d=deterministic: layer(x, deterministic=d, rngs=KEY).sum())(x)
+        np.testing.assert_array_equal(slope, np.where(factors == 0, 0, slopes * factors))
+
+
 # Variational dropout.
 
 

@@ -139,6 +139,37 @@ def test_standout_drops_infinities_to_zero_and_keeps_nan():
     assert np.isnan(y[2])
 
 
+@pytest.mark.usefixtures("bridge")
+@pytest.mark.parametrize(("alpha", "keep"), [(1.0, [0, 1]), (-1.0, [1, 0]), (0.0, [0.5, 0.5])])
+@pytest.mark.parametrize(
+    ("activation", "slopes"),
+    [(None, [1, 1]), ("relu", [0, 1]), ("tanh", [0, 0]), ("silu", [math.nan, math.nan])],
+)
+def test_the_gradient_of_standout_at_infinities(run, activation, slopes, alpha, keep):
+    """It is 0 for a dropped unit, and for a kept one the activation's."""
+    x = tf.constant(np.tile(np.float32([-math.inf, math.inf]), 20))
+    keep, slopes = np.tile(keep, 20), np.tile(slopes, 20)
+    kept = fastdrop.dropout(np.ones(40), 1 - keep, seed=3)[0] > 0
+    layer = Standout(activation, alpha, seed=3)
+    for training, factors in ((True, kept), (False, keep)):
+
+        def slope_of(x, training=training):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, training=training)
+            return tape.gradient(y, x)
+
+        expected = np.where(factors == 0, 0, slopes * factors)
+        np.testing.assert_array_equal(run(slope_of)(x), expected)
+
+
+def test_standout_without_sums_takes_infinities_as_others():
+    layer = Standout(alpha=0.0, beta=-20.0, seed=3)
+    x = np.array([-np.inf, np.inf], np.float32)
+    np.testing.assert_array_equal(layer(x, training=True), [0, 0])
+    np.testing.assert_array_equal(Standout(alpha=0.0, beta=20.0)(x), x)
+
+
 # Variational dropout.
 
 

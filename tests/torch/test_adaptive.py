@@ -144,6 +144,26 @@ def test_standout_drops_infinities_to_zero_and_keeps_nan():
         assert y[2].isnan()
 
 
+@pytest.mark.parametrize(("alpha", "keep"), [(1.0, [0, 1]), (-1.0, [1, 0]), (0.0, [0.5, 0.5])])
+@pytest.mark.parametrize(
+    ("activation", "slopes"),
+    [
+        (None, [1, 1]),
+        (torch.relu, [0, 1]),
+        (torch.tanh, [0, 0]),
+        (nn.functional.silu, [math.nan, math.nan]),
+    ],
+)
+def test_the_gradient_of_standout_at_infinities(activation, slopes, alpha, keep):
+    """It is 0 for a dropped unit, and for a kept one the activation's."""
+    keep, slopes = np.tile(keep, 20), np.tile(slopes, 20)
+    kept = reference.keep_by_rates(*position(), 1 - keep, keep.shape)
+    for training, factors in ((True, kept), (False, keep)):
+        x = torch.tensor([-math.inf, math.inf]).repeat(20).requires_grad_()
+        Standout(activation, alpha).train(training)(x).sum().backward()
+        np.testing.assert_array_equal(x.grad, np.where(factors == 0, 0, slopes * factors))
+
+
 # Variational dropout.
 
 
