@@ -528,22 +528,25 @@ class ConcreteDropout(LearnedDropout, keras.layers.Wrapper):
         # Finite, as in the authors' program.
         epsilon = keras.config.epsilon()
         noise = ops.log(uniform + epsilon) - ops.log(1 - uniform + epsilon)
-        kept = ops.sigmoid(-(self.rate_logit + noise) / self.temperature)
-        return inputs * ops.cast(kept * self._scale(self.rate_logit), inputs.dtype)
+        kept = ops.log_sigmoid(-(self.rate_logit + noise) / self.temperature)
+        factors = ops.exp(kept + self._log_scale(self.rate_logit))
+        return inputs * ops.cast(factors, inputs.dtype)
 
     @staticmethod
-    def _scale(logit: Any) -> Any:
-        """Return `1 / (1 - rate)`."""
-        return 1 + ops.exp(logit)
+    def _log_scale(logit: Any) -> Any:
+        """Return the logarithm of `1 / (1 - rate)`, which itself may overflow."""
+        # PyTorch's softplus is exact to 2e-9 alone.
+        return -ops.log_sigmoid(-logit)
 
     def _divergence(self, logit: Any) -> Any:
         """Return the layer's loss."""
         # The wrapped layer may have another dtype.
         squares = ops.cast(ops.sum(ops.square(self.layer.kernel)), logit.dtype)
         rate = ops.sigmoid(logit)
+        weight = math.log(self.weight_regularizer) if self.weight_regularizer else -math.inf
         entropy = rate * ops.softplus(-logit) + (1 - rate) * ops.softplus(logit)
         return (
-            self.weight_regularizer * squares * self._scale(logit)
+            squares * ops.exp(weight + self._log_scale(logit))
             - self.dropout_regularizer * self._units * entropy
         )
 

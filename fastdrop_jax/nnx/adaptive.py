@@ -422,30 +422,32 @@ class ConcreteDropout(LearnedDropout):
         uniform = (1 + lax.erf(numbers / math.sqrt(2))) / 2
         # Finite, as in the authors' program.
         noise = jnp.log(uniform + 1e-7) - jnp.log(1 - uniform + 1e-7)
-        kept = jax.nn.sigmoid(-(logit + noise) / self.temperature)
-        return self._infer(inputs * (kept * self._scale()).astype(inputs.dtype))
+        kept = jax.nn.log_sigmoid(-(logit + noise) / self.temperature)
+        factors = jnp.exp(kept + self._log_scale(dtype))
+        return self._infer(inputs * factors.astype(inputs.dtype))
 
     def _infer(self, inputs: jax.Array) -> jax.Array:
         layer: Any = self.layer
         outputs: jax.Array = layer(inputs)
         return outputs
 
-    def _scale(self) -> jax.Array:
-        """Return ``1 / (1 - rate)``."""
-        return 1 + jnp.exp(self.rate_logit[...])
+    def _log_scale(self, dtype: Any) -> jax.Array:
+        """Return the logarithm of ``1 / (1 - rate)``, which itself may overflow."""
+        return jax.nn.softplus(self.rate_logit[...].astype(dtype))
 
     def regularization(self) -> jax.Array:
         """Return the divergence of the rate and of the wrapped layer's kernel, a number."""
         layer: Any = self.layer
         logit, rate = self.rate_logit[...], self.rate
         wide = jnp.promote_types(logit.dtype, jnp.float32)
+        weight = math.log(self.weight_regularizer) if self.weight_regularizer else -math.inf
         kernel = layer.kernel[...].astype(wide)
         # Stacked layers have a rate each.
         squares = jnp.sum(jnp.square(kernel), axis=tuple(range(logit.ndim, kernel.ndim)))
         entropy = rate * jax.nn.softplus(-logit) + (1 - rate) * jax.nn.softplus(logit)
         units = int(np.prod(layer.in_features))
         return jnp.sum(
-            self.weight_regularizer * squares * self._scale()
+            squares * jnp.exp(weight + self._log_scale(wide))
             - self.dropout_regularizer * units * entropy
         )
 

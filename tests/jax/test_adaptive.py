@@ -343,6 +343,39 @@ def test_the_loss_of_concrete_dropout_is_the_papers(make, units):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+def concrete_factors(logit, temperature):
+    """The factors of inputs and their derivatives by the logit, without an overflow."""
+    u = np.vectorize(math.erf)(normals((7,)) / math.sqrt(2)) / 2 + 0.5
+    drop = (logit + np.log(u + 1e-7) - np.log(1 - u + 1e-7)) / temperature
+    factors = np.exp(np.logaddexp(0, logit) - np.logaddexp(0, drop))
+    slopes = np.exp(-np.logaddexp(0, -logit)) - np.exp(-np.logaddexp(0, -drop)) / temperature
+    return factors, factors * slopes
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+@pytest.mark.parametrize("logit", [-1000.0, 89.0, 100.0, 1000.0])
+def test_a_concrete_rate_near_0_or_1_has_finite_outputs_and_gradients(logit, temperature):
+    layer = ConcreteDropout(identity(), 0.0, temperature=temperature)
+    layer.rate_logit[...] = jnp.float32(logit)
+    factors, slopes = concrete_factors(logit, temperature)
+    np.testing.assert_allclose(layer(jnp.ones(7), rngs=KEY), factors, rtol=1e-3)
+
+    def loss(layer):
+        return layer(jnp.ones(7), rngs=KEY).sum() + layer.regularization()
+
+    value, gradient = nnx.value_and_grad(loss)(layer)
+    np.testing.assert_allclose(value, factors.sum(), rtol=1e-3)
+    np.testing.assert_allclose(gradient["rate_logit"][...], slopes.sum(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_loss_of_a_concrete_rate_near_1_is_finite():
+    layer = ConcreteDropout(identity(), 1e-6)
+    layer.rate_logit[...] = jnp.float32(100)
+    loss, slopes = nnx.value_and_grad(lambda layer: layer.regularization())(layer)
+    # exp(100) is more than float32 has. The sum of squares is 7.
+    np.testing.assert_allclose([loss, slopes["rate_logit"][...]], 7e-6 * math.exp(100), rtol=1e-4)
+
+
 def test_gradients_of_concrete_dropout():
     with jax.enable_x64(True):
         inner = nnx.Linear(7, 2, param_dtype="float64", rngs=nnx.Rngs(1))

@@ -395,6 +395,41 @@ def test_the_units_of_a_convolution_are_its_channels(data_format):
     assert layer.compute_output_shape((None, 5, 6, 7)) == conv.compute_output_shape((None, 5, 6, 7))
 
 
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+@pytest.mark.parametrize("logit", [-1000.0, 89.0, 100.0, 1000.0])
+def test_a_concrete_rate_near_0_or_1_has_finite_outputs_and_gradients(run, logit, temperature):
+    inner = keras.layers.Dense(7, kernel_initializer="identity")
+    layer = ConcreteDropout(inner, 0.0, temperature=temperature, seed=11)
+    x = tf.ones((1, 7))
+    layer(x)
+    layer.rate_logit.assign(logit)
+    u = np.vectorize(math.erf)(normals((1, 7), 11).astype(float) / math.sqrt(2)) / 2 + 0.5
+    drop = (logit + np.log(u + 1e-7) - np.log(1 - u + 1e-7)) / temperature
+    factors = np.exp(np.logaddexp(0, logit) - np.logaddexp(0, drop))
+    slopes = np.exp(-np.logaddexp(0, -logit)) - np.exp(-np.logaddexp(0, -drop)) / temperature
+
+    def outputs_and_gradient(x):
+        with tf.GradientTape() as tape:
+            y = layer(x, training=True)
+            loss = ops.sum(y) + sum(layer.losses)
+        return y, tape.gradient(loss, layer.rate_logit.value)
+
+    y, gradient = run(outputs_and_gradient)(x)
+    np.testing.assert_allclose(y, factors, rtol=1e-3)
+    np.testing.assert_allclose(gradient, (factors * slopes).sum(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_loss_of_a_concrete_rate_near_1_is_finite():
+    layer = ConcreteDropout(keras.layers.Dense(7, kernel_initializer="identity"), 1e-6)
+    layer.build((None, 7))
+    layer.rate_logit.assign(100.0)
+    with tf.GradientTape() as tape:
+        (loss,) = layer.losses
+    slope = tape.gradient(loss, layer.rate_logit.value)
+    # exp(100) is more than float32 has. The sum of squares is 7.
+    np.testing.assert_allclose([loss, slope], 7e-6 * math.exp(100), rtol=1e-4)
+
+
 def test_gradients_of_concrete_dropout():
     check_gradients(
         lambda: ConcreteDropout(
