@@ -69,11 +69,7 @@ def drop_block(
            [1.25, 1.25, 1.25, 1.25, 1.25],
            [1.25, 1.25, 1.25, 1.25, 1.25]], dtype=float32)
     """
-    x, rate, sizes = checked_input(x), checked_rate(rate), _checked_sizes(block_size)
-    if x.ndim < 3:
-        raise ValueError(
-            f"`x` must have the shape (..., height, width, channels), got shape {x.shape}"
-        )
+    x, rate, sizes = checked_images(x), checked_rate(rate), _checked_sizes(block_size)
     window, positions = [], []
     scaled: Any = rate
     for size, block in zip(x.shape[-3:-1], sizes, strict=True):
@@ -101,6 +97,15 @@ def _without_blocks(x: jax.Array, starts: jax.Array, window: tuple[int, int]) ->
     wide = jnp.promote_types(x.dtype, jnp.float32)
     scale = jnp.asarray(kept.size, wide) / count.astype(wide)
     return jnp.where(kept, (x.astype(wide) * scale).astype(x.dtype), 0)
+
+
+def checked_images(x: Any, name: str = "x") -> jax.Array:
+    x = checked_input(x, name)
+    if x.ndim < 3:
+        raise ValueError(
+            f"`{name}` must have the shape (..., height, width, channels), got shape {x.shape}"
+        )
+    return x
 
 
 def _checked_sizes(block_size: Any) -> tuple[int, ...]:

@@ -371,13 +371,14 @@ def checked_key(key: Any) -> jax.Array:
     return key
 
 
-def checked_input(x: Any) -> jax.Array:
+def checked_input(x: Any, name: str = "x") -> jax.Array:
     try:
         x = jnp.asarray(x)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`x` must be an array, got {x!r}") from error
+        raise TypeError(f"`{name}` must be an array, got {x!r}") from error
     if x.dtype.name not in _DTYPES:
-        raise TypeError(f"`x` must have one of the dtypes {', '.join(_DTYPES)}, got {x.dtype}")
+        dtypes = ", ".join(_DTYPES)
+        raise TypeError(f"`{name}` must have one of the dtypes {dtypes}, got {x.dtype}")
     return x
 
 
@@ -455,6 +456,6 @@ def _checked_dims(dims: Sequence[int], rank: int) -> set[int]:
         raise TypeError(f"`broadcast_dims` must be a sequence of integers, got {dims!r}") from error
     if not all(-rank <= number < rank for number in numbers):
         raise ValueError(
-            f"`broadcast_dims` must be dimensions of `x`, which has {rank}, got {dims!r}"
+            f"`broadcast_dims` must be dimensions of the array, which has {rank}, got {dims!r}"
         )
     return {number % rank for number in numbers}

@@ -304,6 +304,11 @@ class VariationalLinear(VariationalDropout, nnx.Linear):  # type: ignore[misc]
             rngs=rngs,
         )
 
+    def _checked(self, inputs: Any) -> jax.Array:
+        # Flax's layer converts integers.
+        of_integers = jnp.isdtype(getattr(inputs, "dtype", float), ("bool", "integral"))
+        return inputs if of_integers else super()._checked(inputs)
+
     def _draw(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
         sums = self._infer(inputs)
         noise = gaussian_noise(key, jnp.zeros_like(sums), 1.0)

@@ -9,7 +9,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fastdrop_jax.functional import alpha_dropout, dropout, gaussian_dropout, gaussian_noise
+from fastdrop_jax.functional import (
+    alpha_dropout,
+    checked_input,
+    dropout,
+    gaussian_dropout,
+    gaussian_noise,
+)
 
 Rngs = nnx.Rngs | nnx.RngStream
 
@@ -61,7 +67,11 @@ class RandomLayer(nnx.Module):
             raise ValueError(f"{name} draws, but no `rngs` were given to it or to its call")
         if not isinstance(keys, (nnx.RngStream, jax.Array)):
             raise TypeError(f"`rngs` must be a key, a stream or flax.nnx.Rngs, got {keys!r}")
+        inputs = self._checked(inputs)
         return self._draw(keys if isinstance(keys, jax.Array) else keys(), inputs)
+
+    def _checked(self, inputs: Any) -> jax.Array:
+        return checked_input(inputs, "inputs")
 
     def _draw(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
         raise NotImplementedError

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from fastdrop_jax.blocks import drop_block
+from fastdrop_jax.blocks import checked_images, drop_block
 from fastdrop_jax.functional import dropout
 from fastdrop_jax.nnx.layers import Dropout, RandomLayer, Rngs
 
@@ -55,6 +55,9 @@ class DropBlock2D(RandomLayer):
     ) -> None:
         super().__init__(**kwargs)
         self.rate, self.block_size, self.per_channel = rate, block_size, per_channel
+
+    def _checked(self, inputs: Any) -> jax.Array:
+        return checked_images(inputs, "inputs")
 
     def _draw(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
         return drop_block(key, inputs, self.rate, self.block_size, per_channel=self.per_channel)

@@ -544,9 +544,20 @@ def test_bad_arguments_of_the_layers_are_named(make, argument, value):
 def test_bad_inputs_are_named():
     with pytest.raises(ValueError, match=r"`inputs` must have 7 features .*\(7, 2\)"):
         variational()(jnp.ones((7, 2)), rngs=KEY)
-    for make in (standout, variational):
-        with pytest.raises(TypeError, match="dtypes float16, bfloat16, float32, float64, got int"):
-            make()(jnp.ones((2, 7), int), rngs=KEY)
+    for make in (standout, variational, concrete):
+        with pytest.raises(TypeError, match=r"`inputs` must have .* float32, float64, got int32"):
+            make(rngs=nnx.Rngs(0))(jnp.ones((2, 7), int), rngs=KEY)
+
+
+def test_noisy_weights_take_integers_as_flaxs_layer():
+    layer = noisy_weights(rngs=nnx.Rngs(0))
+    for dtype in (int, bool):
+        x = np.arange(14).reshape(2, 7) % 2
+        np.testing.assert_array_equal(
+            layer(jnp.asarray(x, dtype), rngs=KEY), layer(jnp.float32(x), rngs=KEY)
+        )
+    with pytest.raises(TypeError, match=r"`inputs` must have .*, got complex64"):
+        layer(jnp.ones((2, 7), complex), rngs=KEY)
 
 
 def test_stacked_layers_sum_their_losses():

@@ -88,6 +88,24 @@ def test_a_bad_rate_is_refused_at_the_call():
         fastdrop_jax.nnx.Dropout(1.5, rngs=nnx.Rngs(0))(X)
 
 
+LAYERS = ["AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "StochasticDepth"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (jnp.ones((2, 3), int), "have one of the dtypes .*, got int32"),
+        (None, "be an array, got None"),
+    ],
+)
+def test_bad_inputs_for_flax_are_named_and_take_no_key(name, inputs, words):
+    layer = getattr(fastdrop_jax.nnx, name)(0.5, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=f"`inputs` must {words}"):
+        layer(inputs)
+    assert layer.rngs.count[...] == 0
+
+
 class Network(nnx.Module):
     def __init__(self, layer, rngs):
         self.first = nnx.Linear(30, 16, rngs=rngs)

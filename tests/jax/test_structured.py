@@ -116,6 +116,8 @@ def test_the_layer_of_blocks():
         reference.assert_same_bits(np.asarray(layer(numbers())), right)
     layer.eval()
     assert (layer(numbers()) == numbers()).all()
+    with pytest.raises(ValueError, match=r"`inputs` must have the shape .*, got shape \(3, 4\)"):
+        layer(jnp.ones((3, 4)), deterministic=False)
 
 
 @pytest.mark.parametrize("shape", [(40,), (40, 3), (40, 2, 3, 2)])
