@@ -274,12 +274,16 @@ WIDE_NARROW(f16)
 WIDE_NARROW(bf16)
 #include "normal.h"
 
-typedef uint64_t longs_of_two __attribute__((vector_size(16)));
 /* The sign bits, as an integer. */
+#if defined(__SSE2__)
+static inline unsigned doubles_signs(doubles x) { return (unsigned)__builtin_ia32_movmskpd(x); }
+#else
+typedef uint64_t longs_of_two __attribute__((vector_size(16)));
 static inline unsigned doubles_signs(doubles x) {
     longs_of_two bits = (longs_of_two)x;
     return (unsigned)(bits[0] >> 63 | bits[1] >> 63 << 1);
 }
+#endif
 static inline floats rounded_to_floats(doubles low, doubles high) {
     return (floats){(float)low[0], (float)low[1], (float)high[0], (float)high[1]};
 }
