@@ -166,7 +166,26 @@ class RecurrentModule(RandomModule, nn.RNNBase):
             join = torch.stack if batch_sizes is None else torch.cat
             outputs.append(join(results[::-1] if direction else results))
             last.append(state)
-        return torch.cat(outputs, -1), *map(torch.stack, zip(*last, strict=True))
+        joined = torch.cat(outputs, -1), *map(torch.stack, zip(*last, strict=True))
+        if batch_sizes is None and self._is_onednns(x):
+            return tuple(one.to(torch.get_autocast_dtype("cpu")) for one in joined)
+        return joined
+
+    def _is_onednns(self, x: Tensor) -> bool:
+        """Return whether oneDNN runs PyTorch's module on a tensor in a region of autocast.
+
+        All results are in the lower precision then. Else PyTorch's dtypes follow from its
+        operations, as here.
+        """
+        return (
+            self.mode == "LSTM"
+            and not self.proj_size
+            and torch.is_autocast_enabled("cpu")
+            and x.device.type == "cpu"
+            and x.dtype != torch.float64
+            and torch.backends.mkldnn.is_available()
+            and bool(torch.backends.mkldnn.enabled)
+        )
 
     def _advance(
         self,
@@ -227,8 +246,9 @@ class LSTM(RecurrentModule, nn.LSTM):
     `torch.nn.LSTM`.
 
     With `recurrent_dropout`, Python runs the time steps; otherwise PyTorch's function runs all at
-    once. Inputs that are not batched or are a `PackedSequence`, and projections, work in both. As
-    for `torch.nn.LSTM`, `torch.compile` breaks the graph at the module.
+    once. Inputs that are not batched or are a `PackedSequence`, and projections, work in both. In
+    a region of `torch.autocast`, the results for a tensor have the dtypes of PyTorch's. As for
+    `torch.nn.LSTM`, `torch.compile` breaks the graph at the module.
 
     Args:
         *args: The arguments of `torch.nn.LSTM`.

@@ -326,6 +326,31 @@ def test_other_dtypes(kind, recurrent_dropout, dtype):
     close([got.double()], [seeded(wide, x.double())[0]], 1e-5 if dtype == torch.float32 else 0.05)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("onednn", [False, True])
+@PATHS
+def test_autocast_gives_the_dtypes_of_pytorchs_module(
+    case, packed, onednn, recurrent_dropout, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", onednn)
+    options = {"num_layers": 2, "bidirectional": True}
+    module = made(
+        case, torch.float32, input_dropout=0.4, recurrent_dropout=recurrent_dropout, **options
+    )
+    x, lengths = inputs(torch.float32), [STEPS, 3, 1] if packed else [STEPS] * BATCH
+    given = pack_padded_sequence(x, lengths) if packed else x
+    with torch.autocast("cpu", torch.bfloat16):
+        got = flat(seeded(module, given))
+        want = flat(theirs(module, case, **options)(given))
+    assert [one.data.dtype for one in got] == [one.data.dtype for one in want]
+    if packed:
+        got[0], _ = pad_packed_sequence(got[0])
+    right = expected(module.double(), x.double(), initial_states(module, False), lengths)
+    close([one.double() for one in got], right, 0.05)
+
+
 # Of PyTorch's compiler.
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 @KINDS
