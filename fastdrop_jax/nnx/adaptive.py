@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 
 from fastdrop_jax.functional import dropout, gaussian_noise
-from fastdrop_jax.nnx.layers import RandomLayer
+from fastdrop_jax.nnx.layers import RandomLayer, checked_rngs
 
 
 class Standout(RandomLayer):
@@ -293,7 +293,7 @@ class VariationalLinear(VariationalDropout, nnx.Linear):  # type: ignore[misc]
         rngs: nnx.Rngs,
         **kwargs: Any,
     ) -> None:
-        nnx.Linear.__init__(self, in_features, out_features, rngs=rngs, **kwargs)
+        nnx.Linear.__init__(self, in_features, out_features, rngs=checked_rngs(rngs), **kwargs)
         super().__init__(
             kl_weight,
             self.kernel.shape,

@@ -20,6 +20,25 @@ from fastdrop_jax.functional import (
 Rngs = nnx.Rngs | nnx.RngStream
 
 
+def checked_rngs(rngs: Any) -> nnx.Rngs:
+    """Return `rngs`, for a layer with weights."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"`rngs` must be flax.nnx.Rngs, got {rngs!r}")
+    return rngs
+
+
+def stream_of(rngs: nnx.Rngs, name: str) -> nnx.RngStream:
+    """Return the stream of this name or, without it, the default one."""
+    try:
+        return rngs[name]
+    except KeyError:
+        # Flax raises it too, without the remedy.
+        raise KeyError(
+            f"`rngs` must have a stream {name!r}, as nnx.Rngs(params=0, {name}=1) has, or a "
+            f"default one, as nnx.Rngs(0) has, got the streams {list(rngs)}"
+        ) from None
+
+
 class RandomLayer(nnx.Module):
     """Calls a random function with keys, unless `deterministic`, as `flax.nnx.Dropout` does."""
 
@@ -32,7 +51,7 @@ class RandomLayer(nnx.Module):
     ) -> None:
         if not isinstance(rngs, (nnx.Rngs, nnx.RngStream, type(None))):
             raise TypeError(f"`rngs` must be flax.nnx.Rngs, a stream of it or None, got {rngs!r}")
-        stream: Any = rngs[rng_collection] if isinstance(rngs, nnx.Rngs) else rngs
+        stream: Any = stream_of(rngs, rng_collection) if isinstance(rngs, nnx.Rngs) else rngs
         self.deterministic = deterministic
         self.rng_collection = rng_collection
         self.rngs = nnx.data(None) if stream is None else stream.fork()
@@ -62,7 +81,7 @@ class RandomLayer(nnx.Module):
             return self._infer(inputs)
         keys: Any = self.rngs if rngs is None else rngs
         if isinstance(keys, nnx.Rngs):
-            keys = keys[self.rng_collection]
+            keys = stream_of(keys, self.rng_collection)
         if keys is None:
             raise ValueError(f"{name} draws, but no `rngs` were given to it or to its call")
         if not isinstance(keys, (nnx.RngStream, jax.Array)):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fastdrop_jax.nnx.layers import Dropout
+from fastdrop_jax.nnx.layers import Dropout, checked_rngs, stream_of
 
 # The stream of keys that `RNN` gives to all time steps.
 _STREAM = "recurrent_dropout"
@@ -61,9 +61,10 @@ class RecurrentCell(nnx.Module):
         rngs: nnx.Rngs,
         **kwargs: Any,
     ) -> None:
+        keys = stream_of(checked_rngs(rngs), _STREAM if _STREAM in rngs else "dropout")
         super().__init__(*args, rngs=rngs, **kwargs)  # type: ignore[call-arg]
-        # The tag is another if `rngs` has only a default stream, and `RNN` looks for this one.
-        stream = nnx.RngStream(rngs[_STREAM](), tag=_STREAM)
+        # `RNN` looks for this tag, and that of `keys` may be another.
+        stream = nnx.RngStream(keys(), tag=_STREAM)
         self.input_dropout = Dropout(dropout, deterministic=deterministic, rngs=stream)
         self.state_dropout = Dropout(recurrent_dropout, deterministic=deterministic, rngs=stream)
 
@@ -87,10 +88,13 @@ class LSTMCell(RecurrentCell, nnx.LSTMCell):
         dropout: Fraction of the inputs to drop, from 0 to 1.
         recurrent_dropout: Fraction of the state to drop, from 0 to 1.
         deterministic: Whether to drop nothing, as in inference.
-        rngs: `flax.nnx.Rngs`, for the weights and, from the stream `recurrent_dropout`, the masks.
+        rngs: `flax.nnx.Rngs`, for the weights and, from the stream `recurrent_dropout` or, without
+            it, `dropout`, the masks.
         **kwargs: The other arguments of `flax.nnx.LSTMCell`.
 
     Raises:
+        KeyError: If `rngs` has none of these streams and no default one.
+        TypeError: If `rngs` is of another type.
         TypeError, ValueError: As for `Dropout`, when the cell is called.
 
     Reference:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from fastdrop_jax.blocks import checked_images, drop_block
 from fastdrop_jax.functional import dropout
-from fastdrop_jax.nnx.layers import Dropout, RandomLayer, Rngs
+from fastdrop_jax.nnx.layers import Dropout, RandomLayer, Rngs, checked_rngs
 
 
 class DropBlock2D(RandomLayer):
@@ -190,7 +190,7 @@ class DropConnectLinear(DropConnect, nnx.Linear):
         rngs: nnx.Rngs,
         **kwargs: Any,
     ) -> None:
-        super().__init__(in_features, out_features, rngs=rngs, **kwargs)
+        super().__init__(in_features, out_features, rngs=checked_rngs(rngs), **kwargs)
         self.dropout = Dropout(
             rate, deterministic=deterministic, rng_collection=rng_collection, rngs=rngs
         )
@@ -241,6 +241,7 @@ class DropConnectConv(DropConnect, nnx.Conv):
         rngs: nnx.Rngs,
         **kwargs: Any,
     ) -> None:
+        rngs = checked_rngs(rngs)
         super().__init__(in_features, out_features, kernel_size, rngs=rngs, **kwargs)
         self.dropout = Dropout(
             rate, deterministic=deterministic, rng_collection=rng_collection, rngs=rngs

@@ -106,6 +106,17 @@ def test_bad_inputs_for_flax_are_named_and_take_no_key(name, inputs, words):
     assert layer.rngs.count[...] == 0
 
 
+@pytest.mark.parametrize("name", [*LAYERS, "Standout"])
+def test_a_missing_stream_is_named(name):
+    maker = getattr(fastdrop_jax.nnx, name)
+    arguments = () if name == "Standout" else (0.5,)
+    words = r"`rngs` must have a stream 'noise', .*nnx\.Rngs\(params=0, noise=1\).*\['params'\]"
+    with pytest.raises(KeyError, match=words):
+        maker(*arguments, rng_collection="noise", rngs=nnx.Rngs(params=0))
+    with pytest.raises(KeyError, match=words):
+        maker(*arguments, rng_collection="noise")(X, rngs=nnx.Rngs(params=0))
+
+
 class Network(nnx.Module):
     def __init__(self, layer, rngs):
         self.first = nnx.Linear(30, 16, rngs=rngs)

@@ -131,6 +131,39 @@ def test_both_directions_and_copies_of_a_vmap_have_masks_of_their_own():
     assert len({one.tobytes() for one in np.asarray(apply(layer, X))}) == 3
 
 
+@pytest.mark.parametrize(
+    ("streams", "name"),
+    [
+        ({"recurrent_dropout": 7}, "recurrent_dropout"),
+        ({"recurrent_dropout": 7, "dropout": 8}, "recurrent_dropout"),
+        ({"dropout": 7}, "dropout"),
+        ({"default": 9, "dropout": 7}, "dropout"),
+        ({"default": 7}, "default"),
+    ],
+)
+def test_the_keys_come_from_the_stream_for_dropout(streams, name):
+    rngs = nnx.Rngs(params=3, **streams)
+    cell = LSTMCell(3, 40, rngs=rngs, **RATES)
+    stream = nnx.RngStream(nnx.Rngs(7)(), tag="recurrent_dropout")
+    for layer in (cell.input_dropout, cell.state_dropout):
+        assert layer.rngs.key[...] == stream()
+        assert layer.rngs.tag == "recurrent_dropout"
+    # No other stream has given a key.
+    assert {one: int(stream.count[...]) for one, stream in rngs.items() if one != "params"} == {
+        one: int(one == name) for one in streams
+    }
+
+
+@each_cell
+def test_what_gives_no_keys_is_named(cell_class):
+    rngs = nnx.Rngs(params=3)
+    with pytest.raises(KeyError, match=r"`rngs` must have a stream 'dropout'.*\['params'\]"):
+        cell_class(3, 4, rngs=rngs)
+    assert rngs.params.count[...] == 0
+    with pytest.raises(TypeError, match=r"`rngs` must be flax\.nnx\.Rngs, got 3"):
+        cell_class(3, 4, rngs=3)
+
+
 def test_a_bad_rate_is_named():
     with pytest.raises(ValueError, match=r"`rate` .*got 1.5"):
         make(LSTMCell, dropout=1.5)(X)

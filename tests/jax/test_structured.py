@@ -184,6 +184,13 @@ def test_drop_connect_in_a_function_that_is_traced_around_it(kind):
         MAKERS[kind](LAYERS[kind][0], 1.5, rngs=nnx.Rngs(0))(x)
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layers_with_weights_name_rngs_of_another_type(kind):
+    for rngs in (3, None, jax.random.key(0)):
+        with pytest.raises(TypeError, match=r"`rngs` must be flax\.nnx\.Rngs, got "):
+            MAKERS[kind](LAYERS[kind][0], 0.5, rngs=rngs)
+
+
 def test_a_wrong_traced_rate_of_blocks_is_refused():
     drop = jax.jit(lambda rate: drop_block(KEY, jnp.ones((2, 6, 6, 3)), rate, 2))
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"`rate` must be .* 1\.3"):
