@@ -111,6 +111,8 @@ def checked_images(x: Any, name: str = "x") -> jax.Array:
 def _checked_sizes(block_size: Any) -> tuple[int, ...]:
     given = block_size if isinstance(block_size, (tuple, list)) else (block_size,) * 2
     try:
+        if bool in map(type, given):
+            raise TypeError
         sizes = tuple(operator.index(size) for size in given)
     except TypeError:
         raise TypeError(

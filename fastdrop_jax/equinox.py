@@ -10,7 +10,13 @@ from typing import Any
 import equinox
 import jax
 
-from fastdrop_jax.functional import alpha_dropout, dropout, gaussian_dropout, gaussian_noise
+from fastdrop_jax.functional import (
+    alpha_dropout,
+    checked_rate,
+    dropout,
+    gaussian_dropout,
+    gaussian_noise,
+)
 
 __all__ = ["AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"]
 
@@ -60,7 +66,8 @@ class Dropout(equinox.nn.Dropout):
                 x, key=key, inference=inference, deterministic=deterministic
             )
             return result
-        return dropout(key, x, self.p)
+        rates = getattr(self.p, "ndim", False)
+        return dropout(key, x, self.p if rates else checked_rate(self.p, "p"))
 
 
 class RandomLayer(equinox.Module):
@@ -120,7 +127,7 @@ class GaussianDropout(RandomLayer):
         self.p, self.inference = p, inference
 
     def _draw(self, key: jax.Array, x: jax.Array) -> jax.Array:
-        return gaussian_dropout(key, x, self.p)
+        return gaussian_dropout(key, x, checked_rate(self.p, "p", gaussian=True))
 
 
 class GaussianNoise(RandomLayer):
@@ -182,4 +189,4 @@ class AlphaDropout(RandomLayer):
         self.p, self.inference = p, inference
 
     def _draw(self, key: jax.Array, x: jax.Array) -> jax.Array:
-        return alpha_dropout(key, x, self.p)
+        return alpha_dropout(key, x, checked_rate(self.p, "p"))

@@ -87,7 +87,7 @@ def dropout(
     >>> jax.grad(lambda x: fastdrop_jax.dropout(key, x, 0.5).sum())(jnp.ones(8))
     Array([0., 2., 0., 0., 0., 0., 2., 0.], dtype=float32)
     """
-    if np.ndim(rate):
+    if isinstance(rate, (list, tuple)) or getattr(rate, "ndim", False):
         x, key = checked_input(x), checked_key(key)
         entries = _entries(x, noise_shape, broadcast_dims)
         return _drop_at_rates(key, x, _checked_rates(rate, x, entries))
@@ -211,9 +211,7 @@ def gaussian_dropout(
     >>> fastdrop_jax.gaussian_dropout(jax.random.key(42), jnp.ones(4), 0.5)
     Array([ 0.2087375 , -0.42876494,  1.6558168 ,  1.3577797 ], dtype=float32)
     """
-    rate = _checked_number(rate, "rate")
-    if isinstance(rate, float) and not 0 <= rate < 1:
-        raise ValueError(f"`rate` must be in [0, 1) for Gaussian dropout, got {rate!r}")
+    rate = checked_rate(rate, gaussian=True)
     return _drawn("gaussian_dropout", key, x, rate, noise_shape, broadcast_dims)
 
 
@@ -359,13 +357,13 @@ def _bits_of_float64(x: jax.Array) -> jax.Array:
     return jnp.where(exponent == 0, 0, jnp.stack([fraction << 29, high]))
 
 
-def checked_key(key: Any) -> jax.Array:
+def checked_key(key: Any, name: str = "key") -> jax.Array:
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed and getattr(key, "dtype", None) != np.uint32:
-        raise TypeError(f"`key` must be a key of jax.random, got {key!r}")
+        raise TypeError(f"`{name}` must be a key of jax.random, got {key!r}")
     if key.ndim != (0 if typed else 1):
         raise ValueError(
-            f"`key` must be one key of jax.random, got {'keys' if typed else 'words'} of shape "
+            f"`{name}` must be one key of jax.random, got {'keys' if typed else 'words'} of shape "
             f"{key.shape}"
         )
     return key
@@ -382,10 +380,11 @@ def checked_input(x: Any, name: str = "x") -> jax.Array:
     return x
 
 
-def checked_rate(rate: Any) -> float | jax.Array:
-    number = _checked_number(rate, "rate")
-    if isinstance(number, float) and not 0 <= number <= 1:
-        raise ValueError(f"`rate` must be in [0, 1], got {rate!r}")
+def checked_rate(rate: Any, name: str = "rate", *, gaussian: bool = False) -> float | jax.Array:
+    number = _checked_number(rate, name)
+    if isinstance(number, float) and not (0 <= number < 1 or (number == 1 and not gaussian)):
+        interval = "[0, 1) for Gaussian dropout" if gaussian else "[0, 1]"
+        raise ValueError(f"`{name}` must be in {interval}, got {rate!r}")
     return number
 
 
@@ -438,7 +437,7 @@ def _entries(
     if None not in entries:
         entries = (*(1,) * (x.ndim - len(entries)), *entries)
     if len(entries) != x.ndim or not all(
-        entry is None or (not isinstance(entry, float) and (entry == 1 or entry == size))
+        entry is None or (not isinstance(entry, (bool, float)) and (entry == 1 or entry == size))
         for entry, size in zip(entries, x.shape, strict=True)
     ):
         raise ValueError(

@@ -73,12 +73,12 @@ class Standout(RandomLayer):
         beta: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         if not (activation is None or callable(activation)):
             raise TypeError(f"`activation` must be a function or None, got {activation!r}")
         self.activation = activation
         self.alpha = checked_number(alpha, "alpha")
         self.beta = checked_number(beta, "beta")
+        super().__init__(**kwargs)  # takes a key
 
     def _keep(self, inputs: jax.Array) -> jax.Array:
         # Not a product with infinities: at 0 the sums do not count.
@@ -111,12 +111,11 @@ class LearnedDropout(RandomLayer):
     def __init__(
         self, shape: Sequence[int], rate: float, highest: float, dtype: Any, **kwargs: Any
     ) -> None:
+        logit = checked_logit(rate, highest)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"`param_dtype` must be a dtype of floats, got {dtype!r}")
         super().__init__(**kwargs)
-        rate = checked_number(rate, "initial_rate")
-        if not 0 < rate < highest:
-            raise ValueError(f"`initial_rate` must be above 0 and below {highest}, got {rate!r}")
         self.highest_rate = highest
-        logit = math.log(rate / (highest - rate))
         self.rate_logit = nnx.Param(jnp.full(shape, logit, dtype))
 
     @property
@@ -135,8 +134,8 @@ class VariationalDropout(LearnedDropout):
     def __init__(
         self, kl_weight: float, shape: Sequence[int], rate: float, dtype: Any, **kwargs: Any
     ) -> None:
-        super().__init__(shape, rate, 0.5, dtype, **kwargs)
         self.kl_weight = checked_weight(kl_weight, "kl_weight")
+        super().__init__(shape, rate, 0.5, dtype, **kwargs)
 
     def _log_alpha(self) -> jax.Array:
         """Return the logarithm of ``rate / (1 - rate)``, also where the rate underflows."""
@@ -293,6 +292,9 @@ class VariationalLinear(VariationalDropout, nnx.Linear):  # type: ignore[misc]
         rngs: nnx.Rngs,
         **kwargs: Any,
     ) -> None:
+        # Before Flax draws the weights.
+        checked_weight(kl_weight, "kl_weight")
+        checked_logit(initial_rate, 0.5)
         nnx.Linear.__init__(self, in_features, out_features, rngs=checked_rngs(rngs), **kwargs)
         super().__init__(
             kl_weight,
@@ -410,7 +412,6 @@ class ConcreteDropout(LearnedDropout):
             raise TypeError(
                 f"`layer` must be a layer with a `kernel` and `in_features`, got {layer!r}"
             )
-        super().__init__((), initial_rate, 1, param_dtype, **kwargs)
         self.layer = layer
         self.weight_regularizer = checked_weight(weight_regularizer, "weight_regularizer")
         self.dropout_regularizer = checked_weight(dropout_regularizer, "dropout_regularizer")
@@ -418,6 +419,7 @@ class ConcreteDropout(LearnedDropout):
         if self.temperature <= 0:
             raise ValueError(f"`temperature` must be above 0, got {temperature!r}")
         self.broadcast_dims = broadcast_dims
+        super().__init__((), initial_rate, 1, param_dtype, **kwargs)
 
     def _draw(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
         logit = self.rate_logit[...]
@@ -500,6 +502,14 @@ def checked_number(value: Any, argument: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"`{argument}` must be a finite number, got {value!r}")
     return number
+
+
+def checked_logit(rate: Any, highest: float) -> float:
+    """Return the parameter for `initial_rate`."""
+    number = checked_number(rate, "initial_rate")
+    if not 0 < number < highest:
+        raise ValueError(f"`initial_rate` must be above 0 and below {highest}, got {rate!r}")
+    return math.log(number / (highest - number))
 
 
 def checked_weight(value: Any, argument: str) -> float:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from fastdrop_jax.functional import (
     alpha_dropout,
     checked_input,
+    checked_key,
     dropout,
     gaussian_dropout,
     gaussian_noise,
@@ -87,7 +87,8 @@ class RandomLayer(nnx.Module):
         if not isinstance(keys, (nnx.RngStream, jax.Array)):
             raise TypeError(f"`rngs` must be a key, a stream or flax.nnx.Rngs, got {keys!r}")
         inputs = self._checked(inputs)
-        return self._draw(keys if isinstance(keys, jax.Array) else keys(), inputs)
+        key = checked_key(keys, "rngs") if isinstance(keys, jax.Array) else keys()
+        return self._draw(key, inputs)
 
     def _checked(self, inputs: Any) -> jax.Array:
         return checked_input(inputs, "inputs")
@@ -152,8 +153,11 @@ class Dropout(RandomLayer, nnx.Dropout):
         Returns:
             Array of the shape and dtype of the inputs.
         """
-        one_rate = np.ndim(self.rate) == 0 and not isinstance(self.rate, jax.core.Tracer)
-        if one_rate and self.rate in (0, 1):
+        rate: Any = self.rate
+        # `True` is no rate, though it is 1.
+        boolean = isinstance(rate, bool) or getattr(rate, "dtype", None) == "bool"
+        array = isinstance(rate, jax.core.Tracer) or getattr(rate, "ndim", False)
+        if not boolean and not array and rate in (0, 1):
             result: jax.Array = nnx.Dropout.__call__(self, inputs, **kwargs)  # uses no key
             return result
         return super().__call__(inputs, **kwargs)

@@ -530,6 +530,7 @@ LINEAR = nnx.Linear(1, 1, rngs=RNGS)
         (lambda v: ConcreteDropout(LINEAR, 0, v), "dropout_regularizer", True),
         (lambda v: ConcreteDropout(LINEAR, initial_rate=v), "initial_rate", 1.0),
         (lambda v: ConcreteDropout(LINEAR, temperature=v), "temperature", 0),
+        (lambda v: ConcreteDropout(LINEAR, param_dtype=v), "param_dtype", int),
         (lambda v: Standout(v), "activation", "relu"),
         (lambda v: Standout(alpha=v), "alpha", math.nan),
         (lambda v: Standout(beta=v), "beta", "1"),
@@ -539,6 +540,24 @@ def test_bad_arguments_of_the_layers_are_named(make, argument, value):
     with pytest.raises((TypeError, ValueError), match=re.escape(f"`{argument}` must be ")) as error:
         make(value)
     assert str(error.value).endswith(f"got {value!r}")
+
+
+def test_a_bad_argument_takes_no_key():
+    rngs = nnx.Rngs(0)
+    for make in (
+        lambda: Standout(3, rngs=rngs),
+        lambda: Standout(beta="1", rngs=rngs),
+        lambda: VariationalGaussianDropout(3, -1, rngs=rngs),
+        lambda: VariationalGaussianDropout(3, 1, "unit", 0.5, rngs=rngs),
+        lambda: VariationalGaussianDropout(3, 1, param_dtype=int, rngs=rngs),
+        lambda: VariationalLinear(3, 2, -1, rngs=rngs),
+        lambda: VariationalLinear(3, 2, 1, 0.5, rngs=rngs),
+        lambda: ConcreteDropout(LINEAR, -1, rngs=rngs),
+        lambda: ConcreteDropout(LINEAR, temperature=0, rngs=rngs),
+    ):
+        with pytest.raises((TypeError, ValueError), match="` must be "):
+            make()
+    assert rngs.default.count[...] == 0
 
 
 def test_bad_inputs_are_named():

@@ -1,5 +1,7 @@
 """The layers for Flax and Equinox replace theirs: the same arguments, keys and states."""
 
+import re
+
 import equinox
 import jax
 import jax.numpy as jnp
@@ -81,11 +83,16 @@ def test_keys_that_are_given():
         layer(X)
     with pytest.raises(TypeError, match="`rngs` must be"):
         layer(X, rngs=3)
+    with pytest.raises(TypeError, match="`rngs` must be a key"):
+        layer(X, rngs=jnp.ones(2))
+    with pytest.raises(ValueError, match="`rngs` must be one key"):
+        layer(X, rngs=jax.random.split(key))
 
 
-def test_a_bad_rate_is_refused_at_the_call():
-    with pytest.raises(ValueError, match=r"`rate` .*got 1.5"):
-        fastdrop_jax.nnx.Dropout(1.5, rngs=nnx.Rngs(0))(X)
+@pytest.mark.parametrize("rate", [1.5, -0.1, np.nan, "half", None, True, np.False_, [[1], [1, 2]]])
+def test_a_bad_rate_is_refused_at_the_call(rate):
+    with pytest.raises((TypeError, ValueError), match=f"`rate` .*got {re.escape(repr(rate))}"):
+        fastdrop_jax.nnx.Dropout(rate, rngs=nnx.Rngs(0))(X)
 
 
 LAYERS = ["AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "StochasticDepth"]
@@ -228,5 +235,10 @@ def test_equinoxs_layer():
         layer(X)
     with pytest.warns(UserWarning, match="deprecated"):
         assert layer(X, deterministic=True) is X
-    with pytest.raises(ValueError, match=r"`rate` .*got 1.5"):
-        fastdrop_jax.equinox.Dropout(1.5)(X, key=key)
+
+
+@pytest.mark.parametrize("name", ["AlphaDropout", "Dropout", "GaussianDropout"])
+@pytest.mark.parametrize("p", [1.5, -0.1, np.nan, "half", None, True, [0.1]])
+def test_a_bad_p_for_equinox_is_named(name, p):
+    with pytest.raises((TypeError, ValueError), match=f"`p` must .*got {re.escape(repr(p))}"):
+        getattr(fastdrop_jax.equinox, name)(p)(X, key=jax.random.key(9))

@@ -99,6 +99,8 @@ def test_one_image_and_images_without_elements():
         ((numbers(), 0.5, 0), ValueError, r"`block_size` .*got 0"),
         ((numbers(), 0.5, (1, 2, 3)), ValueError, r"`block_size` .*got \(1, 2, 3\)"),
         ((numbers(), 0.5, 1.5), TypeError, r"`block_size` .*got 1.5"),
+        ((numbers(), 0.5, True), TypeError, r"`block_size` .*got True"),
+        ((numbers(), 0.5, (True, 2)), TypeError, r"`block_size` .*got \(True, 2\)"),
         ((jnp.ones((3, 4)), 0.5, 2), ValueError, r"`x` .*got shape \(3, 4\)"),
         ((jnp.ones(SHAPE, int), 0.5, 2), TypeError, "`x` .*got int32"),
     ],
