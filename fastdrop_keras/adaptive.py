@@ -13,10 +13,11 @@ from fastdrop_keras.arguments import (
     checked_noise_shape,
     checked_number,
     checked_rate,
+    checked_seed,
     wrong_type,
     wrong_value,
 )
-from fastdrop_keras.inputs import NoiseShape, wrong_input
+from fastdrop_keras.inputs import NoiseShape, check_floats
 from fastdrop_keras.noise_layers import DrawLayer
 from fastdrop_keras.random_layer import SampledLayer, check_keras_3
 from fastdrop_keras.structured import RandomKernel
@@ -96,18 +97,16 @@ class Standout(DrawLayer, SampledLayer):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        alpha, beta = checked_number(alpha, "alpha"), checked_number(beta, "beta")
+        activation = keras.activations.get(activation)
         # The kernel ignores the number. Above 0, `mc_predict` expects that the layer is called.
         SampledLayer.__init__(self, 1.0, seed, **kwargs)
-        self.activation = keras.activations.get(activation)
-        self.alpha = checked_number(alpha, "alpha")
-        self.beta = checked_number(beta, "beta")
+        self.activation, self.alpha, self.beta = activation, alpha, beta
 
     def call(self, inputs: Any, training: Any = False) -> Any:
         """Drop units in training, and multiply them by their keep probabilities in inference."""
         check_keras_3(inputs)
-        dtype = keras.backend.standardize_dtype(inputs.dtype)
-        if not keras.backend.is_float_dtype(dtype):
-            raise wrong_input(inputs, dtype)
+        check_floats(inputs)
         # Not a product with infinities: at 0 the sums do not count.
         sums = self.alpha * inputs if self.alpha else ops.zeros_like(inputs)
         keep = ops.sigmoid(sums + self.beta)
@@ -218,11 +217,11 @@ class VariationalGaussianDropout(LearnedDropout):
         **kwargs: Any,
     ) -> None:
         rate = checked_initial_rate(initial_rate, "up to 0.5")
-        LearnedDropout.__init__(self, rate, seed, **kwargs)
-        self.kl_weight = checked_weight(kl_weight, "kl_weight")
+        kl_weight = checked_weight(kl_weight, "kl_weight")
         if per not in ("layer", "unit"):
             raise wrong_value("per", "'layer' or 'unit'", repr(per))
-        self.per = per
+        LearnedDropout.__init__(self, rate, seed, **kwargs)
+        self.kl_weight, self.per = kl_weight, per
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make the weight; called by Keras."""
@@ -313,10 +312,12 @@ class VariationalDense(DrawLayer, RandomKernel, SampledLayer, keras.layers.Dense
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        # Before Keras draws seeds for the initializers.
+        rate, seed = checked_initial_rate(initial_rate, "up to 0.5"), checked_seed(seed)
+        kl_weight = checked_weight(kl_weight, "kl_weight")
         keras.layers.Dense.__init__(self, units, activation, **kwargs)
         self._add_value_and_seed(1.0, seed)
-        self.kl_weight = checked_weight(kl_weight, "kl_weight")
-        self.initial_rate = checked_initial_rate(initial_rate, "up to 0.5")
+        self.kl_weight, self.initial_rate = kl_weight, rate
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make the weights; called by Keras."""
@@ -480,14 +481,18 @@ class ConcreteDropout(LearnedDropout, keras.layers.Wrapper):
         if not isinstance(layer, keras.Layer):
             raise wrong_type("layer", "a Keras layer", layer)
         rate = checked_initial_rate(initial_rate, "below 1")
+        weight_regularizer = checked_weight(weight_regularizer, "weight_regularizer")
+        dropout_regularizer = checked_weight(dropout_regularizer, "dropout_regularizer")
+        temperature = checked_number(temperature, "temperature")
+        if temperature <= 0:
+            raise wrong_value("temperature", "a finite number above 0", temperature)
+        noise_shape = checked_noise_shape(noise_shape)
         LearnedDropout.__init__(self, rate, seed, **kwargs)
         self.layer = layer
-        self.weight_regularizer = checked_weight(weight_regularizer, "weight_regularizer")
-        self.dropout_regularizer = checked_weight(dropout_regularizer, "dropout_regularizer")
-        self.temperature = checked_number(temperature, "temperature")
-        if self.temperature <= 0:
-            raise wrong_value("temperature", "a finite number above 0", temperature)
-        self.noise_shape = checked_noise_shape(noise_shape)
+        self.weight_regularizer = weight_regularizer
+        self.dropout_regularizer = dropout_regularizer
+        self.temperature = temperature
+        self.noise_shape = noise_shape
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Build the wrapped layer, and make the weight; called by Keras."""
@@ -517,6 +522,7 @@ class ConcreteDropout(LearnedDropout, keras.layers.Wrapper):
     def call(self, inputs: Any, training: Any = False) -> Any:
         """Drop elements in training, and call the wrapped layer."""
         check_keras_3(inputs)
+        check_floats(inputs)
         return self.layer(self._draw(inputs, training, self._mask_shape()))
 
     def _mask_shape(self) -> NoiseShape | None:

@@ -26,11 +26,8 @@ def checked_stddev(stddev: Any) -> float:
 
 
 def _checked_float(value: Any, argument: str, expected: str, most: float) -> float:
-    if np.ndim(value) == 0 and (hasattr(value, "numpy") or BACKEND.is_tensor(value)):
-        # An eager tensor or variable, for example from a Keras schedule.
-        value = value.value if isinstance(value, keras.Variable) else value
-        of_tensorflow = hasattr(value, "numpy") and not hasattr(value, "detach")
-        value = value.numpy() if of_tensorflow else value.item()
+    if hasattr(value, "numpy") or BACKEND.is_tensor(value):
+        value = _number_of(value)
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
@@ -43,6 +40,19 @@ def _checked_float(value: Any, argument: str, expected: str, most: float) -> flo
     if not (0 <= value <= most and 0 <= number <= most and math.isfinite(number)):
         raise wrong_value(argument, expected, value)
     return number
+
+
+def _number_of(tensor: Any) -> Any:
+    """Return the number in a tensor or variable, for example from a Keras schedule.
+
+    A tensor with dimensions, or without a value as in a traced function, is returned as it is.
+    """
+    value = tensor.value if isinstance(tensor, keras.Variable) else tensor
+    of_tensorflow = hasattr(value, "numpy") and not hasattr(value, "detach")
+    try:
+        return tensor if np.ndim(value) else value.numpy() if of_tensorflow else value.item()
+    except (AttributeError, NotImplementedError, TypeError):
+        return tensor
 
 
 def checked_number(value: Any, argument: str) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
+
 NoiseShape = tuple[int | None, ...]
 
 
@@ -30,6 +32,13 @@ def fitted(noise_shape: NoiseShape | None, shape: Sequence[int | None] | None) -
             f"Received: noise_shape={noise_shape} for an input of shape {tuple(shape)}"
         )
     return entries
+
+
+def check_floats(inputs: Any) -> None:
+    """Raise a TypeError if a tensor has a dtype without dropout."""
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
+    if not keras.backend.is_float_dtype(dtype):
+        raise wrong_input(inputs, dtype)
 
 
 def wrong_input(x: Any, dtype: str | None, detail: str = "") -> TypeError:

@@ -91,8 +91,9 @@ class Dropout(BaseDropout):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        noise_shape = checked_noise_shape(noise_shape)
         BaseDropout.__init__(self, rate, seed=seed, **kwargs)
-        self.noise_shape = checked_noise_shape(noise_shape)
+        self.noise_shape = noise_shape
 
     def _mask_shape(self) -> NoiseShape | None:
         return self.noise_shape
@@ -156,8 +157,9 @@ class BaseSpatialDropout(BaseDropout):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
+        data_format = checked_data_format(data_format)
         BaseDropout.__init__(self, rate, seed, name, dtype, **kwargs)
-        self.data_format = checked_data_format(data_format)
+        self.data_format = data_format
 
     def _mask_shape(self) -> NoiseShape:
         ones = (1,) * (self._input_rank - 2)

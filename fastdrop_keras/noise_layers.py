@@ -206,8 +206,9 @@ class AlphaDropout(DrawLayer, RandomLayer, keras.layers.AlphaDropout):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        noise_shape = checked_noise_shape(noise_shape)
         RandomLayer.__init__(self, rate, seed=seed, **kwargs)
-        self.noise_shape = checked_noise_shape(noise_shape)
+        self.noise_shape = noise_shape
 
     def _mask_shape(self) -> NoiseShape | None:
         return self.noise_shape

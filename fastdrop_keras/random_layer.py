@@ -171,10 +171,6 @@ class RandomLayer(SampledLayer):
     ) -> None:
         SeededLayer.__init__(self, self._checked_rate(rate), seed, name, dtype, **kwargs)
 
-    def _add_rate_and_seed(self, rate: float, seed: int | None) -> None:
-        """Set what a constructor adds to that of Keras's layer, which it calls before."""
-        self._add_value_and_seed(self._checked_rate(rate), seed)
-
     @staticmethod
     def _checked_rate(rate: Any) -> float:
         """Return `rate` as a Python float, if the layer can have it."""

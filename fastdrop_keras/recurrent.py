@@ -13,7 +13,7 @@ from keras.src import backend
 from keras.src.backend.common import global_state
 
 from fastdrop_keras import blocks, layer_state
-from fastdrop_keras.arguments import checked_rate, checked_seed
+from fastdrop_keras.arguments import checked_count, checked_rate, checked_seed
 from fastdrop_keras.backend import BACKEND
 from fastdrop_keras.random_layer import RandomLayer, sampler
 
@@ -38,7 +38,7 @@ class MaskDropout(RandomLayer):
 
 
 class _Recurrent(keras.layers.Layer):
-    """Checks the arguments that Keras's class clips, and has the signature of Keras's class."""
+    """Checks arguments that Keras's class does not, and has the signature of Keras's class."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -46,6 +46,7 @@ class _Recurrent(keras.layers.Layer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = inspect.signature(super().__init__).bind(*args, **kwargs).arguments
+        checked_count(given["units"], "units")
         for name in ("dropout", "recurrent_dropout"):
             checked_rate(given.get(name, 0.0), name)
         checked_seed(given.get("seed"))

@@ -10,9 +10,14 @@ import keras
 from keras import ops
 from keras.src.backend import in_symbolic_scope
 
-from fastdrop_keras.arguments import checked_count, checked_data_format, wrong_value
+from fastdrop_keras.arguments import (
+    checked_count,
+    checked_data_format,
+    checked_seed,
+    wrong_value,
+)
 from fastdrop_keras.backend import BACKEND
-from fastdrop_keras.inputs import NoiseShape, wrong_input
+from fastdrop_keras.inputs import NoiseShape, check_floats
 from fastdrop_keras.random_layer import RandomLayer, SeededLayer
 
 
@@ -104,8 +109,10 @@ class DropConnectDense(DropConnect, keras.layers.Dense):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        # Before Keras draws seeds for the initializers.
+        rate, seed = self._checked_rate(rate), checked_seed(seed)
         keras.layers.Dense.__init__(self, units, activation, **kwargs)
-        self._add_rate_and_seed(rate, seed)
+        self._add_value_and_seed(rate, seed)
 
     def call(self, inputs: Any, training: Any = False) -> Any:
         """Return the outputs, with a thinned kernel in training."""
@@ -173,8 +180,9 @@ class DropConnectConv2D(DropConnect, keras.layers.Conv2D):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        rate, seed = self._checked_rate(rate), checked_seed(seed)
         keras.layers.Conv2D.__init__(self, filters, kernel_size, **kwargs)
-        self._add_rate_and_seed(rate, seed)
+        self._add_value_and_seed(rate, seed)
 
     def call(self, inputs: Any, training: Any = False) -> Any:
         """Return the outputs, with a thinned kernel in training."""
@@ -269,14 +277,14 @@ class DropBlock2D(RandomLayer):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        RandomLayer.__init__(self, rate, seed, name, dtype, **kwargs)
         sizes = tuple(block_size) if isinstance(block_size, (tuple, list)) else (block_size,) * 2
         if len(sizes) != 2:
             raise wrong_value("block_size", "a positive integer or two", repr(block_size))
-        self.block_size: tuple[int, ...] = tuple(
-            checked_count(size, "block_size") for size in sizes
-        )
-        self.data_format = checked_data_format(data_format)
+        sizes = tuple(checked_count(size, "block_size") for size in sizes)
+        data_format = checked_data_format(data_format)
+        RandomLayer.__init__(self, rate, seed, name, dtype, **kwargs)
+        self.block_size: tuple[int, ...] = sizes
+        self.data_format = data_format
         self.per_channel = bool(per_channel)
         first = self.data_format == "channels_first"
         self._channel_axis, self._image_axes = (1, (2, 3)) if first else (3, (1, 2))
@@ -300,9 +308,7 @@ class DropBlock2D(RandomLayer):
 
     def _positions(self, inputs: Any, mask_shape: NoiseShape | None) -> tuple[Any, Any]:
         """Return ones for the positions of blocks, and their rate over the layer's rate."""
-        dtype = keras.backend.standardize_dtype(inputs.dtype)
-        if not keras.backend.is_float_dtype(dtype):
-            raise wrong_input(inputs, dtype)
+        check_floats(inputs)
         shape = list(ops.shape(inputs))
         factor: Any = 1.0
         for axis, block in zip(self._image_axes, self.block_size, strict=True):

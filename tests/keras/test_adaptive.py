@@ -1,6 +1,7 @@
 """The layers that learn how much to drop have the papers' values, losses and gradients."""
 
 import math
+import random
 import re
 
 import keras
@@ -582,6 +583,9 @@ def test_a_schedule_leaves_learned_rates_alone(make):
         layer.rate = 0.5
 
 
+INNER = keras.layers.Dense(1)
+
+
 @pytest.mark.parametrize(
     ("make", "argument", "value"),
     [
@@ -595,11 +599,11 @@ def test_a_schedule_leaves_learned_rates_alone(make):
         (lambda v: VariationalDense(1, v), "kl_weight", -1),
         (lambda v: VariationalDense(1, 1, None, v), "initial_rate", 1.0),
         (lambda v: ConcreteDropout(v), "layer", 3),
-        (lambda v: ConcreteDropout(keras.layers.Dense(1), v), "weight_regularizer", -1e-6),
-        (lambda v: ConcreteDropout(keras.layers.Dense(1), 0, v), "dropout_regularizer", True),
-        (lambda v: ConcreteDropout(keras.layers.Dense(1), initial_rate=v), "initial_rate", 1),
-        (lambda v: ConcreteDropout(keras.layers.Dense(1), temperature=v), "temperature", 0),
-        (lambda v: ConcreteDropout(keras.layers.Dense(1), noise_shape=v), "noise_shape", 5),
+        (lambda v: ConcreteDropout(INNER, v), "weight_regularizer", -1e-6),
+        (lambda v: ConcreteDropout(INNER, 0, v), "dropout_regularizer", True),
+        (lambda v: ConcreteDropout(INNER, initial_rate=v), "initial_rate", 1),
+        (lambda v: ConcreteDropout(INNER, temperature=v), "temperature", 0),
+        (lambda v: ConcreteDropout(INNER, noise_shape=v), "noise_shape", 5),
         (lambda v: VariationalGaussianDropout(v), "kl_weight", 10**400),
         (lambda v: Standout(alpha=v), "alpha", math.nan),
         (lambda v: Standout(beta=v), "beta", "1"),
@@ -609,14 +613,19 @@ def test_bad_arguments(make, argument, value):
     shown = re.escape(f"{argument}={value if isinstance(value, (int, float)) else repr(value)}")
     if value == 10**400:
         shown = "kl_weight=1000"
+    before = random.getstate()
     with pytest.raises((TypeError, ValueError), match=f"argument `{argument}`.*{shown}"):
         make(value)
+    assert random.getstate() == before
 
 
+@pytest.mark.parametrize("make", [standout, concrete])
 @pytest.mark.parametrize("training", [False, True])
-def test_standout_refuses_integers(training):
+def test_integers_are_refused(make, training):
+    layer = make(seed=3)
     with pytest.raises(TypeError, match="dtype float16, bfloat16, float32 or float64"):
-        Standout()(np.ones((2, 2), np.int32), training=training)
+        layer(np.ones((2, 7), np.int32), training=training)
+    assert layer.seed_generator.state.numpy().tolist() == [3, 0]
 
 
 def test_layers_that_do_not_fit_are_refused_when_they_are_built():

@@ -1,6 +1,7 @@
 """The layers keep the contract of Keras's own: arguments, errors, configuration and masking."""
 
 import inspect
+import random
 import re
 
 import keras
@@ -125,7 +126,8 @@ def test_arguments_have_the_names_and_order_of_keras(layer_class):
 
 
 OUTSIDE = [-0.5, 1.5, -1e-9, 1 + 1e-9, float("nan"), float("inf"), 2]
-WRONG_TYPE = [True, False, None, "0.5", [0.5], (0.5,), np.array([0.5]), np.str_("a"), 0.5j]
+ARRAYS = [[0.5], (0.5,), np.array([0.5]), [[0], [0, 1]]]
+WRONG_TYPE = [True, False, None, "0.5", np.str_("a"), 0.5j, *ARRAYS]
 
 
 @each_layer_with_a_rate
@@ -141,6 +143,37 @@ def test_bad_rate(layer_class, rate):
         ):
             attempt()
     assert layer.rate == 0.25
+
+
+def test_a_rate_without_a_value_is_named():
+    layer = fastdrop_keras.Dropout(0.25)
+    variable = keras.Variable(0.5)
+
+    @tf.function
+    def set_rate(rate):
+        layer.rate = rate if rate is not None else variable
+
+    for rate in (tf.constant(0.5), None):
+        with pytest.raises(TypeError, match=r"argument `rate`\. Expected a float value"):
+            set_rate(rate)
+    assert layer.rate == 0.25
+
+
+@pytest.mark.parametrize(
+    ("layer_class", "bad"),
+    [
+        (fastdrop_keras.Dropout, {"noise_shape": 5}),
+        (fastdrop_keras.AlphaDropout, {"noise_shape": 5}),
+        (fastdrop_keras.SpatialDropout2D, {"data_format": "last"}),
+    ],
+)
+def test_a_bad_argument_takes_no_seed(layer_class, bad):
+    before = random.getstate()
+    with pytest.raises(ValueError, match=f"argument `{next(iter(bad))}`"):
+        layer_class(0.5, **bad)
+    assert random.getstate() == before
+    layer_class(0.5)
+    assert random.getstate() != before
 
 
 class Fickle(float):

@@ -269,6 +269,9 @@ def test_wrong_arguments(kind, cell):
         assert getattr(layer, name) == 0
     with pytest.raises(ValueError, match="`seed`"):
         layer_class(2, seed=-1)
+    for units, error in ((0, ValueError), ("2", TypeError), (True, TypeError), (2.0, TypeError)):
+        with pytest.raises(error, match=f"`units`. Expected a positive integer. .*={units!r}"):
+            layer_class(units)
 
 
 def test_cudnn_is_refused():

@@ -1,5 +1,7 @@
 """Layers that drop weights, blocks of images or whole samples, against slow references."""
 
+import random
+
 import keras
 import ml_dtypes
 import numpy as np
@@ -131,8 +133,10 @@ def test_block_sizes_that_are_refused(block_size):
 
 @pytest.mark.parametrize("block_size", [1.5, "3", None, True, (1, 2.0)], ids=repr)
 def test_block_sizes_of_wrong_types(block_size):
+    before = random.getstate()
     with pytest.raises(TypeError, match=r"Invalid value .* `block_size`.*Received: block_size="):
         DropBlock2D(0.5, block_size)
+    assert random.getstate() == before
 
 
 def test_bad_inputs_of_drop_block():
@@ -369,6 +373,7 @@ def test_keras_checks_of_drop_connect_dense():
 @each_layer
 def test_bad_rates_and_seeds(make):
     layer = make(0.25)
+    before = random.getstate()
     for bad, error in ((1.5, ValueError), (float("nan"), ValueError), ("0.5", TypeError)):
         with pytest.raises(error, match=r"argument `rate`.*Received: rate="):
             make(bad)
@@ -378,6 +383,7 @@ def test_bad_rates_and_seeds(make):
         with pytest.raises(error, match=r"argument `seed`.*Received: seed="):
             make(seed=bad)
     assert layer.rate == 0.25
+    assert random.getstate() == before
 
 
 @each_layer

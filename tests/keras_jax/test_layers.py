@@ -491,6 +491,17 @@ def test_a_noise_shape_that_does_not_fit(noise_shape):
         Dropout(0.5, noise_shape)(jnp.ones((2, 3)), training=True)
 
 
+def test_a_traced_rate_is_named():
+    layer = Dropout(0.25)
+
+    def set_rate(rate):
+        layer.rate = rate
+
+    with pytest.raises(TypeError, match=r"argument `rate`.*Tracer"):
+        jax.jit(set_rate)(0.5)
+    assert layer.rate == 0.25
+
+
 @pytest.mark.parametrize("rate", [-0.5, float("nan"), True, "0.5", jnp.array(2.0)], ids=repr)
 def test_a_bad_rate(rate):
     with pytest.raises((ValueError, TypeError), match="a float value between 0 and 1"):
