@@ -534,15 +534,10 @@ class ConcreteDropout(LearnedDropout, keras.layers.Wrapper):
         # Finite, as in the authors' program.
         epsilon = keras.config.epsilon()
         noise = ops.log(uniform + epsilon) - ops.log(1 - uniform + epsilon)
-        kept = ops.log_sigmoid(-(self.rate_logit + noise) / self.temperature)
-        factors = ops.exp(kept + self._log_scale(self.rate_logit))
-        return inputs * ops.cast(factors, inputs.dtype)
-
-    @staticmethod
-    def _log_scale(logit: Any) -> Any:
-        """Return the logarithm of `1 / (1 - rate)`, which itself may overflow."""
-        # PyTorch's softplus is exact to 2e-9 alone.
-        return -ops.log_sigmoid(-logit)
+        kept = ops.sigmoid(-(self.rate_logit + noise) / self.temperature)
+        # `1 / (1 - rate)`, as far as its products are finite: beyond, nothing is kept.
+        scale = 1 + ops.exp(ops.minimum(self.rate_logit, 80))
+        return inputs * ops.cast(kept * scale, inputs.dtype)
 
     def _divergence(self, logit: Any) -> Any:
         """Return the layer's loss."""
@@ -551,8 +546,10 @@ class ConcreteDropout(LearnedDropout, keras.layers.Wrapper):
         rate = ops.sigmoid(logit)
         weight = math.log(self.weight_regularizer) if self.weight_regularizer else -math.inf
         entropy = rate * ops.softplus(-logit) + (1 - rate) * ops.softplus(logit)
+        # By logarithms, since `1 / (1 - rate)` itself may overflow. PyTorch's softplus is exact to
+        # 2e-9 alone.
         return (
-            squares * ops.exp(weight + self._log_scale(logit))
+            squares * ops.exp(weight - ops.log_sigmoid(-logit))
             - self.dropout_regularizer * self._units * entropy
         )
 

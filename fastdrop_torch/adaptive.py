@@ -426,10 +426,10 @@ class ConcreteDropout(RandomModule):
         uniform = torch.special.ndtr(_normal(shape, logit.dtype, input.device))
         # Finite, as in the authors' program.
         noise = torch.logit(uniform, eps=1e-7)
-        # The logarithm of `(1 - drop) / (1 - p)`, which would be zero by zero at large logits.
-        logsigmoid = nn.functional.logsigmoid
-        log_factor = logsigmoid(-(logit + noise) / self.temperature) - logsigmoid(-logit)
-        output = self.layer(input * torch.exp(log_factor).to(input.dtype))
+        kept = torch.sigmoid(-(logit + noise) / self.temperature)
+        # `1 / (1 - p)`, as far as its products are finite: beyond, nothing is kept.
+        scale = 1 + torch.exp(logit.clamp(max=80))
+        output = self.layer(input * (kept * scale).to(input.dtype))
         return output
 
     def regularization(self) -> Tensor:

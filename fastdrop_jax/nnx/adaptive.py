@@ -429,18 +429,15 @@ class ConcreteDropout(LearnedDropout):
         uniform = (1 + lax.erf(numbers / math.sqrt(2))) / 2
         # Finite, as in the authors' program.
         noise = jnp.log(uniform + 1e-7) - jnp.log(1 - uniform + 1e-7)
-        kept = jax.nn.log_sigmoid(-(logit + noise) / self.temperature)
-        factors = jnp.exp(kept + self._log_scale(dtype))
-        return self._infer(inputs * factors.astype(inputs.dtype))
+        kept = jax.nn.sigmoid(-(logit + noise) / self.temperature)
+        # `1 / (1 - rate)`, as far as its products are finite: beyond, nothing is kept.
+        scale = 1 + jnp.exp(jnp.minimum(logit.astype(dtype), 80))
+        return self._infer(inputs * (kept * scale).astype(inputs.dtype))
 
     def _infer(self, inputs: jax.Array) -> jax.Array:
         layer: Any = self.layer
         outputs: jax.Array = layer(inputs)
         return outputs
-
-    def _log_scale(self, dtype: Any) -> jax.Array:
-        """Return the logarithm of ``1 / (1 - rate)``, which itself may overflow."""
-        return jax.nn.softplus(self.rate_logit[...].astype(dtype))
 
     def regularization(self) -> jax.Array:
         """Return the divergence of the rate and of the wrapped layer's kernel, a number."""
@@ -453,9 +450,10 @@ class ConcreteDropout(LearnedDropout):
         squares = jnp.sum(jnp.square(kernel), axis=tuple(range(logit.ndim, kernel.ndim)))
         entropy = rate * jax.nn.softplus(-logit) + (1 - rate) * jax.nn.softplus(logit)
         units = int(np.prod(layer.in_features))
+        # By logarithms, since `1 / (1 - rate)` itself may overflow.
+        log_scale = jax.nn.softplus(logit.astype(wide))
         return jnp.sum(
-            squares * jnp.exp(weight + self._log_scale(wide))
-            - self.dropout_regularizer * units * entropy
+            squares * jnp.exp(weight + log_scale) - self.dropout_regularizer * units * entropy
         )
 
 
