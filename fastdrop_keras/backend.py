@@ -53,6 +53,9 @@ class Backend(Protocol):
         several calls share the low word and the step.
         """
 
+    def check(self, x: Any, noise_shape: NoiseShape | None) -> None:
+        """Raise the errors of `dropout` for its input, before a seed is taken."""
+
     def dropout(
         self, x: Any, seed: Any, rate: Any, noise_shape: NoiseShape | None
     ) -> tuple[Any, Any]:

@@ -110,6 +110,11 @@ def config_lines() -> list[str]:
     ]
 
 
+def check(x: tf.Tensor | tf.Variable, noise_shape: NoiseShape | None) -> None:
+    """Raise the errors of `dropout` for its input."""
+    _fitted(noise_shape, _checked(x))
+
+
 def dropout(
     x: tf.Tensor | tf.Variable,
     seed: tf.Tensor,

@@ -163,6 +163,11 @@ def _assign(variable: keras.Variable, value: Any) -> None:
     variable.assign(value)
 
 
+def check(x: Any, noise_shape: NoiseShape | None) -> None:
+    """Raise the errors of `dropout` for its input."""
+    _entries(_checked(x), noise_shape)
+
+
 def dropout(
     x: jax.Array, seed: jax.Array, rate: jax.Array, noise_shape: NoiseShape | None
 ) -> tuple[jax.Array, Saved]:
@@ -184,17 +189,27 @@ def draw(
     noise_shape: NoiseShape | None = None,
 ) -> jax.Array:
     """Return the result of a random operation, with gradients of every order."""
+    x = _checked(x)
+    y: jax.Array = _draw(x, seed, parameter, noise_shape=_entries(x, noise_shape), kind=kind)
+    return y
+
+
+def _checked(x: Any) -> jax.Array:
+    """Return `x` as an array of a dtype that the operation supports."""
     x = x.value if isinstance(x, keras.Variable) else x
     if not isinstance(x, jax.Array):
         raise inputs.wrong_input(x, None)
     if x.dtype.name not in _DTYPES:
         raise inputs.wrong_input(x, x.dtype.name)
+    return x
+
+
+def _entries(x: jax.Array, noise_shape: NoiseShape | None) -> NoiseShape:
+    """Return 1 for each dimension along which elements share a decision, and else `None`."""
     # Where Keras computes shapes, JAX has symbols for sizes that are not known.
     sizes = [size if isinstance(size, int) else None for size in x.shape]
     entries = inputs.fitted(noise_shape, sizes) or (None,) * x.ndim
-    entries = tuple(1 if entry == 1 else None for entry in entries)
-    y: jax.Array = _draw(x, seed, parameter, noise_shape=entries, kind=kind)
-    return y
+    return tuple(1 if entry == 1 else None for entry in entries)
 
 
 @functools.partial(jax.jit, static_argnames=("noise_shape", "kind"))

@@ -105,6 +105,7 @@ class SeededLayer(keras.layers.Layer):
             if saved is not None:
                 outputs = self._operation_again(inputs, saved, mask_shape)
         elif training:
+            BACKEND.check(inputs, mask_shape)
             seed = BACKEND.next_seed(self.seed_generator)
             outputs, saved = self._operation(inputs, seed, mask_shape)
         else:

@@ -11,13 +11,14 @@ import tensorflow as tf
 from keras.src.backend import in_stateless_scope
 
 from fastdrop_keras import layer_state, tensorflow_state
-from fastdrop_keras.bridge import config_lines, draw, dropout, dropout_again
+from fastdrop_keras.bridge import check, config_lines, draw, dropout, dropout_again
 from fastdrop_keras.checkpointing import runs_around
 from fastdrop_keras.tensorflow_state import Rate
 from fastdrop_keras.xla_bridge import supports_jit
 
 __all__ = [
     "Rate",
+    "check",
     "config_lines",
     "draw",
     "dropout",

@@ -119,6 +119,11 @@ def _iterations() -> torch.Tensor | None:
     return numbers
 
 
+def check(x: Any, noise_shape: NoiseShape | None) -> None:
+    """Raise the errors of `dropout` for its input."""
+    _entries(_checked(x), noise_shape)
+
+
 def dropout(
     x: torch.Tensor, seed: torch.Tensor, rate: float, noise_shape: NoiseShape | None
 ) -> tuple[torch.Tensor, Saved]:

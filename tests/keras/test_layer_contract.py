@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras.src import testing
 
 import fastdrop_keras
-from fastdrop_keras import xla_bridge
+from fastdrop_keras import layer_state, xla_bridge
 
 LAYERS = [
     fastdrop_keras.Dropout,
@@ -310,6 +310,28 @@ def test_unsupported_dtypes(dtype, run):
     with pytest.raises(TypeError, match=f"float32 or float64.*dtype {dtype.name}"):
         run(lambda x: layer(x, training=True))(x)
     assert layer(x, training=False).dtype == dtype
+
+
+def test_a_refused_call_takes_no_seed():
+    layers = [
+        fastdrop_keras.AlphaDropout(0.5, seed=3),
+        fastdrop_keras.DropBlock2D(0.5, 2, seed=3),
+        fastdrop_keras.Dropout(0.5, seed=3),
+        fastdrop_keras.GaussianDropout(0.5, seed=3),
+        fastdrop_keras.GaussianNoise(0.5, seed=3),
+        fastdrop_keras.SpatialDropout2D(0.5, seed=3),
+        fastdrop_keras.Standout(seed=3),
+        fastdrop_keras.StochasticDepth(0.5, seed=3),
+        fastdrop_keras.VariationalGaussianDropout(0.1, seed=3),
+    ]
+    for layer in layers:
+        with pytest.raises(TypeError, match="dtype float16, bfloat16, float32 or float64"):
+            layer(np.ones((2, 3, 4, 5), np.int32), training=True)
+    layers.append(fastdrop_keras.Dropout(0.5, (7, 1), seed=3))
+    with pytest.raises(ValueError, match="`noise_shape`"):
+        layers[-1](np.ones((2, 3), np.float32), training=True)
+    for layer in layers:
+        assert layer_state.position(layer.seed_generator).tolist() == [3, 0], layer.name
 
 
 def test_symbolic_tensors_of_the_legacy_package_are_refused():

@@ -352,6 +352,14 @@ def test_each_iteration_of_a_vectorized_loop_has_its_own_mask(expected):
 # Errors.
 
 
+def test_a_refused_call_takes_no_seed():
+    layer = Dropout(0.5, (7, 1), seed=3)
+    for x, error in ((numbers((2, 3)), ValueError), (np.ones((7, 3), int), TypeError)):
+        with pytest.raises(error, match="Received: "):
+            layer(x, training=True)
+    assert state_of(layer) == [3, 0]
+
+
 @pytest.mark.parametrize(
     ("x", "problem"),
     [
