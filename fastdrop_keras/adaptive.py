@@ -110,13 +110,15 @@ class Standout(DrawLayer, SampledLayer):
         # Not a product with infinities: at 0 the sums do not count.
         sums = self.alpha * inputs if self.alpha else ops.zeros_like(inputs)
         keep = ops.sigmoid(sums + self.beta)
-        # The derivative is 0 at infinities, and its product with an infinite activation NaN.
-        keep = ops.where(ops.isinf(inputs), ops.stop_gradient(keep), keep)
         # In inference the keep probabilities themselves.
         mask = self._draw(keep, training, None, of_samples=False)
-        # At a dropped infinity, the derivative of the activation does not count: it may be NaN.
-        counts = ops.logical_or(mask != 0, ops.isfinite(inputs))
-        inputs = ops.where(counts, inputs, ops.stop_gradient(inputs))
+        if training is not True:
+            # The derivative is 0 at infinities, and its product with an infinite activation NaN.
+            mask = ops.where(ops.isinf(inputs), ops.stop_gradient(mask), mask)
+        if self.activation not in (keras.activations.linear, keras.activations.relu):
+            # At a dropped infinity, the derivative of the activation does not count: it may be NaN.
+            counts = ops.logical_or(mask != 0, ops.isfinite(inputs))
+            inputs = ops.where(counts, inputs, ops.stop_gradient(inputs))
         return ops.where(mask == 0, 0, self.activation(inputs) * mask)
 
     def _operation_again(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None) -> Any:

@@ -100,9 +100,12 @@ class Standout(RandomModule):
         return torch.where(kept, self._activate(input, kept), 0)
 
     def _activate(self, input: Tensor, kept: Tensor) -> Tensor:
-        # At a dropped infinity, the derivative of the activation does not count: it may be NaN.
-        input = torch.where(kept | input.isfinite(), input, input.detach())
-        return input if self.activation is None else self.activation(input)
+        if self.activation is None:
+            return input
+        if self.activation is not torch.relu:
+            # At a dropped infinity, the activation's derivative does not count: it may be NaN.
+            input = torch.where(kept | input.isfinite(), input, input.detach())
+        return self.activation(input)
 
 
 class VariationalGaussianDropout(RandomModule):
