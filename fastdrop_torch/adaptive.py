@@ -120,8 +120,7 @@ class VariationalGaussianDropout(RandomModule):
     of the loss, `regularization`: `kl_weight` times the sum over the features of the
     Kullback-Leibler divergence, which the authors approximate, but for a constant, by a polynomial
     of `alpha`. The term asks for more noise, and the data ask for less. As in the paper, `alpha` is
-    at most 1, a `p` of 0.5: if a step of the optimizer leaves it above, it counts as 1, and its
-    gradient does not raise it. The parameter `log_alpha` has no derivative in forward mode.
+    at most 1, a `p` of 0.5: `forward` sets larger ones to 1, in place, in training with gradients.
 
     The noise is that of `functional.gaussian_noise` with a seed from PyTorch's default generator.
 
@@ -524,29 +523,15 @@ def _normal(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     return functional.gaussian_noise(zeros, 1.0)
 
 
-class _AtMost0(torch.autograd.Function):
-    """Limits numbers to 0. The gradient may lower larger ones, and does not raise them further."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clamp(max=0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return torch.where(x > 0, dy.clamp(min=0), dy)
-
-
 def _limited(log_alpha: Tensor) -> Tensor:
-    """Return the parameter, up to 0, in float32 or its own wider dtype."""
-    limited: Tensor = _AtMost0.apply(_wide(log_alpha))
-    return limited
+    """Return the parameter, up to 0, in float32 or its own wider dtype.
+
+    In training it is set to 0 where a step of the optimizer has left it above: a bound would have
+    no gradient there.
+    """
+    if torch.is_grad_enabled():
+        log_alpha.data.clamp_(max=0)  # not a change that the gradient of another use would refuse
+    return _wide(log_alpha).clamp(max=0)
 
 
 def _probability(log_alpha: Tensor) -> Tensor:
@@ -555,7 +540,7 @@ def _probability(log_alpha: Tensor) -> Tensor:
 
 def _divergence(log_alpha: Tensor) -> Tensor:
     """Return the sum of divergences, but for constants, as Kingma et al. approximate them."""
-    log_alpha = _limited(log_alpha)
+    log_alpha = _wide(log_alpha)
     alpha = torch.exp(log_alpha)
     polynomial = alpha * (1.16145124 + alpha * (-1.50204118 + alpha * 0.58629921))
     return (-log_alpha / 2 - polynomial).sum()
