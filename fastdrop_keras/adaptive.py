@@ -112,13 +112,6 @@ class Standout(DrawLayer, SampledLayer):
         keep = ops.sigmoid(sums + self.beta)
         # In inference the keep probabilities themselves.
         mask = self._draw(keep, training, None, of_samples=False)
-        if training is not True:
-            # The derivative is 0 at infinities, and its product with an infinite activation NaN.
-            mask = ops.where(ops.isinf(inputs), ops.stop_gradient(mask), mask)
-        if self.activation not in (keras.activations.linear, keras.activations.relu):
-            # At a dropped infinity, the derivative of the activation does not count: it may be NaN.
-            counts = ops.logical_or(mask != 0, ops.isfinite(inputs))
-            inputs = ops.where(counts, inputs, ops.stop_gradient(inputs))
         return ops.where(mask == 0, 0, self.activation(inputs) * mask)
 
     def _operation_again(self, inputs: Any, saved: Any, mask_shape: NoiseShape | None) -> Any:
@@ -536,10 +529,18 @@ class ConcreteDropout(LearnedDropout, keras.layers.Wrapper):
         # Finite, as in the authors' program.
         epsilon = keras.config.epsilon()
         noise = ops.log(uniform + epsilon) - ops.log(1 - uniform + epsilon)
-        kept = ops.sigmoid(-(self.rate_logit + noise) / self.temperature)
-        # `1 / (1 - rate)`, as far as its products are finite: beyond, nothing is kept.
-        scale = 1 + ops.exp(ops.minimum(self.rate_logit, 80))
-        return inputs * ops.cast(kept * scale, inputs.dtype)
+        # A part of `1 / (1 - rate)` that might overflow is in the exponent of the mask, which is
+        # small then.
+        log_scale = self._log_scale(self.rate_logit)
+        factor = ops.minimum(log_scale, 11 if self.variable_dtype == "float16" else 60)
+        exponent = log_scale - factor - (self.rate_logit + noise) / self.temperature
+        return inputs * ops.cast(ops.sigmoid(exponent) * ops.exp(factor), inputs.dtype)
+
+    @staticmethod
+    def _log_scale(logit: Any) -> Any:
+        """Return the logarithm of `1 / (1 - rate)`, which itself may overflow."""
+        # PyTorch's softplus is exact to 2e-9 alone.
+        return -ops.log_sigmoid(-logit)
 
     def _divergence(self, logit: Any) -> Any:
         """Return the layer's loss."""
@@ -548,10 +549,8 @@ class ConcreteDropout(LearnedDropout, keras.layers.Wrapper):
         rate = ops.sigmoid(logit)
         weight = math.log(self.weight_regularizer) if self.weight_regularizer else -math.inf
         entropy = rate * ops.softplus(-logit) + (1 - rate) * ops.softplus(logit)
-        # By logarithms, since `1 / (1 - rate)` itself may overflow. PyTorch's softplus is exact to
-        # 2e-9 alone.
         return (
-            squares * ops.exp(weight - ops.log_sigmoid(-logit))
+            squares * ops.exp(weight + self._log_scale(logit))
             - self.dropout_regularizer * self._units * entropy
         )
 

@@ -86,26 +86,17 @@ class Standout(RandomModule):
         # Not a product with infinities: at 0 the sums do not count.
         sums = self.alpha * input if self.alpha else torch.zeros_like(input)
         keep = torch.sigmoid(sums + self.beta)
+        output = input if self.activation is None else self.activation(input)
         if not self.training:
-            # The derivative is 0 at infinities, and its product with an infinite output NaN.
-            keep = torch.where(input.isinf(), keep.detach(), keep)
-            return torch.where(keep == 0, 0, self._activate(input, keep != 0) * keep)
+            return torch.where(keep == 0, 0, output * keep)
         # A compiler would replace `torch.randint`, and draw other decisions for the same seed.
         seed = torch.ops.aten.randint.generator(
             torch.iinfo(torch.int64).max, (2,), generator=None, dtype=torch.int64, device="cpu"
         )
         # A NaN is kept: it has no probability.
         rates = torch.nan_to_num(1 - keep.detach(), nan=0.0)
-        kept = torch.ops.fastdrop.draw(rates, seed, _BERNOULLI, 0.0) != 0
-        return torch.where(kept, self._activate(input, kept), 0)
-
-    def _activate(self, input: Tensor, kept: Tensor) -> Tensor:
-        if self.activation is None:
-            return input
-        if self.activation is not torch.relu:
-            # At a dropped infinity, the activation's derivative does not count: it may be NaN.
-            input = torch.where(kept | input.isfinite(), input, input.detach())
-        return self.activation(input)
+        kept = torch.ops.fastdrop.draw(rates, seed, _BERNOULLI, 0.0)
+        return torch.where(kept == 0, 0, output)
 
 
 class VariationalGaussianDropout(RandomModule):
@@ -428,10 +419,12 @@ class ConcreteDropout(RandomModule):
         uniform = torch.special.ndtr(_normal(shape, logit.dtype, input.device))
         # Finite, as in the authors' program.
         noise = torch.logit(uniform, eps=1e-7)
-        kept = torch.sigmoid(-(logit + noise) / self.temperature)
-        # `1 / (1 - p)`, as far as its products are finite: beyond, nothing is kept.
-        scale = 1 + torch.exp(logit.clamp(max=80))
-        output = self.layer(input * (kept * scale).to(input.dtype))
+        # A part of `1 / (1 - p)` that might overflow is in the exponent of the mask, which is small
+        # then.
+        log_scale = -nn.functional.logsigmoid(-logit)
+        factor = log_scale.clamp(max=60)
+        kept = torch.sigmoid(log_scale - factor - (logit + noise) / self.temperature)
+        output = self.layer(input * (kept * torch.exp(factor)).to(input.dtype))
         return output
 
     def regularization(self) -> Tensor:

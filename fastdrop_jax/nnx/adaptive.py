@@ -83,14 +83,9 @@ class Standout(RandomLayer):
     def _keep(self, inputs: jax.Array) -> jax.Array:
         # Not a product with infinities: at 0 the sums do not count.
         sums = self.alpha * inputs if self.alpha else jnp.zeros_like(inputs)
-        keep = jax.nn.sigmoid(sums + self.beta)
-        # The derivative is 0 at infinities, and its product with an infinite activation NaN.
-        return jnp.where(jnp.isinf(inputs), lax.stop_gradient(keep), keep)
+        return jax.nn.sigmoid(sums + self.beta)
 
-    def _activate(self, inputs: jax.Array, kept: jax.Array) -> jax.Array:
-        # At a dropped infinity, the derivative of the activation does not count: it may be NaN.
-        counts = kept | jnp.isfinite(inputs)
-        inputs = jnp.where(counts, inputs, lax.stop_gradient(inputs))
+    def _activate(self, inputs: jax.Array) -> jax.Array:
         return inputs if self.activation is None else self.activation(inputs)
 
     def _draw(self, key: jax.Array, inputs: jax.Array) -> jax.Array:
@@ -98,11 +93,11 @@ class Standout(RandomLayer):
         rates = 1 - self._keep(inputs)
         rates = jnp.where(jnp.isnan(rates), 0, rates)
         kept = dropout(key, jnp.ones_like(inputs), rates) != 0
-        return jnp.where(kept, self._activate(inputs, kept), 0)
+        return jnp.where(kept, self._activate(inputs), 0)
 
     def _infer(self, inputs: jax.Array) -> jax.Array:
         keep = self._keep(inputs)
-        return jnp.where(keep == 0, 0, self._activate(inputs, keep != 0) * keep)
+        return jnp.where(keep == 0, 0, self._activate(inputs) * keep)
 
 
 class LearnedDropout(RandomLayer):
@@ -429,15 +424,21 @@ class ConcreteDropout(LearnedDropout):
         uniform = (1 + lax.erf(numbers / math.sqrt(2))) / 2
         # Finite, as in the authors' program.
         noise = jnp.log(uniform + 1e-7) - jnp.log(1 - uniform + 1e-7)
-        kept = jax.nn.sigmoid(-(logit + noise) / self.temperature)
-        # `1 / (1 - rate)`, as far as its products are finite: beyond, nothing is kept.
-        scale = 1 + jnp.exp(jnp.minimum(logit.astype(dtype), 80))
-        return self._infer(inputs * (kept * scale).astype(inputs.dtype))
+        # A part of ``1 / (1 - rate)`` that might overflow is in the exponent of the mask, which is
+        # small then.
+        log_scale = self._log_scale(dtype)
+        factor = jnp.minimum(log_scale, 60)
+        kept = jax.nn.sigmoid(log_scale - factor - (logit + noise) / self.temperature)
+        return self._infer(inputs * (kept * jnp.exp(factor)).astype(inputs.dtype))
 
     def _infer(self, inputs: jax.Array) -> jax.Array:
         layer: Any = self.layer
         outputs: jax.Array = layer(inputs)
         return outputs
+
+    def _log_scale(self, dtype: Any) -> jax.Array:
+        """Return the logarithm of ``1 / (1 - rate)``, which itself may overflow."""
+        return jax.nn.softplus(self.rate_logit[...].astype(dtype))
 
     def regularization(self) -> jax.Array:
         """Return the divergence of the rate and of the wrapped layer's kernel, a number."""
@@ -450,10 +451,9 @@ class ConcreteDropout(LearnedDropout):
         squares = jnp.sum(jnp.square(kernel), axis=tuple(range(logit.ndim, kernel.ndim)))
         entropy = rate * jax.nn.softplus(-logit) + (1 - rate) * jax.nn.softplus(logit)
         units = int(np.prod(layer.in_features))
-        # By logarithms, since `1 / (1 - rate)` itself may overflow.
-        log_scale = jax.nn.softplus(logit.astype(wide))
         return jnp.sum(
-            squares * jnp.exp(weight + log_scale) - self.dropout_regularizer * units * entropy
+            squares * jnp.exp(weight + self._log_scale(wide))
+            - self.dropout_regularizer * units * entropy
         )
 
 
