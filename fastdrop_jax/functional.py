@@ -370,10 +370,11 @@ def checked_key(key: Any, name: str = "key") -> jax.Array:
 
 
 def checked_input(x: Any, name: str = "x") -> jax.Array:
-    try:
-        x = jnp.asarray(x)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be an array, got {x!r}") from error
+    if not isinstance(x, jax.Array):
+        try:
+            x = jnp.asarray(x)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"`{name}` must be an array, got {x!r}") from error
     if x.dtype.name not in _DTYPES:
         dtypes = ", ".join(_DTYPES)
         raise TypeError(f"`{name}` must have one of the dtypes {dtypes}, got {x.dtype}")

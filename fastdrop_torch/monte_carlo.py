@@ -68,7 +68,7 @@ def mc_predict(
     Raises:
         TypeError: If an argument or an output has the wrong type.
         ValueError: If `n` or `batch_size` is not positive, `seed` is out of range, the module has
-            no dropout module, or the first axis of an output has another length than the batch.
+            no dropout module, or the length of an output is no multiple of its batch's.
 
     Reference:
 
@@ -147,7 +147,7 @@ Call = tuple[list[Any], dict[str, Any], "int | None"]
 
 
 def _batches(x: Any, batch_size: int | None) -> list[Call]:
-    """Return the arguments of each batch, positional and by keyword, and its size, if known."""
+    """Return the arguments of each batch, and its size if there are several."""
     args = [] if isinstance(x, Mapping) else list(x) if isinstance(x, (tuple, list)) else [x]
     kwargs = dict(x) if isinstance(x, Mapping) else {}
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
@@ -167,7 +167,7 @@ def _batches(x: Any, batch_size: int | None) -> list[Call]:
         (
             [part(one, i) for one in args],
             {name: part(one, i) for name, one in kwargs.items()},
-            min(batch_size, size - i),
+            min(batch_size, size - i) if size > batch_size else None,
         )
         for i in range(0, size, batch_size)
     ]
@@ -202,11 +202,11 @@ def _copied(value: Any) -> Any:
 
 
 def _checked_output(y: Tensor, size: int | None) -> Tensor:
-    """Refuse an output that has no first axis of the samples of its batch, if there are batches."""
-    if size is not None and y.shape[:1] != (size,):
+    """Refuse an output whose first axis cannot be the samples of one of several batches."""
+    if size is not None and (y.dim() == 0 or y.shape[0] % size):
         raise ValueError(
-            f"With `batch_size`, outputs must have the batch as their first axis, here of length "
-            f"{size}, got shape {list(y.shape)}"
+            "With `batch_size`, outputs must have the batch as their first axis, here of a "
+            f"multiple of {size} entries, got shape {list(y.shape)}"
         )
     return y
 

@@ -94,15 +94,19 @@ def test_batches_and_structures():
 def test_outputs_without_the_samples_as_their_first_axis_are_not_joined():
     lstm, x = nn.LSTM(8, 4, 2, dropout=0.5, batch_first=True), torch.randn(6, 3, 8)
     assert mc_predict(lstm, x, 2)[0][1][0].shape == (2, 6, 4)
-    with pytest.raises(ValueError, match=r"first axis, here of length 3, got shape \[2, 3, 4\]"):
+    with pytest.raises(ValueError, match=r"here of a multiple of 3 entries, got shape \[2, 3, 4\]"):
         mc_predict(lstm, x, 2, batch_size=3)
 
     class Sum(fastdrop_torch.Dropout):
         def forward(self, x):
             return super().forward(x).sum()
 
-    with pytest.raises(ValueError, match=r"here of length 4, got shape \[\]"):
+    with pytest.raises(ValueError, match=r"here of a multiple of 4 entries, got shape \[\]"):
         mc_predict(Sum(), x, 2, batch_size=4)
+    # A single batch is not joined, and a batch may have several rows for each sample.
+    assert mc_predict(Sum(), x, 2, batch_size=6)[0].shape == ()
+    rows = nn.Sequential(nn.Flatten(0, 1), fastdrop_torch.Dropout())
+    assert mc_predict(rows, x, 2, batch_size=4)[0].shape == (18, 8)
 
 
 def test_the_rest_of_the_model_is_in_evaluation_mode():
